@@ -1,0 +1,1 @@
+"""The book: what is written down about everything the hub does. Pure."""

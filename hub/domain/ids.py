@@ -1,0 +1,83 @@
+"""Identifiers: how they are written, and when two of them mean the same thing."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NewType
+
+import nhs_number
+
+OdsCode = NewType("OdsCode", str)
+"""An NHS organisation, in upper case: three characters for a trust, five for one of its sites."""
+
+EventId = NewType("EventId", str)
+TransferId = NewType("TransferId", str)
+PersonId = NewType("PersonId", str)
+
+_ODS = re.compile(r"[A-Z0-9]{3,6}")
+_SPACES = re.compile(r"[\s-]+")
+
+
+def parse_ods(text: object) -> OdsCode | None:
+    """An ODS code as text in any case and with stray spaces, or None if it cannot be one."""
+    if not isinstance(text, str):
+        return None
+    code = text.strip().upper()
+    return OdsCode(code) if _ODS.fullmatch(code) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """A value and the system that issued it, both already canonical."""
+
+    system: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PersonKey:
+    """One way of knowing a person. ``authority`` is ``nhs`` or ``<ODS>|<system>``: a hospital's own
+    numbers mean nothing outside that hospital, so they are never compared across trusts."""
+
+    authority: str
+    value: str
+
+
+NHS_AUTHORITY = "nhs"
+
+
+@dataclass(frozen=True, slots=True)
+class NhsNumber:
+    """Ten digits as a trust wrote them, and what is known against them.
+
+    ``valid``: the modulus 11 check digit is right (NHS Data Dictionary, NHS NUMBER).
+    ``repeated``: one digit ten times. Those pass modulus 11 but are never issued.
+    """
+
+    digits: str
+    valid: bool
+    repeated: bool
+
+
+def parse_nhs_number(text: str) -> NhsNumber:
+    """Read an NHS number in any spacing. Never fails: what is wrong is in the answer."""
+    digits = _SPACES.sub("", text)
+    repeated = len(digits) == 10 and len(set(digits)) == 1
+    is_ten_digits = len(digits) == 10 and digits.isascii() and digits.isdigit()
+    return NhsNumber(
+        digits, valid=is_ten_digits and not repeated and bool(nhs_number.is_valid(digits)), repeated=repeated
+    )
+
+
+def time_ordered_id(at: datetime, *parts: object) -> str:
+    """A UUID of version 7's shape: sorts by ``at``, and is the same for the same arguments.
+
+    The random bits are a hash of ``parts``, so that a message that is read again before it was
+    committed gets the id it had, and a replay on another machine gives the same bytes (RFC 9562, 5.7).
+    """
+    milliseconds = int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF
+    rest = int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:10], "big")
+    number = (milliseconds << 80) | (0x7 << 76) | ((rest >> 68) & 0xFFF) << 64 | (0b10 << 62) | (rest & (2**62 - 1))
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,163 @@
+"""A message on its way through the hub: as it came in, and as the hub understood it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from hub.domain.ids import EventId, Identifier, NhsNumber, OdsCode, PersonKey
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A message's place in Kafka's log. Whether it was taken in is known by this alone."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One message as a door handed it over; nothing has been read yet.
+
+    ``trust`` is who sent it as far as the door can prove it (the topic's owner), not who the message
+    says it is from. ``headers`` have lower-case names and text values. ``received_at`` is UTC.
+    ``unread`` is why it must not be read at all, if that is so (it kills the process).
+    """
+
+    event_id: EventId
+    trust: OdsCode
+    position: Position
+    headers: Mapping[str, str]
+    key: bytes | None
+    raw: bytes
+    received_at: datetime
+    unread: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing normalising changed, so that every output field can be explained."""
+
+    path: str
+    before: Any
+    after: Any
+    rule: str
+
+
+class FlagCode(StrEnum):
+    """A doubt that does not stop a message."""
+
+    NHS_NUMBER_INVALID = "nhs-number-invalid"
+    NHS_NUMBER_UNVERIFIED = "nhs-number-unverified"
+    EVENT_TIME_ASSUMED = "event-time-assumed"
+    CLOCK_SKEW = "clock-skew"
+    MESSAGE_ID_MISSING = "message-id-missing"
+    KEY_EMPTY = "key-empty"
+    SENDER_NOT_NAMED = "sender-not-named"
+    REASON_INCONSISTENT = "reason-inconsistent"
+    TRANSFER_AMBIGUOUS = "transfer-ambiguous"
+    PATIENT_LINK_REFUSED = "patient-link-refused"
+    MOVED_WITHOUT_ACCEPTANCE = "moved-without-acceptance"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    code: FlagCode
+    path: str = ""
+    detail: str = ""
+
+
+class Kind(StrEnum):
+    """What a message is, before it is known which transfer it belongs to."""
+
+    REQUEST = "transfer-request"
+    UPDATE = "transfer-update"
+    CANCEL = "transfer-cancel"
+    ANSWER = "transfer-answer"
+    ENCOUNTER = "encounter-event"
+
+
+@dataclass(frozen=True, slots=True)
+class PersonRef:
+    """The patient as the message identifies them. ``birth_date`` is the FHIR date, any precision."""
+
+    nhs_number: NhsNumber | None
+    verification: str | None
+    local: tuple[PersonKey, ...]
+    birth_date: str | None
+
+    @property
+    def keys(self) -> tuple[PersonKey, ...]:
+        """What the person may be found by: a usable NHS number first, then the hospital's own numbers."""
+        return (*((PersonKey("nhs", self.nhs_number.digits),) if self.usable_nhs_number else ()), *self.local)
+
+    @property
+    def usable_nhs_number(self) -> bool:
+        """Valid, and the trust does not itself say that it could not be verified.
+
+        Status 01 is verified; a message that says nothing is believed; 02 to 08 and ``nn`` mean
+        untraced, conflicting or absent (UK Core, NHS Number Verification Status) and link nobody.
+        """
+        return self.nhs_number is not None and self.nhs_number.valid and self.verification in {None, "01"}
+
+
+@dataclass(frozen=True, slots=True)
+class EncounterRef:
+    """A stay, an attendance: what of it can move a transfer.
+
+    ``key`` is ``<ODS>|<system>|<value>``. ``destination`` is the trust a discharge says the patient
+    goes to; ``destination_code`` is that code as sent, site or trust.
+    """
+
+    key: str | None
+    status: str
+    encounter_class: str | None
+    destination: OdsCode | None = None
+    destination_code: str | None = None
+    ward: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRefs:
+    """Everything in a message that can name a transfer, surest first."""
+
+    hub_id: str | None = None
+    requests: tuple[Identifier, ...] = ()
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """A message said in the hub's words. All times are UTC."""
+
+    received: Received
+    message_id: str
+    correlation_id: str | None
+    bundle_id: str | None
+    kind: Kind
+    event_type: str
+    occurred_at: datetime
+    sequence: int | None
+    person: PersonRef
+    refs: TransferRefs
+    receiver: OdsCode | None = None
+    receiver_code: str | None = None
+    sender_code: str | None = None
+    status: str | None = None
+    reason: tuple[Identifier, ...] = ()
+    encounter: EncounterRef | None = None
+    resources: tuple[Mapping[str, Any], ...] = ()
+    """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
+    changes: tuple[Change, ...] = ()
+    flags: tuple[Flag, ...] = field(default=())
+
+    @property
+    def trust(self) -> OdsCode:
+        return self.received.trust
+
+    @property
+    def event_id(self) -> EventId:
+        return self.received.event_id

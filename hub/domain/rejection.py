@@ -1,0 +1,142 @@
+"""Every "no" the hub can say: what is wrong, who can mend it, and what becomes of the message."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Disposition(StrEnum):
+    """What became of a message. Each message ends in exactly one."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    """The same message id with the same bytes: already delivered, nothing is done again."""
+    CONFLICT = "conflict"
+    """The same message id with other bytes: refused, the bytes are kept."""
+    QUARANTINED = "quarantined"
+    """Kept until somebody mends the cause; the same bytes can then be run again."""
+    REJECTED = "rejected"
+    """Understood and refused: running the same bytes again would give the same answer."""
+
+
+class Owner(StrEnum):
+    """Who can mend it."""
+
+    SENDING_TRUST = "sending trust"
+    HUB_TEAM = "hub team"
+    DUTY_TEAM = "duty team"
+
+
+class Why(StrEnum):
+    """Reason codes. Stable: receipts, audit entries, dashboards and the runbook use them."""
+
+    NOT_JSON = "not-json"
+    NOT_FHIR = "not-fhir"
+    RESOURCE_TYPE_UNKNOWN = "resource-type-unknown"
+    STRUCTURE_INVALID = "structure-invalid"
+    MESSAGE_TOO_LARGE = "message-too-large"
+    MESSAGE_TOO_DEEP = "message-too-deep"
+    MESSAGE_EMPTY = "message-empty"
+    NUL_CHARACTER = "nul-character"
+    DIALECT_NOT_SUPPORTED = "dialect-not-supported"
+    MESSAGE_HEADER_MISSING = "message-header-missing"
+    MESSAGE_NOT_SUPPORTED = "message-not-supported"
+    STATUS_NOT_SUPPORTED = "status-not-supported"
+    PATIENT_MISSING = "patient-missing"
+    PATIENT_UNIDENTIFIED = "patient-unidentified"
+    PATIENT_AMBIGUOUS = "patient-ambiguous"
+    ENCOUNTER_UNIDENTIFIED = "encounter-unidentified"
+    NHS_NUMBER_INVALID = "nhs-number-invalid"
+    NHS_NUMBER_REPEATED_DIGITS = "nhs-number-repeated-digits"
+    SENDER_NOT_TOPIC_OWNER = "sender-not-topic-owner"
+    SENDER_UNKNOWN = "sender-unknown"
+    RECEIVER_UNKNOWN = "receiver-unknown"
+    RECEIVER_MISSING = "receiver-missing"
+    RECEIVER_IS_SENDER = "receiver-is-sender"
+    RECEIVER_CHANGED = "receiver-changed"
+    CLOCK_IMPLAUSIBLE = "clock-implausible"
+    REASON_MISSING = "reason-missing"
+    TRANSFER_UNKNOWN = "transfer-unknown"
+    TRANSFER_AMBIGUOUS = "transfer-ambiguous"
+    TRANSITION_DENIED = "transition-denied"
+    MESSAGE_ID_REUSED = "message-id-reused"
+    PROCESS_KILLED = "process-killed"
+    HUB_FAULT = "hub-fault"
+
+
+class Ruling(NamedTuple):
+    """What a reason means for the message, who mends it, and what to tell them to do."""
+
+    disposition: Disposition
+    owner: Owner
+    advice: str
+
+
+_SENDER, _HUB, _DUTY = Owner.SENDING_TRUST, Owner.HUB_TEAM, Owner.DUTY_TEAM
+_Q, _R = Disposition.QUARANTINED, Disposition.REJECTED
+
+RULINGS: dict[Why, Ruling] = {
+    Why.NOT_JSON: Ruling(_Q, _SENDER, "Send one FHIR R4 resource as UTF-8 JSON per Kafka record."),
+    Why.NOT_FHIR: Ruling(_Q, _SENDER, "The top of the message must be a JSON object with a resourceType."),
+    Why.RESOURCE_TYPE_UNKNOWN: Ruling(_Q, _SENDER, "Use a resource type that FHIR R4 defines."),
+    Why.STRUCTURE_INVALID: Ruling(_Q, _SENDER, "Correct the elements named and send the message again."),
+    Why.MESSAGE_TOO_LARGE: Ruling(_Q, _SENDER, "Send documents by reference; see HUB_MESSAGE_BYTES_MAX."),
+    Why.MESSAGE_TOO_DEEP: Ruling(_Q, _SENDER, "No FHIR message needs that much nesting; look for a loop in the export."),
+    Why.MESSAGE_EMPTY: Ruling(_Q, _SENDER, "The record has no value; this topic is not compacted, so it means nothing."),
+    Why.NUL_CHARACTER: Ruling(_Q, _SENDER, "FHIR strings may not hold U+0000; remove it at the source."),
+    Why.DIALECT_NOT_SUPPORTED: Ruling(_Q, _HUB, "This hub reads FHIR R4 JSON; the trust speaks something else."),
+    Why.MESSAGE_HEADER_MISSING: Ruling(_Q, _SENDER, "The first entry of a message Bundle is its MessageHeader."),
+    Why.MESSAGE_NOT_SUPPORTED: Ruling(_Q, _SENDER, "Send a transfer request, an answer to one, or an encounter event."),
+    Why.STATUS_NOT_SUPPORTED: Ruling(_R, _SENDER, "This status does not move a transfer; see the lifecycle in the documents."),
+    Why.PATIENT_MISSING: Ruling(_Q, _SENDER, "Name the patient: a Patient resource or a reference with an identifier."),
+    Why.PATIENT_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the patient an NHS number or a local identifier with its system."),
+    Why.PATIENT_AMBIGUOUS: Ruling(
+        _Q, _DUTY, "The identifiers point to different people, or contradict what is held. Nothing was moved by guess."
+    ),
+    Why.ENCOUNTER_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the Encounter an identifier with its system."),
+    Why.NHS_NUMBER_INVALID: Ruling(_Q, _SENDER, "The NHS number fails its check digit; trace it and send again."),
+    Why.NHS_NUMBER_REPEATED_DIGITS: Ruling(
+        _Q, _SENDER, "A number of ten equal digits is a placeholder; leave it out if the number is not known."
+    ),
+    Why.SENDER_NOT_TOPIC_OWNER: Ruling(
+        _Q, _HUB, "The message names another sender than the trust that owns the topic. Treated as a security event."
+    ),
+    Why.SENDER_UNKNOWN: Ruling(_Q, _SENDER, "Name the sending organisation by its ODS code."),
+    Why.RECEIVER_UNKNOWN: Ruling(
+        _Q, _HUB, "No trust with this ODS code has joined the hub. Correct the code, or wait until it has joined."
+    ),
+    Why.RECEIVER_MISSING: Ruling(_Q, _SENDER, "Name the receiving organisation by its ODS code."),
+    Why.RECEIVER_IS_SENDER: Ruling(_R, _SENDER, "A move inside one trust is not an inter-trust transfer."),
+    Why.RECEIVER_CHANGED: Ruling(_R, _SENDER, "A transfer keeps its receiver. Cancel it and request a new one."),
+    Why.CLOCK_IMPLAUSIBLE: Ruling(_Q, _SENDER, "The time of the event cannot be right; check the system's clock."),
+    Why.REASON_MISSING: Ruling(_Q, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."),
+    Why.TRANSFER_UNKNOWN: Ruling(
+        _Q, _SENDER, "No transfer of these two trusts matches. Quote the transfer id or the request's identifier."
+    ),
+    Why.TRANSFER_AMBIGUOUS: Ruling(
+        _Q, _DUTY, "More than one transfer matches. Quote the transfer id; nothing was moved by guess."
+    ),
+    Why.TRANSITION_DENIED: Ruling(_R, _SENDER, "The transfer is in a state, or you in a role, that does not allow this."),
+    Why.MESSAGE_ID_REUSED: Ruling(
+        Disposition.CONFLICT, _SENDER, "Another message had this x-request-id. Send the new content under a new id."
+    ),
+    Why.PROCESS_KILLED: Ruling(_Q, _HUB, "Reading this message killed the process three times; it was set aside unread."),
+    Why.HUB_FAULT: Ruling(_Q, _HUB, "A fault in the hub, not in the message. Retry it when the hub is mended."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A message that goes no further.
+
+    ``at`` is where in the message (a FHIRPath expression, a header's name), never what stood there.
+    ``detail`` is plain words for the person who mends it, without anything taken from the message.
+    """
+
+    why: Why
+    at: str = ""
+    detail: str = ""
+
+    @property
+    def ruling(self) -> Ruling:
+        return RULINGS[self.why]

@@ -1,0 +1,116 @@
+"""A trust as the hub knows it: data, never code."""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hub.domain.ids import OdsCode
+
+Ods = Annotated[str, Field(pattern=r"^[A-Z0-9]{3,6}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(_Part):
+    """A place the trust runs. One building can be a site of two trusts under two codes."""
+
+    ods: Ods
+    name: str
+
+
+class IdentifierSystems(_Part):
+    """The systems (URIs) under which this trust issues its own numbers."""
+
+    patient: str = Field(description="The hospital number, unique inside the trust only")
+    encounter: str = Field(description="The visit or spell number")
+    request: str = Field(description="The transfer request's number")
+
+
+class Doors(_Part):
+    """How the trust and the hub reach each other."""
+
+    inward: Literal["kafka"] = "kafka"
+    outward: Literal["kafka"] = "kafka"
+
+
+class TrustProfile(_Part):
+    """One trust: the content of ``schemas/trusts/<ODS>/profile.yaml``."""
+
+    ods: Ods
+    name: str
+    illustration: bool = Field(
+        description="True: written to show how joining works; not supplied or endorsed by the trust"
+    )
+    nation: Literal["england", "wales"] = "england"
+    time_zone: str = "Europe/London"
+    epr: str = Field(description="The record system, as far as public sources say")
+    dialect: Literal["fhir-r4-json"] = "fhir-r4-json"
+    sites: tuple[Site, ...] = Field(min_length=1)
+    predecessors: tuple[Ods, ...] = Field(
+        default=(), description="ODS codes of trusts this one absorbed; old messages still carry them"
+    )
+    identifier_systems: IdentifierSystems
+    doors: Doors = Doors()
+
+    @property
+    def events_topic(self) -> str:
+        """Where the trust writes what happens to its patients."""
+        return f"epr.{self.ods.lower()}.events"
+
+    @property
+    def inbox_topic(self) -> str:
+        """Where the hub puts what the trust must know."""
+        return f"hub.{self.ods.lower()}.inbox"
+
+    @property
+    def receipts_topic(self) -> str:
+        """Where the hub says what became of each message the trust sent."""
+        return f"hub.{self.ods.lower()}.receipts"
+
+
+class Directory:
+    """All trusts that have joined, found by any code that means them."""
+
+    def __init__(self, profiles: Iterable[TrustProfile]) -> None:
+        self._by_ods = {OdsCode(p.ods): p for p in sorted(profiles, key=lambda p: p.ods)}
+
+    def __iter__(self) -> Iterator[TrustProfile]:
+        return iter(self._by_ods.values())
+
+    def __len__(self) -> int:
+        return len(self._by_ods)
+
+    def __getitem__(self, ods: str) -> TrustProfile:
+        return self._by_ods[OdsCode(ods)]
+
+    def __contains__(self, ods: object) -> bool:
+        return ods in self._by_ods
+
+    @cached_property
+    def _trust_of_code(self) -> dict[str, OdsCode]:
+        found: dict[str, OdsCode] = {}
+        for ods, profile in self._by_ods.items():
+            for code in (*(site.ods for site in profile.sites), *profile.predecessors, ods):
+                found[code] = ods
+        return found
+
+    def trust_of(self, code: str) -> OdsCode | None:
+        """The trust that an organisation, site or predecessor code belongs to.
+
+        A site code that no profile lists belongs to the trust whose code it begins with (ODS gives
+        sites their trust's code and two characters); the listed ones come first, because that rule
+        does not survive mergers.
+        """
+        listed = self._trust_of_code.get(code)
+        if listed is not None:
+            return listed
+        return self._trust_of_code.get(code[:3]) if len(code) == 5 else None
+
+    @cached_property
+    def trust_of_topic(self) -> dict[str, OdsCode]:
+        """Events topic → the trust that owns it."""
+        return {p.events_topic: ods for ods, p in self._by_ods.items()}

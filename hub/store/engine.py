@@ -1,0 +1,62 @@
+"""Opening the database: PostgreSQL or SQLite, with the settings each needs to keep what it was given."""
+
+from typing import Any
+
+import orjson
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 5) -> AsyncEngine:
+    """An engine for ``url``. No connection is made yet.
+
+    ``patience_s`` bounds connecting, waiting for a lock and any one statement, so that a database that
+    is gone is an error and not a silence.
+    """
+    common: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads}
+    if url.startswith("sqlite"):
+        engine = create_async_engine(url, connect_args={"timeout": patience_s}, **common)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_immediate)
+        return engine
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_timeout=patience_s,
+        pool_pre_ping=False,
+        connect_args={
+            "timeout": patience_s,
+            "command_timeout": patience_s * 6,
+            "server_settings": {
+                "application_name": "transfer-hub",
+                "lock_timeout": str(int(patience_s * 1000)),
+                "idle_in_transaction_session_timeout": "60000",
+            },
+        },
+        **common,
+    )
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    # The driver must not begin transactions by itself: _begin_immediate does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Any) -> None:
+    # Take the write lock at once: upgrading a read transaction later fails instead of waiting.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_sqlite(engine: AsyncEngine) -> bool:
+    """One machine, one worker, no row locks."""
+    return engine.dialect.name == "sqlite"

@@ -1,0 +1,290 @@
+"""The tables, once for PostgreSQL and SQLite. `hub.store.migrations` makes them.
+
+Times are UTC. Ids are text (UUIDs of version 7's shape, so that they sort by time).
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant. SQLite has no time zones, so there it is stored without one and read back as UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _id(name: str, **more: Any) -> Column[str]:
+    return Column(name, String(64), **more)
+
+
+position = Table(
+    "position",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("moved_at", UtcDateTime),
+    # How often this position was taken up without getting past it, and how often the message at
+    # `suspect_offset` was begun on its own: a message that kills the process must not loop for ever.
+    Column("taken_up_at", BigInteger),
+    Column("taken_up", Integer, nullable=False, default=0),
+    Column("suspect_offset", BigInteger),
+    Column("suspect_begun", Integer, nullable=False, default=0),
+    comment="The next offset of every partition: the truth about what was taken in",
+)
+
+message = Table(
+    "message",
+    metadata,
+    _id("event_id", primary_key=True),
+    Column("trust", String(6), nullable=False),
+    Column("topic", String(249), nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("message_id", String(255), nullable=False),
+    # Set on the first message with this id only; unique, so that two workers cannot both be first.
+    Column("first_key", String(300), unique=True),
+    _id("first_event_id"),
+    Column("claimed_trust", String(6)),
+    Column("headers", JSON, nullable=False),
+    Column("key", LargeBinary),
+    Column("raw", LargeBinary, comment="As received, zlib-compressed; absent on a duplicate"),
+    Column("raw_size", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("disposition", String(16), nullable=False),
+    Column("why", String(40)),
+    Column("at", Text),
+    Column("detail", Text),
+    Column("retries", Integer, nullable=False, default=0),
+    Column("retried_at", UtcDateTime),
+    UniqueConstraint("topic", "partition", "offset"),
+    Index("ix_message_disposition", "disposition", "trust", "received_at"),
+)
+
+person = Table(
+    "person",
+    metadata,
+    _id("person_id", primary_key=True),
+    Column("birth_date", String(10)),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+person_identifier = Table(
+    "person_identifier",
+    metadata,
+    Column("authority", String(300), primary_key=True),
+    Column("value", String(255), primary_key=True),
+    _id("person_id", nullable=False, index=True),
+    _id("event_id", nullable=False),
+    comment="nhs, or <ODS>|<system>: a hospital's numbers mean nothing outside it",
+)
+
+person_link = Table(
+    "person_link",
+    metadata,
+    _id("person_id", primary_key=True),
+    _id("linked_to", primary_key=True),
+    Column("kind", String(20), nullable=False),
+    _id("event_id", nullable=False),
+    comment="Merges are facts, not deletions",
+)
+
+event = Table(
+    "event",
+    metadata,
+    _id("event_id", primary_key=True),
+    Column("trust", String(6), nullable=False),
+    Column("event_type", String(40), nullable=False),
+    _id("person_id", index=True),
+    _id("transfer_id", index=True),
+    Column("encounter_key", String(600)),
+    Column("step", String(20), comment="What it does to the transfer; null where it does nothing"),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("sequence", BigInteger),
+    Column("because", Text, nullable=False, default=""),
+    Column("flags", JSON, nullable=False),
+    Column("changes", JSON, nullable=False),
+    Column("payload", LargeBinary, comment="The canonical resources, zlib-compressed JSON"),
+)
+
+transfer = Table(
+    "transfer",
+    metadata,
+    _id("transfer_id", primary_key=True),
+    _id("person_id", nullable=False, index=True),
+    Column("sender", String(6), nullable=False),
+    Column("receiver", String(6), nullable=False),
+    Column("sender_code", String(6)),
+    Column("receiver_code", String(6)),
+    Column("state", String(20), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+    Column("correlation_id", String(255), index=True),
+    Column("origin_encounter", String(600)),
+    Index("ix_transfer_state", "state", "changed_at"),
+)
+
+transfer_identifier = Table(
+    "transfer_identifier",
+    metadata,
+    _id("transfer_id", primary_key=True),
+    Column("system", String(300), primary_key=True),
+    Column("value", String(255), primary_key=True),
+    Index("ix_transfer_identifier_value", "value", "system"),
+)
+
+transfer_history = Table(
+    "transfer_history",
+    metadata,
+    _id("transfer_id", primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("from_state", String(20)),
+    Column("to_state", String(20), nullable=False),
+    Column("step", String(20), nullable=False),
+    _id("event_id", nullable=False),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+    Column("because", Text, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    # Drawn while the transfer's lock is held, so it orders one transfer's rows. Across transfers a
+    # lower number can become visible later: read by state, never "above the last number".
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("receiver", String(6), nullable=False),
+    Column("topic", String(249), nullable=False),
+    Column("key", String(300), nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    _id("event_id", nullable=False, index=True),
+    _id("transfer_id"),
+    _id("person_id"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("state", String(8), nullable=False, default="pending"),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", UtcDateTime),
+    Column("last_error", Text),
+    Column("sent_at", UtcDateTime),
+    Column("sent_partition", Integer),
+    Column("sent_offset", BigInteger),
+    comment="What must reach whom; state is pending or sent",
+)
+Index("ix_outbox_pending", outbox.c.receiver, outbox.c.seq, postgresql_where=outbox.c.state == "pending", sqlite_where=outbox.c.state == "pending")
+Index("ix_outbox_sent", outbox.c.topic, outbox.c.sent_partition, outbox.c.sent_offset)
+
+delivery_attempt = Table(
+    "delivery_attempt",
+    metadata,
+    Column("attempt", Sequence, primary_key=True, autoincrement=True),
+    Column("receiver", String(6), nullable=False),
+    Column("topic", String(249), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False, comment="sent, found-sent, failed"),
+    Column("error", Text),
+    Index("ix_delivery_attempt_receiver", "receiver", "at"),
+    comment="One row per batch that was tried",
+)
+
+audit_entry = Table(
+    "audit_entry",
+    metadata,
+    Column("entry", Sequence, primary_key=True, autoincrement=True),
+    Column("code", String(40), nullable=False),
+    Column("at", UtcDateTime, nullable=False, index=True, comment="Hub time"),
+    Column("occurred_at", UtcDateTime, comment="Event time"),
+    Column("outcome", Integer, nullable=False, comment="FHIR AuditEvent.outcome: 0, 4, 8, 12"),
+    Column("trust", String(6), comment="Whose act"),
+    Column("system", String(20), nullable=False),
+    Column("counterpart", String(6), comment="To whom, where there is one"),
+    _id("event_id", index=True),
+    _id("person_id", index=True),
+    _id("transfer_id", index=True),
+    Column("detail", JSON, nullable=False),
+    Column("leaf_index", BigInteger, unique=True, comment="Given when the entry is sealed"),
+)
+
+incident = Table(
+    "incident",
+    metadata,
+    _id("incident_id", primary_key=True),
+    Column("kind", String(30), nullable=False),
+    Column("subject", String(300), nullable=False, comment="The trust, topic or partition it is about"),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("closed_because", Text),
+    Index("ix_incident_open", "closed_at", "kind"),
+    comment="Loud until somebody acknowledges it",
+)
+
+brake = Table(
+    "brake",
+    metadata,
+    Column("trust", String(6), primary_key=True),
+    Column("in_a_row", Integer, nullable=False, default=0),
+    Column("pulled", Boolean, nullable=False, default=False),
+    Column("pulled_at", UtcDateTime),
+    Column("why", String(40)),
+    comment="Messages quarantined one after the other; at the limit the trust's partitions are paused",
+)
+
+due = Table(
+    "due",
+    metadata,
+    _id("due_id", primary_key=True),
+    _id("transfer_id", nullable=False, index=True),
+    Column("kind", String(40), nullable=False),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("done_at", UtcDateTime),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)

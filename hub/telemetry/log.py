@@ -1,0 +1,113 @@
+"""The log: one vocabulary of events, and no personal data.
+
+Bind ``event_id``, ``correlation_id``, ``transfer_id``, ``trust``; never a name, a number of a person or a body.
+JSON when standard error is not a terminal.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, Protocol, get_args
+
+import structlog
+
+LogEvent = Literal[
+    # A service of `hub run`, or one started alone, began or ended. Bind: service, pid, exit_code.
+    "service.started",
+    "service.stopped",
+    # `hub run` starts a service that died again. Bind: service, exit_code, wait_s.
+    "service.restarting",
+    # The store cannot be used; the worker leaves, nothing acknowledged. Bind: fault.
+    "store.unavailable",
+    # Two workers met in the store; the batch is run again. Bind: fault, again.
+    "store.conflict",
+    # A batch was committed. Bind: messages, accepted, other, ms.
+    "batch.committed",
+    # One message did not become canonical. Bind: event_id, trust, why, at.
+    "message.quarantined",
+    "message.rejected",
+    "message.duplicate",
+    "message.conflict",
+    # A step of our own failed on a message. Bind: event_id, trust, fault (the exception's type and place).
+    "message.fault",
+    # Starting positions. Bind: topic, partition, offset.
+    "position.taken_up",
+    "position.below_first",
+    "position.above_end",
+    "position.gap",
+    "position.missed",
+    # Too many quarantined in a row; the trust's partitions are paused, or run again. Bind: trust, in_a_row.
+    "brake.pulled",
+    "brake.released",
+    # No progress while messages wait. Bind: seconds, topic, partition.
+    "watchdog.stalled",
+    "watchdog.blind",
+    # Partitions came or went. Bind: partitions.
+    "worker.assigned",
+    "worker.revoked",
+    "worker.leaving",
+    # Delivery. Bind: receiver, rows, attempts, fault, wait_s.
+    "delivery.sent",
+    "delivery.failed",
+    "delivery.recovered",
+    "delivery.taken_over",
+    "delivery.found_sent",
+    "delivery.lease_lost",
+    # Something nobody foresaw. Bind: fault.
+    "fault",
+]
+
+_IDENTIFIERS = frozenset({"nhs_number", "name", "family", "given", "birth_date", "address", "telecom", "raw", "body", "payload"})
+
+
+class Log(Protocol):
+    """structlog's bound logger, narrowed to our vocabulary."""
+
+    def info(self, event: LogEvent, **bound: Any) -> None: ...
+    def warning(self, event: LogEvent, **bound: Any) -> None: ...
+    def error(self, event: LogEvent, **bound: Any) -> None: ...
+    def bind(self, **bound: Any) -> "Log": ...
+
+
+def vocabulary() -> frozenset[str]:
+    """Every event name that may be logged."""
+    return frozenset(get_args(LogEvent))
+
+
+def hide_identifiers(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Last before the renderer. By key only, so never put a message's body in a log line."""
+    return {key: "[hidden]" if key in _IDENTIFIERS else value for key, value in event.items()}
+
+
+def fault_of(error: BaseException) -> str:
+    """An exception's type and where it was raised: its text may quote a message."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{where}"
+
+
+def set_up(log_format: str = "auto", level: str = "info") -> None:
+    """Configure structlog for this process. Other libraries' warnings go to standard error as they are."""
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            hide_identifiers,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def get_log(**bound: Any) -> Log:
+    """A logger of this vocabulary."""
+    log: Log = structlog.get_logger(**bound)
+    return log
