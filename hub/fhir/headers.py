@@ -1,0 +1,56 @@
+"""The Kafka headers the hub reads and writes. `schemas/asyncapi.yaml` describes them; a test compares.
+
+Names are lower case and values are UTF-8 text.
+"""
+
+from typing import Final
+
+CONTENT_TYPE_FHIR: Final = "application/fhir+json; fhirVersion=4.0"
+"""The value of `content-type` on everything the hub sends."""
+
+# What a trust puts on a message, and what the hub repeats on its own.
+REQUEST_ID: Final = "x-request-id"
+"""The message's own id: new for each message, the same on a retry (BaRS, headers)."""
+CORRELATION_ID: Final = "x-correlation-id"
+"""The conversation's id, kept by answers and updates."""
+CONTENT_TYPE: Final = "content-type"
+
+# What only the hub writes.
+EVENT_ID: Final = "event-id"
+TRANSFER_ID: Final = "transfer-id"
+EVENT_TYPE: Final = "event-type"
+SOURCE_ODS: Final = "source-ods"
+"""The trust the news comes from, in upper case."""
+TRACEPARENT: Final = "traceparent"
+OUTBOX_SEQ: Final = "outbox-seq"
+"""The row's number in the outbox. Whoever takes over a receiver reads it back to learn what was sent."""
+DISPOSITION: Final = "disposition"
+WHY: Final = "why"
+"""The reason code; absent where the message was accepted."""
+
+INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE})
+"""On `epr.<ods>.events`."""
+
+INBOX: Final = frozenset(
+    {
+        REQUEST_ID,
+        CORRELATION_ID,
+        CONTENT_TYPE,
+        EVENT_ID,
+        TRANSFER_ID,
+        EVENT_TYPE,
+        SOURCE_ODS,
+        TRACEPARENT,
+        OUTBOX_SEQ,
+    }
+)
+"""On `hub.<ods>.inbox`."""
+
+RECEIPT: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, EVENT_ID, DISPOSITION, WHY, OUTBOX_SEQ})
+"""On `hub.<ods>.receipts`."""
+
+AUDIT: Final = frozenset({CONTENT_TYPE, EVENT_ID, OUTBOX_SEQ})
+"""On `hub.audit`."""
+
+OUTWARD: Final = INBOX | RECEIPT | AUDIT
+"""Everything the hub may write."""

@@ -1,0 +1,79 @@
+"""Finding one's way in a parsed FHIR message: entries, references, identifiers, codes.
+
+Works on plain dicts whose structure was checked (`hub.fhir.structure`), so that nothing is parsed twice.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hub.domain.ids import Identifier, parse_ods
+from hub.fhir.systems import ODS_SYSTEMS
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One resource and the URL that references in the same Bundle use for it."""
+
+    full_url: str
+    resource: Tree
+    path: str
+
+
+class Resources:
+    """The resources of one message, found by type or by reference."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = tuple(entries)
+        self._by_url = {entry.full_url: entry for entry in entries}
+        for entry in entries:
+            identity = entry.resource.get("id")
+            if identity is not None:
+                self._by_url.setdefault(f"{entry.resource['resourceType']}/{identity}", entry)
+
+    def of_type(self, resource_type: str) -> list[Entry]:
+        """All resources of a type, in the order they came."""
+        return [entry for entry in self.entries if entry.resource["resourceType"] == resource_type]
+
+    def resolve(self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None) -> Tree | None:
+        """The resource a Reference leads to inside this message (contained ones of ``inside`` too), or None."""
+        url = (reference or {}).get("reference")
+        if not isinstance(url, str):
+            return None
+        if url.startswith("#") and inside is not None:
+            contained = inside.get("contained", ())
+            return next((each for each in contained if each.get("id") == url[1:]), None)
+        entry = self._by_url.get(url) or self._by_url.get("/".join(url.rsplit("/", 2)[-2:]))
+        return entry.resource if entry else None
+
+
+def identifiers(resource: Mapping[str, Any] | None) -> Iterator[Identifier]:
+    """The identifiers that have a system and a value; one without a system names nothing."""
+    found = (resource or {}).get("identifier", ())
+    for each in (found,) if isinstance(found, dict) else found:
+        if isinstance(each, dict) and each.get("system") and each.get("value"):
+            yield Identifier(each["system"], each["value"])
+
+
+def ods_code(resource: Mapping[str, Any] | None) -> str | None:
+    """The first ODS code among the identifiers of an Organization, a Location or a logical Reference."""
+    for each in identifiers(resource):
+        if each.system in ODS_SYSTEMS:
+            return parse_ods(each.value)
+    return None
+
+
+def codes(concept: Mapping[str, Any] | None) -> tuple[Identifier, ...]:
+    """The codings of a CodeableConcept as (system, code)."""
+    return tuple(
+        Identifier(coding.get("system", ""), coding["code"])
+        for coding in (concept or {}).get("coding", ())
+        if coding.get("code")
+    )
+
+
+def code_of(concept: Mapping[str, Any] | None) -> str | None:
+    """The first code of a CodeableConcept, whatever its system."""
+    return next((each.value for each in codes(concept)), None)

@@ -1,0 +1,97 @@
+"""Part of step 2: the same tree with identifiers and times in their one form. Each change is remembered.
+
+Rules (`Change.rule`):
+ * ``identifier-system``    national systems in their UK Core spelling
+ * ``nhs-number-spaces``    ten digits without spaces
+ * ``ods-case``             ODS codes in upper case
+ * ``time-to-utc``          an instant with an offset is said in UTC; its fraction is kept as it was
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from hub.domain.ids import parse_nhs_number, parse_ods
+from hub.domain.message import Change
+from hub.fhir.structure import TIME_PROPERTIES
+from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system
+from hub.fhir.tree import Tree
+
+
+def canonicalise(tree: Tree) -> tuple[Change, ...]:
+    """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed."""
+    changes: list[Change] = []
+    _walk(tree, [tree["resourceType"]], changes)
+    return tuple(changes)
+
+
+def _walk(node: Any, path: list[str], changes: list[Change]) -> None:
+    if type(node) is list:
+        for index, child in enumerate(node):
+            if type(child) is dict or type(child) is list:
+                path.append(f"[{index}]")
+                _walk(child, path, changes)
+                path.pop()
+        return
+    for name, value in node.items():
+        kind = type(value)
+        if kind is str:
+            if name in TIME_PROPERTIES and len(value) > 10 and value[-1] != "Z":
+                _set(node, name, to_utc(value), "time-to-utc", path, changes)
+        elif kind is dict or kind is list:
+            path.append(name)
+            if name == "identifier":
+                for index, each in enumerate(value if kind is list else (value,)):
+                    _identifier(each, [*path, f"[{index}]"] if kind is list else path, changes)
+            _walk(value, path, changes)
+            path.pop()
+
+
+def _identifier(identifier: Any, path: list[str], changes: list[Change]) -> None:
+    if type(identifier) is not dict:
+        return
+    system, value = identifier.get("system"), identifier.get("value")
+    if isinstance(system, str):
+        system = canonical_system(system)
+        _set(identifier, "system", system, "identifier-system", path, changes)
+    if not isinstance(value, str):
+        return
+    if system == NHS_NUMBER:
+        _set(identifier, "value", parse_nhs_number(value).digits or value, "nhs-number-spaces", path, changes)
+    elif system in ODS_SYSTEMS:
+        _set(identifier, "value", parse_ods(value) or value, "ods-case", path, changes)
+
+
+def _set(node: Tree, name: str, after: str, rule: str, path: list[str], changes: list[Change]) -> None:
+    before = node[name]
+    if after != before:
+        node[name] = after
+        where = ".".join([*path, name]).replace(".[", "[")
+        changes.append(Change(where, before, after, rule))
+
+
+def to_utc(text: str) -> str:
+    """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is."""
+    head, fraction, offset = _split(text)
+    try:
+        moment = datetime.fromisoformat(head + offset).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return text
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z" if moment.year >= 1000 else text
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """``2026-01-02T03:04:05.6789+01:00`` → (``2026-01-02T03:04:05``, ``.6789``, ``+01:00``)."""
+    head, tail = text[:19], text[19:]
+    cut = max(tail.find("+"), tail.find("-"))
+    return (head, tail[:cut], tail[cut:]) if cut >= 0 else (head, tail, "")
+
+
+def instant(text: object) -> datetime | None:
+    """A FHIR instant or dateTime with a time of day as UTC; None for a bare date or anything else."""
+    if not isinstance(text, str) or len(text) < 20:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else None

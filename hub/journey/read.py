@@ -1,0 +1,90 @@
+"""Step 1, read: bytes → a FHIR tree whose structure is sound, or why not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from hub.dialects import SUPPORTED, detect
+from hub.domain.message import Received
+from hub.domain.rejection import Rejection, Why
+from hub.fhir.structure import StructureIssue, check, resource_types
+from hub.fhir.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is too much to read."""
+
+    bytes_max: int = 1_000_000
+    depth_max: int = 64
+
+
+def read(received: Received, limits: Limits) -> Tree | Rejection:
+    """The parsed resource, checked against FHIR R4's structure, or a Rejection that names the first fault.
+
+    Cheap questions come first, so that nothing large or deep is parsed.
+    """
+    raw = received.raw
+    if received.unread:
+        return Rejection(Why.PROCESS_KILLED, detail=received.unread)
+    if not raw.strip():
+        return Rejection(Why.MESSAGE_EMPTY)
+    if len(raw) > limits.bytes_max:
+        return Rejection(Why.MESSAGE_TOO_LARGE, detail=f"{len(raw)} bytes; at most {limits.bytes_max} are read.")
+    if b"\x00" in raw or b"\\u0000" in raw:
+        return Rejection(Why.NUL_CHARACTER)
+    dialect = detect(received.headers.get("content-type", ""), raw)
+    if dialect not in SUPPORTED:
+        return Rejection(Why.DIALECT_NOT_SUPPORTED, detail=f"It looks like {dialect}.")
+    return _sound(_parse(raw, limits))
+
+
+def _parse(raw: bytes, limits: Limits) -> Any:
+    try:
+        tree = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if "recursion" in error.msg.lower():
+            return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
+        return Rejection(Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg))
+    if _deeper_than(tree, limits.depth_max):
+        return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
+    return tree
+
+
+def _plain(message: str) -> str:
+    """The parser's complaint without its position, which is said elsewhere."""
+    return message.split(": line", 1)[0]
+
+
+def _deeper_than(tree: Any, levels: int) -> bool:
+    layer = [tree]
+    for _ in range(levels + 1):
+        layer = [
+            child
+            for node in layer
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ] if layer and type(layer[0]) in {dict, list} else []
+        if not layer:
+            return False
+    return True
+
+
+def _sound(tree: Any) -> Tree | Rejection:
+    if isinstance(tree, Rejection):
+        return tree
+    if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
+        return Rejection(Why.NOT_FHIR, at="resourceType")
+    if tree["resourceType"] not in resource_types():
+        return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
+    issues = check(tree, limit=5)
+    if not issues:
+        return tree
+    first = issues[0]
+    why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
+    return Rejection(why, at=first.path, detail=" ".join(map(_sentence, issues)))
+
+
+def _sentence(issue: StructureIssue) -> str:
+    return f"{issue.path}: {issue.message.rstrip('.')}."
