@@ -70,6 +70,19 @@ class Flag:
     detail: str = ""
 
 
+ENCOUNTER_EVENT_TYPES = frozenset(
+    {
+        "encounter.admitted",
+        "encounter.transferred",
+        "encounter.discharged",
+        "encounter.registered",
+        "encounter.preadmitted",
+        "encounter.updated",
+        "encounter.cancelled",
+    }
+)
+
+
 class Kind(StrEnum):
     """What a message is, before it is known which transfer it belongs to."""
 
@@ -117,7 +130,6 @@ class EncounterRef:
     encounter_class: str | None
     destination: OdsCode | None = None
     destination_code: str | None = None
-    ward: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ RULINGS: dict[Why, Ruling] = {
     Why.RECEIVER_IS_SENDER: Ruling(_R, _SENDER, "A move inside one trust is not an inter-trust transfer."),
     Why.RECEIVER_CHANGED: Ruling(_R, _SENDER, "A transfer keeps its receiver. Cancel it and request a new one."),
     Why.CLOCK_IMPLAUSIBLE: Ruling(_Q, _SENDER, "The time of the event cannot be right; check the system's clock."),
-    Why.REASON_MISSING: Ruling(_Q, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."),
+    Why.REASON_MISSING: Ruling(_R, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."),
     Why.TRANSFER_UNKNOWN: Ruling(
         _Q, _SENDER, "No transfer of these two trusts matches. Quote the transfer id or the request's identifier."
     ),

@@ -118,7 +118,12 @@ _EXPECTED: Mapping[str, str] = {
 # value sets it was made from), compared with fhir.resources 8.3.0 element by element.
 # ---------------------------------------------------------------------------------------------------------------
 
-_R4_RESOURCE_TYPES = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_R4_RESOURCE_TYPES = _names(
     """
     Account ActivityDefinition AdverseEvent AllergyIntolerance Appointment AppointmentResponse AuditEvent
     Basic Binary BiologicallyDerivedProduct BodyStructure Bundle CapabilityStatement CarePlan CareTeam
@@ -145,9 +150,9 @@ _R4_RESOURCE_TYPES = frozenset(
     SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
     SupplyDelivery SupplyRequest Task TerminologyCapabilities TestReport TestScript ValueSet
     VerificationResult VisionPrescription
-    """.split()
+    """
 )
-_NOT_CHECKABLE = frozenset(
+_NOT_CHECKABLE = _names(
     # In R4 only: R4B dropped or replaced them, so there is no model to take the rules from.
     """
     EffectEvidenceSynthesis MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication
@@ -155,13 +160,22 @@ _NOT_CHECKABLE = frozenset(
     MedicinalProductManufactured MedicinalProductPackaged MedicinalProductPharmaceutical
     MedicinalProductUndesirableEffect RiskEvidenceSynthesis SubstanceNucleicAcid SubstancePolymer
     SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
-    """.split()
+    """
 ) | frozenset(
     # In both, but rewritten in R4B (https://hl7.org/fhir/R4B/r4b-explanation.html): the model is not R4's.
     ("Evidence", "EvidenceVariable")
 )
 
-_OBSERVATION_STATUS = ("registered", "preliminary", "final", "amended", "corrected", "cancelled", "entered-in-error", "unknown")
+_OBSERVATION_STATUS = (
+    "registered",
+    "preliminary",
+    "final",
+    "amended",
+    "corrected",
+    "cancelled",
+    "entered-in-error",
+    "unknown",
+)
 _COMPARATOR = ("<", "<=", ">=", ">")
 
 _CODES: Mapping[tuple[str, str], tuple[str, ...] | None] = {
@@ -230,7 +244,7 @@ _R4B_CHOICES = frozenset(("subjectCanonical",))
 
 # Generated from the models (test_structure.py holds it to them): reading it from the models would import all
 # 140 of them, two seconds and 80 MB, for a constant.
-TIME_PROPERTIES: frozenset[str] = frozenset(
+TIME_PROPERTIES: frozenset[str] = _names(
     """
     abatementDateTime answerDateTime authored authoredOn collectedDateTime created createdDateTime creation
     date dateAsserted dateTime dateWritten deceasedDateTime defaultValueDateTime defaultValueInstant
@@ -242,9 +256,13 @@ TIME_PROPERTIES: frozenset[str] = frozenset(
     receivedTime recorded recordedDate recordedOn releaseDate sent start started statusDate
     studyEffectiveDateTime time timeDateTime timestamp timingDateTime validTo validationDate value
     valueDateTime valueInstant verificationDate when whenHandedOver whenPrepared
-    """.split()
+    """
 )
-"""Names of JSON properties whose type is dateTime or instant somewhere in R4."""
+"""Names of JSON properties whose type is dateTime or instant somewhere in R4.
+
+A name can be something else elsewhere: ``value`` is a dateTime in one place only
+(ImmunizationRecommendation.recommendation.dateCriterion), and text in an Identifier.
+"""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -299,7 +317,7 @@ def _element(type_name: str, field_name: str, field: Any) -> _Element:
     primitive = FHIR_PRIMITIVES_MAPS.get(declared)
     if primitive is None and not hasattr(declared, "get_model_klass"):
         raise TypeError(f"{type_name}.{name} has a type that is not known here")
-    model = None if primitive else declared.get_model_klass()
+    model: Any = None if primitive else declared.get_model_klass()
     choice = extra.get("one_of_many")
     return _Element(
         name=name,
@@ -322,7 +340,9 @@ def _elements(model: Any) -> list[_Element]:
         if field_name != "fhir_comments" and not field_name.endswith("__ext")
     ]
     choices = {e.choice for e in elements if e.choice and e.type in _R4B_DATA_TYPES}
-    elements = [e for e in elements if not (e.choice and e.type in _R4B_DATA_TYPES) and e.name not in _R4B_CHOICES]
+    elements = [
+        e for e in elements if not (e.choice and e.type in _R4B_DATA_TYPES) and e.name not in _R4B_CHOICES
+    ]
     for choice in sorted(choices):
         # A choice that takes every type. R4's list has Meta in it (datatypes.html#open); the models forgot it.
         every = next(e for e in elements if e.choice == choice)
@@ -417,7 +437,9 @@ def _choice_rules(model: Any, choice: str, elements: list[_Element]) -> list[Jso
         rules.append({"$comment": f"{choice}[x]", "anyOf": [{"required": [name]} for name in names]})
     at_most_one: JsonSchema = {"oneChoice": [choice, names]}
     # Nearly every extension is a url and one more property; then there cannot be two values.
-    rules.append({"if": {"maxProperties": 2}, "else": at_most_one} if model.__name__ == "Extension" else at_most_one)
+    rules.append(
+        {"if": {"maxProperties": 2}, "else": at_most_one} if model.__name__ == "Extension" else at_most_one
+    )
     return rules
 
 
@@ -439,7 +461,12 @@ def _type_schema(model: Any) -> JsonSchema:
             rules += _null_rules(element)
     for choice, of_choice in choices.items():
         rules += _choice_rules(model, choice, of_choice)
-    schema: JsonSchema = {"type": "object", "minProperties": 1, "properties": properties, "additionalProperties": False}
+    schema: JsonSchema = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": properties,
+        "additionalProperties": False,
+    }
     if required:
         schema["required"] = required
     if rules:
@@ -448,7 +475,7 @@ def _type_schema(model: Any) -> JsonSchema:
 
 
 @cache
-def _type_schema_and_parts(type_name: str, model: Any) -> tuple[JsonSchema, tuple[tuple[str, Any], ...]]:
+def _type_schema_and_parts(model: Any) -> tuple[JsonSchema, tuple[tuple[str, Any], ...]]:
     """A type's schema and the (name, model) of every type it refers to. Cached: data types are shared by all."""
     parts = {e.type: e.model for e in _elements(model) if e.model is not None and e.type != "Resource"}
     parts["FHIRPrimitiveExtension"] = get_fhir_model_class("FHIRPrimitiveExtension")
@@ -463,9 +490,13 @@ def _schema(resource_type: str) -> JsonSchema:
     while waiting:
         type_name, model = waiting.pop()
         if type_name not in definitions:
-            definitions[type_name], parts = _type_schema_and_parts(type_name, model)
+            definitions[type_name], parts = _type_schema_and_parts(model)
             waiting += parts
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_ref(resource_type), "$defs": definitions}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_ref(resource_type),
+        "$defs": definitions,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -480,7 +511,9 @@ class _OneChoice:
         self._element_of: dict[str, str] = value[1]
 
     def validate(self, instance: Any) -> None:
-        """Raises when the object has more than one of the elements."""
+        """Raises when the object has more than one of the elements. What is no object is another rule's."""
+        if not isinstance(instance, dict):
+            return
         found = {self._element_of[name] for name in instance if name in self._element_of}
         if len(found) > 1:
             raise ValueError("more than one")
@@ -493,7 +526,9 @@ class _AlignedLists:
         self._names: list[str] = value
 
     def validate(self, instance: Any) -> None:
-        """Raises when a position is null, or missing, in both lists. That they are lists is another rule's."""
+        """Raises when a position is null, or missing, in both lists. What is no list is another rule's."""
+        if not isinstance(instance, dict):
+            return
         lists = [instance.get(name, []) for name in self._names]
         if not all(isinstance(one, list) for one in lists):
             return
@@ -539,6 +574,7 @@ def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIss
     validators recurse with the tree; orjson's own limit of 1024 is within what they can take.
     Out: at most `limit` issues, outer resources first.
     """
+    limit = max(limit, 1)  # () has to mean that all is well
     issues: list[StructureIssue] = []
     waiting: list[tuple[str, Any, bool]] = [("", resource, False)]
     for path, one, is_contained in waiting:  # grows while it is walked: resources found inside are appended
@@ -581,7 +617,9 @@ def _unknown_type(path: str, resource: Mapping[str, Any]) -> StructureIssue:
     return StructureIssue(f"{path}.resourceType", "not-supported", why)
 
 
-def _resources_within(path: str, resource_type: str, resource: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+def _resources_within(
+    path: str, resource_type: str, resource: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, bool]]:
     """(path, resource, whether it is contained) of the resources directly inside one. The walk is flat, not recursive.
 
     These are all the places R4 has for a resource inside another; a test holds this to the models. Whatever is
@@ -619,13 +657,18 @@ def _objects(values: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _explained(path: str, resource_type: str, validator: Any, resource: Any, limit: int) -> list[StructureIssue]:
+def _explained(
+    path: str, resource_type: str, validator: Any, resource: Any, limit: int
+) -> list[StructureIssue]:
     """At most `limit` issues for a resource its validator refuses."""
-    schema, issues = _schema(resource_type), []
+    schema = _schema(resource_type)
+    issues: list[StructureIssue] = []
     for error in validator.iter_errors(resource):
         if len(issues) >= limit:
             break
-        where = path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path)
+        where = path + "".join(
+            f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path
+        )
         issues.append(_issue(where, error, schema))
     return issues
 
@@ -646,9 +689,13 @@ def _issue(where: str, error: Any, schema: JsonSchema) -> StructureIssue:
             return StructureIssue(where, "structure", f"{choice}[x] may be given once, as one type only")
         case "alignedLists":
             name, sibling = _at(schema, rule_path)
-            return StructureIssue(where, "structure", f"at no position may {name} and {sibling} both have nothing")
+            return StructureIssue(
+                where, "structure", f"at no position may {name} and {sibling} both have nothing"
+            )
         case "not":
-            return StructureIssue(where, "structure", "null is allowed here only beside an extension for that position")
+            return StructureIssue(
+                where, "structure", "null is allowed here only beside an extension for that position"
+            )
         case "enum":
             return StructureIssue(where, "value", f"expected one of: {', '.join(_at(schema, rule_path))}")
         case "minItems":

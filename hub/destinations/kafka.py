@@ -1,0 +1,311 @@
+"""Kafka as a door out: one producer for one receiver.
+
+* One transaction per batch; every future is awaited before the commit, because the commit does not fail for
+  a record that failed.
+* After any failure the object is done for: close it, make a new one, read back. Whether the last batch
+  arrived is known from the topic only.
+* Nothing waits without end: aiokafka retries an idempotent batch for ever, and waits for the metadata of a
+  topic that does not exist. Every call here is bounded by ``patience_s``.
+"""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
+
+from hub.domain.delivery import (
+    EVENT_HEADER,
+    SEQ_HEADER,
+    DeliveryError,
+    Outgoing,
+    Placed,
+    ReadBack,
+    Scope,
+    judge,
+)
+
+_BATCH_BYTES = 131_072
+"""Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
+_METADATA_S = 3.0
+"""How long a topic may be unknown before it is called missing; a new topic is known within a second."""
+
+# What the client library writes about an outage is said by `delivery.failed`, once and with advice.
+logging.getLogger("aiokafka").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAccess:
+    """How to reach Kafka: PLAINTEXT, or SASL_SSL with SCRAM-SHA-512."""
+
+    bootstrap_servers: str
+    security_protocol: str = "PLAINTEXT"
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+    def client_options(self) -> dict[str, Any]:
+        """The keyword arguments that aiokafka's clients share. Raises OSError if the CA file cannot be read."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol == "SASL_SSL":
+            options |= {
+                "sasl_mechanism": "SCRAM-SHA-512",
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password,
+                "ssl_context": ssl.create_default_context(cafile=self.ca_file),
+            }
+        return options
+
+
+class KafkaDestination:
+    """One receiver's topics, held by a transactional id. Start, read back, send; close after any error.
+
+    ``transactions=False`` is for the embedded broker only: nothing fences a former owner then.
+    """
+
+    def __init__(self, receiver: str, access: KafkaAccess, *, transactions: bool = True, patience_s: float = 15) -> None:
+        self._receiver = receiver
+        self._access = access
+        self._transactions = transactions
+        self._patience_s = patience_s
+        self._producer: Any = None
+
+    async def start(self) -> None:
+        """Connect and fence: a former owner's open transaction is aborted, and what it sends later is refused.
+
+        Raises DeliveryError.
+        """
+        identity: dict[str, Any] = {"enable_idempotence": True}
+        if self._transactions:
+            # Short: an open transaction of a dead owner holds back every read_committed reader of the topic.
+            identity = {"transactional_id": f"hub.dispatcher.{self._receiver.lower()}", "transaction_timeout_ms": 15_000}
+        try:
+            async with asyncio.timeout(self._patience_s):
+                self._producer = AIOKafkaProducer(
+                    **self._access.client_options(),
+                    **identity,
+                    client_id=f"hub-dispatcher-{self._receiver.lower()}",
+                    acks="all",
+                    max_batch_size=_BATCH_BYTES,
+                    request_timeout_ms=int(self._patience_s * 1000),
+                )
+                await self._producer.start()
+        except (KafkaError, OSError, TimeoutError) as error:
+            _refuse(error)
+
+    async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
+        """Send the rows in one transaction; where each lies, in the order given.
+
+        Raises DeliveryError: then it is not known whether they were sent.
+        """
+        topic: str | None = None
+        try:
+            async with asyncio.timeout(self._patience_s):
+                for topic in dict.fromkeys(row.topic for row in rows):
+                    await self._partitions(topic)
+                topic = None
+                if self._transactions:
+                    await self._producer.begin_transaction()
+                futures = [await self._hand_over(row) for row in rows]
+                await asyncio.wait(futures)
+                self._raise_first(rows, futures)
+                if self._transactions:
+                    await self._producer.commit_transaction()
+        except DeliveryError:
+            raise
+        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+            # AssertionError: aiokafka's answer to a state that its background task has left meanwhile.
+            _refuse(error, topic)
+        placed = [
+            Placed(row.seq, row.topic, future.result().partition, future.result().offset, row.event_id)
+            for row, future in zip(rows, futures, strict=True)
+        ]
+        if any(each.offset < 0 for each in placed):
+            # The broker knew the batch already and does not say where it lies (DuplicateSequenceNumber).
+            raise DeliveryError(judge("DuplicateSequenceNumber"))
+        return placed
+
+    async def _hand_over(self, row: Outgoing) -> asyncio.Future[Any]:
+        headers = {**row.headers, EVENT_HEADER: row.event_id, SEQ_HEADER: str(row.seq)}
+        try:
+            future: asyncio.Future[Any] = await self._producer.send(
+                row.topic,
+                value=row.payload,
+                key=row.key.encode(),
+                headers=[(name, str(value).encode()) for name, value in headers.items()],
+            )
+        except KafkaError as error:
+            fault = judge(_name(error), row.topic)
+            raise DeliveryError(fault, (row.seq,) if fault.scope is Scope.RECORD else ()) from None
+        future.add_done_callback(_looked_at)
+        return future
+
+    def _raise_first(self, rows: Sequence[Outgoing], futures: Sequence["asyncio.Future[Any]"]) -> None:
+        """The most telling error of a batch: a fence before a topic before a record before what followed from it."""
+        faults = [
+            (row, judge(_name(error), row.topic))
+            for row, future in zip(rows, futures, strict=True)
+            if (error := future.exception()) is not None
+        ]
+        for scope in (Scope.OWNER, Scope.TOPIC, Scope.RECORD, Scope.RECEIVER):
+            found = [(row, fault) for row, fault in faults if fault.scope is scope]
+            if found:
+                topic = found[0][0].topic
+                suspects = tuple(row.seq for row, _ in found if row.topic == topic) if scope is Scope.RECORD else ()
+                raise DeliveryError(found[0][1], suspects)
+
+    async def _partitions(self, topic: str) -> set[int]:
+        """The topic's partitions. Raises UnknownTopicOrPartitionError only if Kafka was asked and has it not."""
+        known: set[int] | None = self._producer.client.cluster.partitions_for_topic(topic)
+        if known:
+            return known
+        try:
+            async with asyncio.timeout(min(_METADATA_S, self._patience_s / 2)):
+                partitions: set[int] = await self._producer.partitions_for(topic)
+                return partitions
+        except TimeoutError:
+            pass
+        try:
+            everything = await self._producer.client.fetch_all_metadata()
+        except KafkaError as error:
+            raise KafkaConnectionError from error
+        if topic in everything.topics():
+            raise TimeoutError
+        raise UnknownTopicOrPartitionError
+
+    async def read_back(self, topics: Iterable[str], highest: Mapping[tuple[str, int], int]) -> ReadBack:
+        """Which outbox rows lie in the topics behind the offsets that are known, committed records only.
+
+        ``highest`` is (topic, partition) → the highest offset the store knows. Read from the next one, but not
+        before the partition's first, to the last stable offset; it ends by position, because the last offsets
+        can be transaction markers. A partition that ends before the known offset is another one (the topic
+        was made anew): it is read whole. Call it after `start`: before the fence the former owner can still send.
+
+        A topic that is missing or closed to us is in the answer; raises DeliveryError for everything else.
+        """
+        closed = {}
+        wanted: list[TopicPartition] = []
+        for topic in topics:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    wanted += [TopicPartition(topic, part) for part in await self._partitions(topic)]
+            except (KafkaError, OSError, TimeoutError) as error:
+                fault = judge(_name(error), topic)
+                if fault.scope is not Scope.TOPIC:
+                    raise DeliveryError(fault) from None
+                closed[topic] = fault
+        if not wanted:
+            return ReadBack((), closed)
+        consumer = AIOKafkaConsumer(
+            **self._access.client_options(),
+            client_id=f"hub-dispatcher-{self._receiver.lower()}-read-back",
+            group_id=None,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            request_timeout_ms=int(self._patience_s * 1000),
+        )
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await consumer.start()
+            return ReadBack(await self._read(consumer, wanted, highest), closed)
+        except (KafkaError, OSError, TimeoutError) as error:
+            _refuse(error)
+        finally:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(5):
+                    await consumer.stop()
+
+    async def _read(
+        self, consumer: Any, wanted: Sequence[TopicPartition], highest: Mapping[tuple[str, int], int]
+    ) -> tuple[Placed, ...]:
+        consumer.assign(wanted)
+        async with asyncio.timeout(self._patience_s):
+            first = await consumer.beginning_offsets(wanted)
+            # With read_committed this is the last stable offset.
+            end = await consumer.end_offsets(wanted)
+        behind: dict[Any, int] = {}
+        for part in wanted:
+            start = highest.get((part.topic, part.partition), -1) + 1
+            start = first[part] if start > end[part] else max(start, first[part])
+            if start < end[part]:
+                behind[part] = start
+        if not behind:
+            return ()
+        consumer.assign(list(behind))
+        for part, start in behind.items():
+            consumer.seek(part, start)
+        found: list[Placed] = []
+        moved_at, reached = time.monotonic(), behind
+        while any(reached[part] < end[part] for part in behind):
+            records = await consumer.getmany(timeout_ms=100)
+            for batch in records.values():
+                found += [placed for record in batch if (placed := _placed(record)) is not None]
+            async with asyncio.timeout(self._patience_s):
+                positions = {part: int(await consumer.position(part)) for part in behind}
+            if positions != reached:
+                moved_at, reached = time.monotonic(), positions
+            elif time.monotonic() - moved_at > self._patience_s:
+                raise TimeoutError
+        return tuple(found)
+
+    async def close(self) -> None:
+        """Let go of the connections, whatever state they are in; never raises, never takes longer than 5 s.
+
+        Not `producer.stop()`: that flushes first, and a batch that cannot be sent is retried for ever.
+        An open transaction is left to the next owner's fence, or to its short timeout.
+        """
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        producer._closed = True  # noqa: SLF001 - what stop() does first
+        manager, sender = producer._txn_manager, producer._sender  # noqa: SLF001
+        task = sender.sender_task
+        with suppress(Exception):
+            async with asyncio.timeout(5):
+                if task is not None and not task.done():
+                    await sender.close()
+        with suppress(Exception):
+            async with asyncio.timeout(5):
+                await producer.client.close()
+        # Exceptions nobody asks about any more would be reported when they are collected.
+        waiter = getattr(manager, "_transaction_waiter", None)
+        for each in (task, waiter):
+            if each is not None and each.done():
+                _looked_at(each)
+
+
+def _looked_at(future: "asyncio.Future[Any]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _name(error: BaseException) -> str:
+    """The type that says most: aiokafka wraps what its background task met in a bare KafkaError."""
+    while type(error) is KafkaError and error.__cause__ is not None:
+        error = error.__cause__
+    return type(error).__name__
+
+
+def _refuse(error: BaseException, topic: str | None = None) -> NoReturn:
+    raise DeliveryError(judge(_name(error), topic)) from None
+
+
+def _placed(record: Any) -> Placed | None:
+    """Which row a record is, or None if the hub did not write it."""
+    headers = dict(record.headers)
+    seq, event_id = headers.get(SEQ_HEADER), headers.get(EVENT_HEADER)
+    if seq is None or event_id is None or not seq.isdigit():
+        return None
+    return Placed(int(seq), record.topic, record.partition, record.offset, event_id.decode(errors="replace"))

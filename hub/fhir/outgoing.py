@@ -1,0 +1,163 @@
+"""What the hub says to a trust: FHIR R4 message Bundles, built as plain trees.
+
+Two kinds: news of a transfer (to the inbox) and a receipt for a message (to the receipts). Both are the same
+bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from hub.domain.ids import Identifier, time_ordered_id
+from hub.domain.message import Canonical, Received
+from hub.domain.rejection import Disposition, Rejection
+from hub.domain.transfer import TASK_STATUS, Transfer
+from hub.fhir.systems import (
+    HUB,
+    HUB_EVENT,
+    HUB_EVENT_TYPE,
+    HUB_REASON,
+    HUB_STATE,
+    HUB_TRANSFER,
+    ODS_ORGANISATION,
+    TASK_CODE,
+)
+from hub.fhir.tree import Tree
+
+_ISSUE_CODE = {
+    Disposition.DUPLICATE: "duplicate",
+    Disposition.CONFLICT: "conflict",
+    Disposition.QUARANTINED: "processing",
+    Disposition.REJECTED: "business-rule",
+}
+
+
+def instant(moment: datetime) -> str:
+    """A UTC time as a FHIR instant, to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def transfer_news(canonical: Canonical, transfer: Transfer, event_type: str, to: str) -> bytes:
+    """The message Bundle that tells ``to`` what happened: a Task with the transfer's state, and the canonical resources."""
+    received = canonical.received
+    task_url = f"urn:uuid:{transfer.id}"
+    header = {
+        "resourceType": "MessageHeader",
+        "eventCoding": {"system": HUB_EVENT_TYPE, "code": event_type},
+        "destination": [{"endpoint": _endpoint(to), "receiver": _organisation(to)}],
+        "sender": _organisation(received.trust),
+        "source": {"name": "Transfer hub", "endpoint": HUB},
+        "focus": [{"reference": task_url}],
+    }
+    return _bundle(
+        received,
+        to,
+        header,
+        [{"fullUrl": task_url, "resource": _task(canonical, transfer)}, *canonical.resources],
+    )
+
+
+def receipt(
+    received: Received, disposition: Disposition, rejection: Rejection | None, bundle_id: str | None, message_id: str
+) -> bytes:
+    """What became of a message, for the trust that sent it; with an OperationOutcome when something was wrong."""
+    response: Tree = {
+        "identifier": bundle_id or received.event_id,
+        "code": "ok" if disposition in {Disposition.ACCEPTED, Disposition.DUPLICATE} else "fatal-error",
+    }
+    entries: list[Tree] = []
+    if rejection is not None or disposition is not Disposition.ACCEPTED:
+        url = "urn:uuid:" + time_ordered_id(received.received_at, "outcome", received.event_id)
+        response["details"] = {"reference": url}
+        entries.append({"fullUrl": url, "resource": _outcome(disposition, rejection)})
+    header: Tree = {
+        "resourceType": "MessageHeader",
+        "extension": [
+            {"url": f"{HUB}/StructureDefinition/x-request-id", "valueString": message_id},
+            {"url": f"{HUB}/StructureDefinition/disposition", "valueCode": disposition.value},
+        ],
+        "eventCoding": {"system": HUB_EVENT_TYPE, "code": "receipt"},
+        "destination": [{"endpoint": _endpoint(received.trust), "receiver": _organisation(received.trust)}],
+        "source": {"name": "Transfer hub", "endpoint": HUB},
+        "response": response,
+    }
+    return _bundle(received, "receipt", header, entries)
+
+
+def _bundle(received: Received, purpose: str, header: Tree, entries: Sequence[Any]) -> bytes:
+    identity = time_ordered_id(received.received_at, "bundle", received.event_id, purpose)
+    head_url = "urn:uuid:" + time_ordered_id(received.received_at, "header", received.event_id, purpose)
+    bundle = {
+        "resourceType": "Bundle",
+        "id": identity,
+        "identifier": {"system": HUB_EVENT, "value": received.event_id},
+        "type": "message",
+        "timestamp": instant(received.received_at),
+        "entry": [{"fullUrl": head_url, "resource": header}, *entries],
+    }
+    return orjson.dumps(bundle)
+
+
+def _endpoint(ods: str) -> str:
+    return f"{ODS_ORGANISATION}|{ods}"
+
+
+def _organisation(ods: str) -> Tree:
+    return {"type": "Organization", "identifier": {"system": ODS_ORGANISATION, "value": ods}}
+
+
+def _task(canonical: Canonical, transfer: Transfer) -> Tree:
+    task: Tree = {
+        "resourceType": "Task",
+        "identifier": [{"system": HUB_TRANSFER, "value": transfer.id}],
+        "status": TASK_STATUS[transfer.state],
+        "businessStatus": {"coding": [{"system": HUB_STATE, "code": transfer.state.value}]},
+        "intent": "order",
+        "code": {"coding": [{"system": TASK_CODE, "code": "fulfill"}]},
+        "focus": _focus(canonical, transfer),
+        "authoredOn": instant(transfer.requested_at),
+        "lastModified": instant(canonical.occurred_at),
+        "requester": _organisation(transfer.sender),
+        "owner": _organisation(transfer.receiver),
+    }
+    patient = _url_of(canonical, "Patient")
+    if patient is not None:
+        task["for"] = {"reference": patient}
+    if canonical.reason:
+        task["statusReason"] = {"coding": [_coding(code) for code in canonical.reason]}
+    return task
+
+
+def _focus(canonical: Canonical, transfer: Transfer) -> Tree:
+    url = _url_of(canonical, "ServiceRequest")
+    if url is not None:
+        return {"reference": url}
+    request = next(iter(transfer.requests), Identifier(HUB_TRANSFER, transfer.id))
+    return {"type": "ServiceRequest", "identifier": {"system": request.system, "value": request.value}}
+
+
+def _url_of(canonical: Canonical, resource_type: str) -> str | None:
+    return next((e["fullUrl"] for e in canonical.resources if e["resource"]["resourceType"] == resource_type), None)
+
+
+def _coding(code: Identifier) -> Tree:
+    return {"system": code.system, "code": code.value} if code.system else {"code": code.value}
+
+
+def _outcome(disposition: Disposition, rejection: Rejection | None) -> Tree:
+    issue: Tree = {
+        "severity": "information" if disposition is Disposition.DUPLICATE else "error",
+        "code": _ISSUE_CODE.get(disposition, "informational"),
+    }
+    if rejection is None:
+        issue["diagnostics"] = "This message was already delivered; nothing was done again. Do not send it once more."
+    else:
+        ruling = rejection.ruling
+        issue["details"] = {"coding": [{"system": HUB_REASON, "code": rejection.why.value}]}
+        issue["diagnostics"] = " ".join(filter(None, (rejection.detail, ruling.advice, f"To be mended by: {ruling.owner}.")))
+        if rejection.at:
+            issue["expression"] = [rejection.at]
+    return {"resourceType": "OperationOutcome", "issue": [issue]}
+

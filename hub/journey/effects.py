@@ -1,0 +1,54 @@
+"""What one message causes, as values. The store writes them in one transaction; nothing else happens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hub.audit.entries import AuditEntry
+from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
+from hub.domain.message import Canonical, Flag, Received
+from hub.domain.rejection import Disposition, Rejection
+from hub.domain.transfer import Fact, State, Transfer
+from hub.journey.identify import Identified
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record for one topic of one trust."""
+
+    receiver: OdsCode
+    topic: str
+    key: str
+    headers: Mapping[str, str]
+    payload: bytes
+    event_id: EventId
+    transfer_id: TransferId | None = None
+    person_id: PersonId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An accepted message: the event it is kept as, and what it did."""
+
+    canonical: Canonical
+    event_type: str
+    identified: Identified
+    flags: tuple[Flag, ...]
+    transfer: Transfer | None = None
+    before: State | None = None
+    fact: Fact | None = None
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Everything one message causes."""
+
+    received: Received
+    message_id: str
+    sha256: str
+    disposition: Disposition
+    rejection: Rejection | None
+    first_event_id: EventId | None
+    happened: Happened | None
+    outbox: tuple[Outgoing, ...]
+    audit: tuple[AuditEntry, ...]

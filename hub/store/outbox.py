@@ -1,0 +1,338 @@
+"""The outbox: what waits for whom, what was sent and where it lies, and who dispatches.
+
+Every function takes an engine (it makes its own transaction) or a connection (the caller's transaction).
+They raise what SQLAlchemy and the driver raise; nothing is half written.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from hub.audit.entries import Code, Outcome
+from hub.domain.delivery import Outgoing, Placed
+from hub.store.tables import audit_entry, delivery_attempt, lease, outbox
+
+Store = AsyncEngine | AsyncConnection
+
+SYSTEM = "dispatcher"
+
+# Written out and not bound: with a bound value neither database can use the partial index on pending rows.
+_PENDING = outbox.c.state == literal_column("'pending'")
+_SENT: ColumnElement[str] = literal_column("'sent'")
+_WINDOW = 1000
+"""Rows looked at in one go behind rows that are held back; narrow rows, so a thousand is cheap."""
+_IN_MAX = 500
+"""Values in one IN list; databases limit parameters (SQLite 32,766, asyncpg 32,767) and plan long lists badly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for one receiver, for `hub outbox`. ``last_error`` is that of the oldest row that failed."""
+
+    receiver: str
+    rows: int
+    oldest: datetime
+    attempts: int
+    last_error: str | None
+    next_attempt_at: datetime | None
+
+
+@asynccontextmanager
+async def _reading(store: Store) -> AsyncIterator[AsyncConnection]:
+    """A connection for reads. From an engine on PostgreSQL: autocommit, one round trip instead of three."""
+    if isinstance(store, AsyncConnection):
+        yield store
+    elif store.dialect.name == "sqlite":
+        async with store.connect() as connection:
+            yield connection
+    else:
+        async with store.connect() as plain:
+            yield await plain.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@asynccontextmanager
+async def _writing(store: Store) -> AsyncIterator[AsyncConnection]:
+    if isinstance(store, AsyncConnection):
+        yield store
+    else:
+        async with store.begin() as connection:
+            yield connection
+
+
+def _chunks(values: Sequence[int]) -> Iterable[Sequence[int]]:
+    return (values[at : at + _IN_MAX] for at in range(0, len(values), _IN_MAX))
+
+
+async def pending(
+    store: Store, receiver: str, limit: int, now: datetime, *, without_topics: Iterable[str] = ()
+) -> list[Outgoing]:
+    """Up to ``limit`` rows for ``receiver`` that may be sent now, in sequence.
+
+    A row whose ``next_attempt_at`` is ahead is held back, and so is every later row of the same topic and key:
+    order per key holds. ``without_topics`` leaves out topics that cannot be written at the moment.
+
+    Read by state from the lowest number, never "above the last one seen": a lower number can become
+    visible later. The rows that are held back are walked over, which costs as much as there are of them.
+    """
+    skipped = sorted(set(without_topics))
+    wanted = and_(outbox.c.receiver == receiver, _PENDING, *((outbox.c.topic.not_in(skipped),) if skipped else ()))
+    narrow = select(outbox.c.seq, outbox.c.topic, outbox.c.key, outbox.c.next_attempt_at).where(wanted).order_by(outbox.c.seq)
+    seqs: list[int] = []
+    held: set[tuple[str, str]] = set()
+    async with _reading(store) as connection:
+        # The usual case, nothing held back: as many narrow rows as are wanted, once.
+        window = limit
+        above = 0
+        while len(seqs) < limit:
+            seen = (await connection.execute(narrow.where(outbox.c.seq > above).limit(window))).all()
+            for seq, topic, key, next_attempt_at in seen:
+                if next_attempt_at is not None and next_attempt_at > now:
+                    held.add((topic, key))
+                elif (topic, key) not in held and len(seqs) < limit:
+                    seqs.append(seq)
+            if len(seen) < window:
+                break
+            above = seen[-1].seq
+            window = _WINDOW
+        if not seqs:
+            return []
+        rows: list[Row[Any]] = []
+        for some in _chunks(seqs):
+            rows.extend((await connection.execute(_whole().where(outbox.c.seq.in_(some), _PENDING))).all())
+    return [Outgoing(*tuple(row)) for row in sorted(rows, key=lambda row: row.seq)]
+
+
+def _whole() -> Select[Any]:
+    c = outbox.c
+    return select(c.seq, c.receiver, c.topic, c.key, c.headers, c.payload, c.event_id, c.attempts)
+
+
+async def receivers_with_pending(store: Store) -> list[str]:
+    """Who has rows that wait, due or not. One index probe per receiver, however long the queue is."""
+    first = select(func.min(outbox.c.receiver).label("receiver")).where(_PENDING).cte("found", recursive=True)
+    after = select(func.min(outbox.c.receiver)).where(_PENDING, outbox.c.receiver > first.c.receiver).scalar_subquery()
+    found = first.union_all(select(after).where(first.c.receiver.is_not(None)))
+    async with _reading(store) as connection:
+        return list((await connection.execute(select(found.c.receiver).where(found.c.receiver.is_not(None)))).scalars())
+
+
+async def topics_with_pending(store: Store, receiver: str) -> list[str]:
+    """The topics that rows waiting for ``receiver`` go to: what has to be read back. Reads the whole queue."""
+    async with _reading(store) as connection:
+        topics = await connection.execute(select(outbox.c.topic).distinct().where(outbox.c.receiver == receiver, _PENDING))
+        return sorted(topics.scalars())
+
+
+async def highest_sent(store: Store, topic: str) -> dict[int, int]:
+    """Partition → the highest offset known to hold a row of ours. Empty if nothing was ever sent there.
+
+    Steps from partition to partition by the index, so it does not grow with the number of rows sent.
+    """
+    ours = and_(outbox.c.topic == topic, outbox.c.sent_partition.is_not(None))
+    first = select(func.min(outbox.c.sent_partition).label("part")).where(ours).cte("parts", recursive=True)
+    after = select(func.min(outbox.c.sent_partition)).where(ours, outbox.c.sent_partition > first.c.part).scalar_subquery()
+    parts = first.union_all(select(after).where(first.c.part.is_not(None)))
+    highest = (
+        select(func.max(outbox.c.sent_offset))
+        .where(outbox.c.topic == topic, outbox.c.sent_partition == parts.c.part)
+        .scalar_subquery()
+    )
+    async with _reading(store) as connection:
+        rows = await connection.execute(select(parts.c.part, highest).where(parts.c.part.is_not(None)))
+        return {int(part): int(offset) for part, offset in rows if offset is not None}
+
+
+async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, found: bool = False) -> int:
+    """Write down that rows are sent and where they lie; returns how many were pending until now.
+
+    ``found``: they were not sent now but found in the topic by reading back. In the same transaction one
+    delivery attempt per topic and one audit entry per row. A row that is not pending any more, or is another
+    row (its topic or event differ: a number from another database), is left alone, so marking twice says
+    nothing twice.
+    """
+    place = {each.seq: each for each in placed}
+    async with _writing(store) as connection:
+        rows: list[Row[Any]] = []
+        c = outbox.c
+        for some in _chunks(sorted(place)):
+            rows.extend(
+                await connection.execute(
+                    select(c.seq, c.receiver, c.topic, c.event_id, c.person_id, c.transfer_id, c.attempts)
+                    .where(c.seq.in_(some), _PENDING)
+                    .order_by(c.seq)
+                    .with_for_update()
+                )
+            )
+        rows = [row for row in rows if (row.topic, row.event_id) == (place[row.seq].topic, place[row.seq].event_id)]
+        if not rows:
+            return 0
+        await connection.execute(
+            update(outbox)
+            .where(c.seq == bindparam("of_seq"))
+            .values(
+                state=_SENT,
+                sent_at=bindparam("of_at"),
+                sent_partition=bindparam("of_partition"),
+                sent_offset=bindparam("of_offset"),
+                next_attempt_at=None,
+                last_error=None,
+            ),
+            [
+                {"of_seq": row.seq, "of_at": at, "of_partition": place[row.seq].partition, "of_offset": place[row.seq].offset}
+                for row in rows
+            ],
+        )
+        await connection.execute(insert(delivery_attempt), _attempts(rows, at, "found-sent" if found else "sent", None))
+        await connection.execute(
+            insert(audit_entry),
+            [
+                {
+                    "code": Code.DELIVERY_SENT.value,
+                    "at": at,
+                    "outcome": Outcome.SUCCESS.value,
+                    "trust": None,
+                    "system": SYSTEM,
+                    "counterpart": row.receiver,
+                    "event_id": row.event_id,
+                    "person_id": row.person_id,
+                    "transfer_id": row.transfer_id,
+                    "detail": {
+                        "seq": row.seq,
+                        "topic": row.topic,
+                        "partition": place[row.seq].partition,
+                        "offset": place[row.seq].offset,
+                        "attempts": row.attempts + 1,
+                        **({"found": True} if found else {}),
+                    },
+                }
+                for row in rows
+            ],
+        )
+        return len(rows)
+
+
+def _attempts(rows: Iterable[Any], at: datetime, outcome: str, error: str | None) -> list[dict[str, Any]]:
+    def target(row: Any) -> tuple[str, str]:
+        return (row.receiver, row.topic)
+
+    batches = [(of, [row.seq for row in some]) for of, some in groupby(sorted(rows, key=target), key=target)]
+    return [
+        {
+            "receiver": receiver,
+            "topic": topic,
+            "at": at,
+            "first_seq": min(seqs),
+            "last_seq": max(seqs),
+            "rows": len(seqs),
+            "outcome": outcome,
+            "error": error,
+        }
+        for (receiver, topic), seqs in batches
+    ]
+
+
+async def mark_failed(store: Store, rows: Sequence[Outgoing], error: str, next_attempt_at: datetime, at: datetime) -> None:
+    """Write down one attempt that failed: on each row, as a delivery attempt, and as one audit entry per topic.
+
+    ``error`` is `str(Fault)`: it must hold nothing of a message. Rows that were sent meanwhile keep their state.
+    """
+    if not rows:
+        return
+    async with _writing(store) as connection:
+        await connection.execute(
+            update(outbox)
+            .where(outbox.c.seq == bindparam("of_seq"), _PENDING)
+            .values(attempts=outbox.c.attempts + 1, last_error=bindparam("of_error"), next_attempt_at=bindparam("of_next")),
+            [{"of_seq": row.seq, "of_error": error, "of_next": next_attempt_at} for row in sorted(rows, key=lambda r: r.seq)],
+        )
+        attempts = _attempts(rows, at, "failed", error)
+        await connection.execute(insert(delivery_attempt), attempts)
+        only = rows[0] if len(rows) == 1 else None
+        await connection.execute(
+            insert(audit_entry),
+            [
+                {
+                    "code": Code.DELIVERY_FAILED.value,
+                    "at": at,
+                    "outcome": Outcome.MINOR_FAILURE.value,
+                    "trust": None,
+                    "system": SYSTEM,
+                    "counterpart": attempt["receiver"],
+                    "event_id": only.event_id if only else None,
+                    "detail": {
+                        **{name: attempt[name] for name in ("topic", "first_seq", "last_seq", "rows", "error")},
+                        "next_attempt_at": next_attempt_at.isoformat(),
+                    },
+                }
+                for attempt in attempts
+            ],
+        )
+
+
+async def waiting(store: Store) -> list[Waiting]:
+    """What waits, per receiver, for people. Reads the whole queue."""
+    c = outbox.c
+    summary = (
+        select(
+            c.receiver,
+            func.count().label("rows"),
+            func.min(c.created_at).label("oldest"),
+            func.max(c.attempts).label("attempts"),
+            func.min(c.next_attempt_at).label("next_attempt_at"),
+        )
+        .where(_PENDING)
+        .group_by(c.receiver)
+        .order_by(c.receiver)
+    )
+    oldest_failed = select(func.min(c.seq)).where(_PENDING, c.last_error.is_not(None)).group_by(c.receiver)
+    async with _reading(store) as connection:
+        errors: Mapping[str, str] = {
+            row.receiver: row.last_error
+            for row in await connection.execute(select(c.receiver, c.last_error).where(c.seq.in_(oldest_failed)))
+        }
+        return [
+            Waiting(row.receiver, row.rows, row.oldest, row.attempts, errors.get(row.receiver), row.next_attempt_at)
+            for row in await connection.execute(summary)
+        ]
+
+
+async def hold_lease(store: Store, name: str, holder: str, until: datetime, now: datetime) -> bool:
+    """Take or renew a lease; whether ``holder`` has it now. One statement, so two cannot both get it.
+
+    A lease keeps two from working on the same thing for long; it does not keep a sleeper from waking up
+    late. What must not happen twice needs a fence as well.
+    """
+    async with _writing(store) as connection:
+        dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
+        taken = dialect.insert(lease).values(name=name, holder=holder, expires_at=until)
+        taken = taken.on_conflict_do_update(
+            index_elements=[lease.c.name],
+            set_={"holder": holder, "expires_at": until},
+            where=or_(lease.c.holder == holder, lease.c.expires_at <= now),
+        )
+        return bool((await connection.execute(taken)).rowcount)
+
+
+async def release_lease(store: Store, name: str, holder: str) -> None:
+    """Give a lease back, if ``holder`` still has it."""
+    async with _writing(store) as connection:
+        await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))

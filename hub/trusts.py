@@ -1,0 +1,225 @@
+"""The trusts' folders, ``schemas/trusts/<ODS>/profile.yaml``: read, and judged.
+
+A folder that is not clean is not used at all: a code that two trusts claim would send a patient's
+record to the wrong hospital.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import ValidationError
+
+from hub.domain.trust import Directory, TrustProfile
+
+Mender = Literal["the trust", "the hub team", "the hub team with both trusts"]
+
+PROFILE = "profile.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a trust's folder.
+
+    ``file`` is relative to the schemas folder; ``field`` is as in the file (``sites.2.ods``), empty
+    where the whole file is meant.
+    """
+
+    file: str
+    field: str
+    problem: str
+    mender: Mender
+
+    def __str__(self) -> str:
+        at = f", {self.field}" if self.field else ""
+        return f"{self.file}{at}: {self.problem} ({self.mender} can mend it)"
+
+
+class TrustsError(ValueError):
+    """The trusts' folders cannot be used. ``findings`` says why, one by one."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(finding) for finding in self.findings))
+
+
+def load_directory(schemas_dir: Path) -> Directory:
+    """All trusts that have joined. Raises TrustsError if anything is wrong with any of them."""
+    profiles, findings = _examine(schemas_dir)
+    if findings:
+        raise TrustsError(findings)
+    return Directory(profile for profile, _ in profiles.values())
+
+
+def check_trusts(schemas_dir: Path) -> list[Finding]:
+    """Everything that is wrong, in the order of the files. Empty: the hub can start with these trusts."""
+    _, findings = _examine(schemas_dir)
+    return findings
+
+
+_Profiles = Mapping[str, tuple[TrustProfile, str]]
+"""Folder name → its profile and the file's text."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that does not let a key's second value silently replace its first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _examine(schemas_dir: Path) -> tuple[_Profiles, list[Finding]]:
+    trusts_dir = schemas_dir / "trusts"
+    if not trusts_dir.is_dir():
+        return {}, [Finding("trusts", "", f"there is no such folder in {schemas_dir}; see HUB_SCHEMAS_DIR", "the hub team")]
+    folders = sorted(path for path in trusts_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        return {}, [Finding("trusts", "", "no trust has a folder here; the hub would serve nobody", "the hub team")]
+    profiles: dict[str, tuple[TrustProfile, str]] = {}
+    findings: list[Finding] = []
+    for folder in folders:
+        read = _read(folder)
+        if isinstance(read, list):
+            findings += read
+        else:
+            profiles[folder.name] = read
+            findings += _judge(folder.name, *read)
+    findings += _clashes(profiles)
+    return profiles, findings
+
+
+def _file(folder: str) -> str:
+    return f"trusts/{folder}/{PROFILE}"
+
+
+def _read(folder: Path) -> tuple[TrustProfile, str] | list[Finding]:
+    file = _file(folder.name)
+
+    def unusable(problem: str, mender: Mender = "the trust", field: str = "") -> list[Finding]:
+        return [Finding(file, field, problem, mender)]
+
+    try:
+        text = (folder / PROFILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return unusable(f"the folder has no {PROFILE}", "the hub team")
+    except UnicodeDecodeError:
+        return unusable("the file is not UTF-8")
+    except OSError as error:
+        return unusable(f"the file cannot be read: {error.strerror}", "the hub team")
+    try:
+        content = _parse(text)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        return unusable(f"{line}not YAML that can be used: {error.problem or error.context}")
+    except (yaml.YAMLError, ValueError) as error:
+        return unusable(f"not YAML that can be used: {type(error).__name__}")
+    if not isinstance(content, dict):
+        return unusable("the file must hold one mapping, field: value")
+    try:
+        return TrustProfile.model_validate(content), text
+    except ValidationError as error:
+        return [
+            Finding(file, ".".join(map(str, fault["loc"])), fault["msg"], "the trust")
+            for fault in error.errors(include_url=False, include_context=False)
+        ]
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _judge(folder: str, profile: TrustProfile, text: str) -> Iterator[Finding]:
+    """What can be said of one profile alone."""
+    file = _file(folder)
+    if folder != profile.ods:
+        yield Finding(file, "ods", f"says {profile.ods} but the folder's name is {folder}", "the hub team")
+    try:
+        ZoneInfo(profile.time_zone)
+    except (KeyError, ValueError, OSError):  # unknown; not a plausible path; a folder of zones
+        yield Finding(file, "time_zone", f"there is no time zone {profile.time_zone!r}", "the trust")
+    for name, system in _systems(profile):
+        yield from _judge_system(file, name, system, profile)
+    opening = " ".join(line.lstrip("# ") for line in _leading_comment(text)).lower()
+    says_so = "illustration" in opening and "not supplied or endorsed" in opening
+    if profile.illustration and not says_so:
+        yield Finding(
+            file,
+            "illustration",
+            "true, so the comment at the top must say that it is an illustration, not supplied or endorsed by the trust",
+            "the hub team",
+        )
+    if says_so and not profile.illustration:
+        yield Finding(file, "illustration", "false, but the comment at the top says it is an illustration", "the hub team")
+
+
+def _judge_system(file: str, name: str, system: str, profile: TrustProfile) -> Iterator[Finding]:
+    field = f"identifier_systems.{name}"
+    try:
+        parts = urlsplit(system)
+        host = (parts.hostname or "").lower()
+        absolute = bool(host) if parts.scheme in {"http", "https"} else parts.scheme == "urn" and bool(parts.path)
+    except ValueError:
+        host, absolute = "", False
+    if not absolute or any(character.isspace() for character in system):
+        yield Finding(file, field, "must be an absolute URI (https://… or urn:…)", "the trust")
+    elif system.rstrip("/").lower().endswith("/id/nhs-number"):
+        yield Finding(file, field, "is the NHS number's system; name the trust's own", "the trust")
+    elif profile.illustration and not host.endswith(".example"):
+        yield Finding(file, field, "an illustration's systems end in .example, so that none is a real one", "the hub team")
+    elif not profile.illustration and host.endswith(".example"):
+        yield Finding(file, field, "a .example system is invented; the trust's real one is needed", "the trust")
+
+
+def _leading_comment(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return
+        yield line
+
+
+def _systems(profile: TrustProfile) -> Iterator[tuple[str, str]]:
+    systems = profile.identifier_systems
+    yield from (("patient", systems.patient), ("encounter", systems.encounter), ("request", systems.request))
+
+
+def _clashes(profiles: _Profiles) -> Iterator[Finding]:
+    """What two places claim and only one can have."""
+    codes: dict[str, str] = {}
+    topics: dict[str, str] = {}
+    systems: dict[str, str] = {}
+    for folder, (profile, _) in profiles.items():
+        yield from _claim(codes, folder, "ods", profile.ods, "the code")
+        for number, site in enumerate(profile.sites):
+            yield from _claim(codes, folder, f"sites.{number}.ods", site.ods, "the code")
+        for number, code in enumerate(profile.predecessors):
+            yield from _claim(codes, folder, f"predecessors.{number}", code, "the code")
+        for topic in (profile.events_topic, profile.inbox_topic, profile.receipts_topic):
+            yield from _claim(topics, folder, "ods", topic, "the topic")
+        for name, system in _systems(profile):
+            # As the hub compares them: neither case nor a last stroke makes two systems of one.
+            yield from _claim(systems, folder, f"identifier_systems.{name}", system.rstrip("/").lower(), "the system")
+
+
+def _claim(owners: dict[str, str], folder: str, field: str, value: str, what: str) -> Iterator[Finding]:
+    first = owners.get(value)
+    if first is None:
+        owners[value] = folder
+    elif first == folder:
+        yield Finding(_file(folder), field, f"{what} {value} is there twice", "the trust")
+    else:
+        yield Finding(_file(folder), field, f"{what} {value} is claimed by {first} too", "the hub team with both trusts")
