@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from hub.domain.ids import EventId, Identifier, NhsNumber, OdsCode, PersonKey
+from hub.domain.ids import NHS_AUTHORITY, EventId, Identifier, NhsNumber, OdsCode, PersonKey
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -35,6 +35,10 @@ class Received:
     raw: bytes
     received_at: datetime
     unread: str | None = None
+
+    def header(self, name: str) -> str:
+        """A header's text, "" if it is absent; what no store can hold (NUL) or index (more than 255 characters) is cut."""
+        return self.headers.get(name, "").replace("\x00", "").strip()[:255]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ class PersonRef:
     @property
     def keys(self) -> tuple[PersonKey, ...]:
         """What the person may be found by: a usable NHS number first, then the hospital's own numbers."""
-        return (*((PersonKey("nhs", self.nhs_number.digits),) if self.usable_nhs_number else ()), *self.local)
+        number = self.nhs_number if self.usable_nhs_number else None
+        return (*((PersonKey(NHS_AUTHORITY, number.digits),) if number else ()), *self.local)
 
     @property
     def usable_nhs_number(self) -> bool:
@@ -146,7 +151,6 @@ class Canonical:
     """A message said in the hub's words. All times are UTC."""
 
     received: Received
-    message_id: str
     correlation_id: str | None
     bundle_id: str | None
     kind: Kind

@@ -12,6 +12,10 @@ from hub.fhir.systems import ODS_SYSTEMS
 
 Tree = dict[str, Any]
 
+SYSTEM_MAX = 300
+VALUE_MAX = 255
+"""Characters of an identifier that the store can index. Longer ones stay in the message and name nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -50,11 +54,14 @@ class Resources:
 
 
 def identifiers(resource: Mapping[str, Any] | None) -> Iterator[Identifier]:
-    """The identifiers that have a system and a value; one without a system names nothing."""
+    """The identifiers that have a system and a value of sane length; one without a system names nothing."""
     found = (resource or {}).get("identifier", ())
     for each in (found,) if isinstance(found, dict) else found:
-        if isinstance(each, dict) and each.get("system") and each.get("value"):
-            yield Identifier(each["system"], each["value"])
+        if not isinstance(each, dict):
+            continue
+        system, value = each.get("system"), each.get("value")
+        if system and value and len(system) <= SYSTEM_MAX and len(value) <= VALUE_MAX:
+            yield Identifier(system, value)
 
 
 def ods_code(resource: Mapping[str, Any] | None) -> str | None:

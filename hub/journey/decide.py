@@ -23,8 +23,6 @@ from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
 from hub.journey.route import news, receipt_for
 
-_MESSAGE_ID_MAX = 255
-
 
 @dataclass(frozen=True, slots=True)
 class Understood:
@@ -61,8 +59,7 @@ def message_id_of(received: Received, sha256: str) -> str:
 
     Never Bundle.id: senders keep that through a chain of updates.
     """
-    given = received.headers.get(headers.REQUEST_ID, "").strip().replace("\x00", "")
-    return given[:_MESSAGE_ID_MAX] if given else f"sha256:{sha256}"
+    return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
 
 
 def decide(understood: Understood, known: Known, journey: Journey, now: datetime, *, again: bool = False) -> Effects:
@@ -247,27 +244,31 @@ def _audit_refused(
     now: datetime,
 ) -> list[AuditEntry]:
     received = understood.received
-    common = {"trust": received.trust, "event_id": received.event_id, "transfer_id": first.transfer_id if first else None}
+    transfer_id = first.transfer_id if first else None
     occurred_at = canonical.occurred_at if canonical else None
     detail: dict[str, object] = {"first_event_id": first.event_id} if first else {}
     if rejection is not None:
         detail |= {"why": rejection.why, "at": rejection.at, "owner": rejection.ruling.owner}
-    entries = [AuditEntry(Code.MESSAGE_RECEIVED, now, "kafka", detail=_message_detail(understood), **common)]
-    if rejection is not None and rejection.why is Why.SENDER_NOT_TOPIC_OWNER:
-        entries.append(AuditEntry(Code.ORGANISATION_MISMATCH, now, "kafka", Outcome.SERIOUS_FAILURE, detail=detail, **common))
-    if rejection is not None and rejection.why is Why.TRANSITION_DENIED:
-        entries.append(AuditEntry(Code.TRANSITION_DENIED, now, "kafka", Outcome.MINOR_FAILURE, detail=detail, **common))
-    entries.append(
-        AuditEntry(
-            _REFUSAL_CODE[disposition],
+
+    def entry(code: Code, outcome: Outcome, said: dict[str, object]) -> AuditEntry:
+        return AuditEntry(
+            code,
             now,
             "kafka",
-            _REFUSAL_OUTCOME[disposition],
+            outcome,
+            trust=received.trust,
+            event_id=received.event_id,
+            transfer_id=transfer_id,
             occurred_at=occurred_at,
-            detail=detail,
-            **common,
+            detail=said,
         )
-    )
+
+    entries = [entry(Code.MESSAGE_RECEIVED, Outcome.SUCCESS, _message_detail(understood))]
+    if rejection is not None and rejection.why is Why.SENDER_NOT_TOPIC_OWNER:
+        entries.append(entry(Code.ORGANISATION_MISMATCH, Outcome.SERIOUS_FAILURE, detail))
+    if rejection is not None and rejection.why is Why.TRANSITION_DENIED:
+        entries.append(entry(Code.TRANSITION_DENIED, Outcome.MINOR_FAILURE, detail))
+    entries.append(entry(_REFUSAL_CODE[disposition], _REFUSAL_OUTCOME[disposition], detail))
     return entries
 
 

@@ -83,15 +83,13 @@ def _normalise(received: Received, tree: Tree, directory: Directory, rules: Rule
     encounter = _encounter(draft, encounter_entry, kind) if encounter_entry else None
     event_type = _encounter_event_type(draft, encounter_entry) if kind is Kind.ENCOUNTER and encounter_entry else kind.value
     occurred_at = _plausible(draft, _occurred_at(draft, kind, subject, encounter_entry, event_type), rules)
-    message_id = received.headers.get(headers.REQUEST_ID, "").strip()
-    if not message_id:
+    if not received.header(headers.REQUEST_ID):
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
         draft.flags.append(Flag(FlagCode.KEY_EMPTY))
     return Canonical(
         received=received,
-        message_id=message_id,
-        correlation_id=received.headers.get(headers.CORRELATION_ID) or None,
+        correlation_id=received.header(headers.CORRELATION_ID) or None,
         bundle_id=tree.get("id") if tree["resourceType"] == "Bundle" else None,
         kind=kind,
         event_type=event_type,
@@ -148,7 +146,7 @@ def _sender(draft: _Draft) -> str | None:
         draft.flags.append(Flag(FlagCode.SENDER_NOT_NAMED, where))
         return None
     if draft.directory.trust_of(claims[0]) != draft.received.trust:
-        raise _RefusedError(Why.SENDER_NOT_TOPIC_OWNER, where)
+        raise _RefusedError(Why.SENDER_NOT_TOPIC_OWNER, where, f"The message says that it comes from {claims[0]}.")
     return claims[0]
 
 
@@ -159,7 +157,7 @@ def _header_codes(draft: _Draft, element: str) -> list[str]:
 def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]:
     """ODS codes written as ``system|code`` in an endpoint URL, the way BaRS addresses services."""
     parts = (header or {}).get(element, ())
-    found = []
+    found: list[str] = []
     for part in (parts,) if isinstance(parts, dict) else parts:
         system, bar, code = str(part.get("endpoint", "")).rpartition("|")
         if bar and "ods" in system.lower() and (parsed := parse_ods(code)):
@@ -430,7 +428,7 @@ def _refs(draft: _Draft, kind: Kind, subject: Entry) -> TransferRefs:
     return TransferRefs(
         hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
         requests=tuple(dict.fromkeys(e for e in found if e.system != HUB_TRANSFER)) if subject.resource["resourceType"] != "Task" else _request_identifiers(draft, subject),
-        correlation_id=draft.received.headers.get(headers.CORRELATION_ID) or None,
+        correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
     )
 
 

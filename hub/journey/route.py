@@ -45,7 +45,7 @@ def _inbox_headers(canonical: Canonical, transfer_id: TransferId, event_type: st
         headers.EVENT_TYPE: event_type,
         headers.SOURCE_ODS: canonical.trust,
     }
-    trace = canonical.received.headers.get(headers.TRACEPARENT)
+    trace = canonical.received.header(headers.TRACEPARENT)
     return found | {
         name: value
         for name, value in ((headers.CORRELATION_ID, canonical.correlation_id), (headers.TRACEPARENT, trace))
@@ -68,7 +68,7 @@ def receipt_for(
         headers.EVENT_ID: received.event_id,
         headers.DISPOSITION: disposition.value,
     }
-    correlation_id = received.headers.get(headers.CORRELATION_ID)
+    correlation_id = received.header(headers.CORRELATION_ID)
     if correlation_id:
         found[headers.CORRELATION_ID] = correlation_id
     if rejection is not None:

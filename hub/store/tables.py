@@ -80,7 +80,6 @@ message = Table(
     # Set on the first message with this id only; unique, so that two workers cannot both be first.
     Column("first_key", String(300), unique=True),
     _id("first_event_id"),
-    Column("claimed_trust", String(6)),
     Column("headers", JSON, nullable=False),
     Column("key", LargeBinary),
     Column("raw", LargeBinary, comment="As received, zlib-compressed; absent on a duplicate"),
@@ -108,8 +107,9 @@ person = Table(
 person_identifier = Table(
     "person_identifier",
     metadata,
-    Column("authority", String(300), primary_key=True),
+    # The value first: lookups are by many values at once.
     Column("value", String(255), primary_key=True),
+    Column("authority", String(310), primary_key=True),
     _id("person_id", nullable=False, index=True),
     _id("event_id", nullable=False),
     comment="nhs, or <ODS>|<system>: a hospital's numbers mean nothing outside it",

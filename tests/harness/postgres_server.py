@@ -1,6 +1,7 @@
 """A private PostgreSQL cluster on 127.0.0.1 that tests may stop, kill and freeze."""
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import psutil
 from sqlalchemy import make_url
 
@@ -308,10 +309,8 @@ def _unprivileged_account() -> tuple[int, int] | None:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)  # psutil compares the start time: never somebody else's process
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _kill_all(family: list[psutil.Process]) -> None:

@@ -2,7 +2,7 @@
 
 import uuid
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, Producer
 from sqlalchemy import make_url
@@ -22,7 +22,8 @@ def _read_one(bootstrap_servers: str, topic: str) -> bytes | None:
         message = consumer.poll(30)
         assert message is not None, "nothing arrived in 30 s"
         assert message.error() is None, message.error()
-        return message.value()
+        value: bytes | None = message.value()
+        return value
     finally:
         consumer.close()
 

@@ -1,0 +1,187 @@
+"""Reading for a batch: first the locks, then what is known. A handful of set-wise queries, whatever the batch's size."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, String, any_, bindparam, literal, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
+from hub.domain.message import Canonical
+from hub.domain.rejection import Disposition, Why
+from hub.domain.transfer import Fact, State, Step, Transfer
+from hub.journey.decide import Understood
+from hub.journey.known import FirstMessage, Known, Person
+from hub.store import tables as t
+
+
+def first_key(trust: str, message_id: str) -> str:
+    """What makes a message id unique: ids are the sender's own."""
+    return f"{trust}|{message_id}"
+
+
+def among(column: Any, values: Iterable[str], connection: AsyncConnection) -> ColumnElement[bool]:
+    """``column IN values``; as one array parameter on PostgreSQL, so that every batch is the same statement."""
+    found = sorted(set(values))
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(found, ARRAY(String)))  # type: ignore[no-any-return]
+    return column.in_(found)  # type: ignore[no-any-return]
+
+
+async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -> None:
+    """Lock every name in the batch (message ids, person identifiers, request identifiers), in one order, until the
+    end of the transaction: two workers that meet a new patient at once must not both create them.
+
+    PostgreSQL only. SQLite has one writer at a time.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    names = {f"m|{first_key(u.received.trust, u.message_id)}" for u in batch}
+    for meaning in (u.meaning for u in batch):
+        if isinstance(meaning, Canonical):
+            names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.keys}
+            names |= {f"r|{each.system}|{each.value}" for each in meaning.refs.requests}
+    numbers = sorted(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in names)
+    await connection.execute(
+        text("SELECT pg_advisory_xact_lock(n) FROM (SELECT unnest(:numbers) AS n ORDER BY 1) AS ordered").bindparams(
+            bindparam("numbers", type_=ARRAY(BigInteger))
+        ),
+        {"numbers": numbers},
+    )
+
+
+async def load_known(connection: AsyncConnection, batch: Sequence[Understood]) -> Known:
+    """Everything the decisions of this batch may look at. The persons it touches are locked, in key order."""
+    known = Known()
+    await _messages(connection, batch, known)
+    canonicals = [u.meaning for u in batch if isinstance(u.meaning, Canonical)]
+    if not canonicals:
+        return known
+    person_ids = await _person_ids(connection, canonicals)
+    person_ids |= await _persons_of_named_transfers(connection, canonicals)
+    if person_ids:
+        await _persons(connection, person_ids, known)
+        await _transfers(connection, person_ids, known)
+    return known
+
+
+async def _messages(connection: AsyncConnection, batch: Sequence[Understood], known: Known) -> None:
+    keys = [first_key(u.received.trust, u.message_id) for u in batch]
+    m = t.message
+    rows = await connection.execute(
+        select(
+            m.c.trust, m.c.message_id, m.c.event_id, m.c.sha256, m.c.disposition, m.c.why, m.c.at, m.c.detail, t.event.c.transfer_id
+        )
+        .outerjoin(t.event, t.event.c.event_id == m.c.event_id)
+        .where(among(m.c.first_key, keys, connection))
+    )
+    for row in rows:
+        known.messages[(OdsCode(row.trust), row.message_id)] = FirstMessage(
+            EventId(row.event_id),
+            row.sha256,
+            Disposition(row.disposition),
+            Why(row.why) if row.why else None,
+            row.at or "",
+            row.detail or "",
+            row.transfer_id,
+        )
+
+
+async def _person_ids(connection: AsyncConnection, canonicals: Sequence[Canonical]) -> set[str]:
+    keys = {key for canonical in canonicals for key in canonical.person.keys}
+    if not keys:
+        return set()
+    p = t.person_identifier
+    rows = await connection.execute(
+        select(p.c.authority, p.c.value, p.c.person_id).where(among(p.c.value, (key.value for key in keys), connection))
+    )
+    return {row.person_id for row in rows if PersonKey(row.authority, row.value) in keys}
+
+
+async def _persons_of_named_transfers(connection: AsyncConnection, canonicals: Sequence[Canonical]) -> set[str]:
+    """Persons of the transfers that messages name. Somebody else's numbers are harmless here: `named_transfer` checks the parties."""
+    ids = {c.refs.hub_id for c in canonicals if c.refs.hub_id}
+    requests = {each.value for c in canonicals for each in c.refs.requests}
+    conversations = {c.refs.correlation_id for c in canonicals if c.refs.correlation_id}
+    ways = [
+        *([among(t.transfer.c.transfer_id, ids, connection)] if ids else []),
+        *([among(t.transfer.c.correlation_id, conversations, connection)] if conversations else []),
+    ]
+    if requests:
+        identifier = t.transfer_identifier
+        rows = await connection.execute(
+            select(identifier.c.transfer_id).where(among(identifier.c.value, requests, connection))
+        )
+        named = {row.transfer_id for row in rows}
+        ways += [among(t.transfer.c.transfer_id, named, connection)] if named else []
+    if not ways:
+        return set()
+    rows = await connection.execute(select(t.transfer.c.person_id).where(or_(*ways)))
+    return {row.person_id for row in rows}
+
+
+async def _persons(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
+    person, identifier = t.person, t.person_identifier
+    rows = await connection.execute(
+        select(person).where(among(person.c.person_id, person_ids, connection)).order_by(person.c.person_id).with_for_update()
+    )
+    found = {
+        row.person_id: Person(PersonId(row.person_id), row.birth_date, row.created_at, set()) for row in rows
+    }
+    keys = await connection.execute(
+        select(identifier.c.person_id, identifier.c.authority, identifier.c.value).where(
+            among(identifier.c.person_id, person_ids, connection)
+        )
+    )
+    for row in keys:
+        found[row.person_id].keys.add(PersonKey(row.authority, row.value))
+    for each in found.values():
+        known.add_person(each)
+
+
+async def _transfers(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
+    rows = (await connection.execute(select(t.transfer).where(among(t.transfer.c.person_id, person_ids, connection)))).all()
+    for transfer in await with_facts(connection, rows):
+        known.add_transfer(transfer)
+
+
+async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[Transfer]:
+    """Rows of `transfer` as values, their facts and identifiers with them."""
+    ids = [row.transfer_id for row in rows]
+    if not ids:
+        return []
+    facts: dict[str, list[Fact]] = {each: [] for each in ids}
+    requests: dict[str, list[Identifier]] = {each: [] for each in ids}
+    e, identifier = t.event, t.transfer_identifier
+    for row in await connection.execute(
+        select(
+            e.c.transfer_id, e.c.event_id, e.c.step, e.c.trust, e.c.occurred_at, e.c.received_at, e.c.sequence, e.c.because
+        ).where(among(e.c.transfer_id, ids, connection), e.c.step.is_not(None))
+    ):
+        facts[row.transfer_id].append(
+            Fact(
+                EventId(row.event_id), Step(row.step), OdsCode(row.trust), row.occurred_at, row.received_at, row.sequence, row.because
+            )
+        )
+    for row in await connection.execute(select(identifier).where(among(identifier.c.transfer_id, ids, connection))):
+        requests[row.transfer_id].append(Identifier(row.system, row.value))
+    return [
+        Transfer(
+            id=TransferId(row.transfer_id),
+            person_id=PersonId(row.person_id),
+            sender=OdsCode(row.sender),
+            receiver=OdsCode(row.receiver),
+            state=State(row.state),
+            version=row.version,
+            requested_at=row.requested_at,
+            facts=tuple(facts[row.transfer_id]),
+            requests=tuple(sorted(requests[row.transfer_id], key=lambda each: (each.system, each.value))),
+            correlation_id=row.correlation_id,
+            origin_encounter=row.origin_encounter,
+            sender_code=row.sender_code,
+            receiver_code=row.receiver_code,
+            changed_at=row.changed_at,
+        )
+        for row in rows
+    ]

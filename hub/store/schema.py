@@ -1,0 +1,55 @@
+"""The database's schema: bringing it up to date, and refusing to work on an old one."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class SchemaError(Exception):
+    """The database is not at the version this program works with. The message names the command that mends it."""
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str:
+    """The version this program works with."""
+    found = ScriptDirectory.from_config(_config()).get_current_head()
+    assert found is not None, "there is at least one migration"
+    return found
+
+
+async def current(engine: AsyncEngine) -> str | None:
+    """The version the database is at; None if nothing was ever made in it."""
+    async with engine.connect() as connection:
+        return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+async def upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
+    """Bring the database to this program's version. Returns the versions before and after; does nothing if they are equal."""
+    before = await current(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+    return before, head()
+
+
+async def require_current(engine: AsyncEngine) -> None:
+    """Raise SchemaError unless the database is at this program's version."""
+    found = await current(engine)
+    if found == head():
+        return
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaError(f"The database is at version {found}, newer than this program ({head()}). Install the newer hub.")
+    raise SchemaError(f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade")

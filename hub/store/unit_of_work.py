@@ -1,0 +1,292 @@
+"""THE ONE TRANSACTION. Everything a batch causes is committed together, its Kafka positions included, or not at all.
+
+A crash before the commit: nothing happened and Kafka delivers again. A crash after it: Kafka delivers again
+and the position says that it was taken in.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Insert, bindparam, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from hub.audit.entries import AuditEntry, Code, Outcome
+from hub.domain.ids import EventId, OdsCode
+from hub.domain.message import Position, Received
+from hub.domain.rejection import Disposition
+from hub.journey.decide import Journey, Understood, decide, understand
+from hub.journey.effects import Effects
+from hub.store import tables as t
+from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
+from hub.store.load import load_known, lock_names
+from hub.store.write import unpack, write_audit, write_effects
+from hub.telemetry.log import Log, LogEvent, fault_of
+
+# serialization_failure, deadlock_detected, lock_not_available: somebody else was faster; try again.
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+_ATTEMPTS = 5
+
+Result = TypeVar("Result")
+
+
+class NotQuarantinedError(LookupError):
+    """There is no quarantined message with this id."""
+
+
+@dataclass(slots=True)
+class _Brake:
+    """Messages quarantined one after the other. ``touched`` rows are written back."""
+
+    in_a_row: int = 0
+    pulled: bool = False
+    why: str | None = None
+    touched: bool = False
+
+
+class UnitOfWork:
+    """Takes in batches and runs quarantined messages again. Safe to use from one task at a time."""
+
+    def __init__(
+        self, engine: AsyncEngine, journey: Journey, clock: Callable[[], datetime], log: Log, *, quarantine_in_a_row_max: int = 50
+    ) -> None:
+        self._engine = engine
+        self._journey = journey
+        self._clock = clock
+        self._log = log
+        self._in_a_row_max = quarantine_in_a_row_max
+
+    async def take(self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None) -> Taken:
+        """See `hub.store.intake.Intake.take`."""
+        understood = [understand(received, self._journey) for received in batch]
+        taken, effects = await self._until_committed(lambda: self._take_once(understood, next_after or {}))
+        for each in effects:
+            self._say(each)
+        return taken
+
+    async def retry(self, event_id: str, operator: str) -> Effects:
+        """Run a quarantined message's bytes through the journey again. ``operator`` is a role or account, for the audit.
+
+        Raises NotQuarantinedError, StoreUnavailableError.
+        """
+        return await self._until_committed(lambda: self._retry_once(event_id, operator))
+
+    async def _until_committed(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """Run a transaction, again after a conflict with another worker; anything else ends it."""
+        for again in range(1, _ATTEMPTS + 1):
+            try:
+                return await attempt()
+            except (OSError, TimeoutError) as error:
+                raise StoreUnavailableError(fault_of(error)) from error
+            except DBAPIError as error:
+                if again == _ATTEMPTS or not _is_conflict(error):
+                    raise StoreUnavailableError(_database_fault(error)) from error
+                self._log.warning("store.conflict", fault=_database_fault(error), again=again)
+        raise AssertionError("unreachable")
+
+    async def _take_once(
+        self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]
+    ) -> tuple[Taken, list[Effects]]:
+        now = self._clock()
+        async with self._engine.begin() as connection:
+            positions = await _lock_positions(connection, understood, next_after)
+            fresh = [u for u in understood if u.received.position.offset >= positions[_partition(u.received)]]
+            brakes = await _load_brakes(connection, {u.received.trust for u in fresh})
+            fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
+            effects = await self._decide_all(connection, fresh, brakes, now)
+            await write_effects(connection, effects, now)
+            await _write_brakes(connection, brakes, now)
+            moved = _moved(positions, effects, understood, next_after, brakes)
+            await _write_positions(connection, moved, now)
+        braked = frozenset(trust for trust, brake in brakes.items() if brake.pulled)
+        return Taken(dict(Counter(each.disposition for each in effects)), positions | moved, braked), effects
+
+    async def _decide_all(
+        self, connection: AsyncConnection, fresh: Sequence[Understood], brakes: Mapping[OdsCode, _Brake], now: datetime
+    ) -> list[Effects]:
+        """Decide in order, each message as if it came alone after those before it; a trust's brake ends its part."""
+        if not fresh:
+            return []
+        await lock_names(connection, fresh)
+        known = await load_known(connection, fresh)
+        effects: list[Effects] = []
+        for each in fresh:
+            brake = brakes[each.received.trust]
+            if brake.pulled:
+                continue
+            decided = decide(each, known, self._journey, now)
+            effects.append(decided)
+            self._count(brake, decided)
+        return effects
+
+    def _count(self, brake: _Brake, decided: Effects) -> None:
+        if decided.disposition is Disposition.QUARANTINED:
+            brake.in_a_row += 1
+            brake.why = decided.rejection.why.value if decided.rejection else None
+            brake.pulled = brake.in_a_row >= self._in_a_row_max
+            brake.touched = True
+        elif brake.in_a_row and decided.disposition is not Disposition.DUPLICATE:
+            brake.in_a_row = 0
+            brake.touched = True
+
+    async def _retry_once(self, event_id: str, operator: str) -> Effects:
+        now = self._clock()
+        async with self._engine.begin() as connection:
+            received = await _stored(connection, event_id)
+            understood = understand(received, self._journey)
+            await lock_names(connection, [understood])
+            known = await load_known(connection, [understood])
+            decided = decide(understood, known, self._journey, now, again=True)
+            replayed = AuditEntry(
+                Code.MESSAGE_RETRIED,
+                now,
+                "operator",
+                trust=received.trust,
+                event_id=received.event_id,
+                detail={"operator": operator, "disposition": decided.disposition},
+            )
+            decided = replace(decided, audit=(replayed, *decided.audit))
+            await write_effects(connection, [decided], now, again=True)
+        return decided
+
+    def _say(self, effects: Effects) -> None:
+        rejection = effects.rejection
+        event: LogEvent | None = _LOG_EVENT.get(effects.disposition)
+        if event is not None:
+            self._log.warning(
+                event,
+                event_id=effects.received.event_id,
+                trust=effects.received.trust,
+                why=rejection.why.value if rejection else None,
+                at=rejection.at if rejection else None,
+            )
+
+
+_LOG_EVENT: dict[Disposition, LogEvent] = {
+    Disposition.QUARANTINED: "message.quarantined",
+    Disposition.REJECTED: "message.rejected",
+    Disposition.CONFLICT: "message.conflict",
+    Disposition.DUPLICATE: "message.duplicate",
+}
+
+
+def _is_conflict(error: DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return isinstance(error, IntegrityError) or state in _CONFLICTS
+
+
+def _database_fault(error: DBAPIError) -> str:
+    """The kind of failure and its SQLSTATE; never the driver's text, which quotes the values."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return f"{type(error.orig).__name__} {state}".strip()
+
+
+def _partition(received: Received) -> PartitionKey:
+    return received.position.topic, received.position.partition
+
+
+def insert_ignoring(connection: AsyncConnection, table: Any) -> Insert:
+    """INSERT … ON CONFLICT DO NOTHING in the connection's dialect."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement: Insert = dialect.insert(table).on_conflict_do_nothing()
+    return statement
+
+
+async def _lock_positions(
+    connection: AsyncConnection, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]
+) -> dict[PartitionKey, int]:
+    """The recorded position of every partition of the batch, locked: for a moment of a rebalance two workers can
+    hold the same partition. A partition met for the first time starts where its first message stands."""
+    first: dict[PartitionKey, int] = dict(next_after)
+    for each in understood:
+        key = _partition(each.received)
+        first[key] = min(first.get(key, each.received.position.offset), each.received.position.offset)
+    p = t.position
+    await connection.execute(
+        insert_ignoring(connection, p),
+        [
+            {"topic": topic, "partition": partition, "next_offset": offset, "taken_up": 0, "suspect_begun": 0}
+            for (topic, partition), offset in sorted(first.items())
+        ],
+    )
+    rows = await connection.execute(
+        select(p.c.topic, p.c.partition, p.c.next_offset)
+        .where(tuple_(p.c.topic, p.c.partition).in_(sorted(first)))
+        .order_by(p.c.topic, p.c.partition)
+        .with_for_update()
+    )
+    held = {(row.topic, row.partition): row.next_offset for row in rows}
+    return {key: held[key] for key in first}
+
+
+def _moved(
+    positions: Mapping[PartitionKey, int],
+    effects: Sequence[Effects],
+    understood: Sequence[Understood],
+    next_after: Mapping[PartitionKey, int],
+    brakes: Mapping[OdsCode, _Brake],
+) -> dict[PartitionKey, int]:
+    """Where each partition stands after the batch; only forward, and not past what a brake left undone."""
+    moved: dict[PartitionKey, int] = {}
+    for each in effects:
+        key = _partition(each.received)
+        moved[key] = max(moved.get(key, 0), each.received.position.offset + 1)
+    trust_of = {_partition(u.received): u.received.trust for u in understood}
+    for key, offset in next_after.items():
+        trust = trust_of.get(key)
+        if trust is None or trust not in brakes or not brakes[trust].pulled:
+            moved[key] = max(moved.get(key, 0), offset)
+    return {key: offset for key, offset in moved.items() if offset > positions[key]}
+
+
+async def _write_positions(connection: AsyncConnection, moved: Mapping[PartitionKey, int], now: datetime) -> None:
+    if not moved:
+        return
+    p = t.position
+    await connection.execute(
+        update(p)
+        .where(p.c.topic == bindparam("topic_"), p.c.partition == bindparam("partition_"))
+        .values(next_offset=bindparam("offset_"), moved_at=now, suspect_offset=None, suspect_begun=0),
+        [{"topic_": topic, "partition_": partition, "offset_": offset} for (topic, partition), offset in sorted(moved.items())],
+    )
+
+
+async def _load_brakes(connection: AsyncConnection, trusts: set[OdsCode]) -> dict[OdsCode, _Brake]:
+    rows = await connection.execute(select(t.brake).where(t.brake.c.trust.in_(sorted(trusts))))
+    found = {OdsCode(row.trust): _Brake(row.in_a_row, row.pulled, row.why) for row in rows}
+    return {trust: found.get(trust, _Brake()) for trust in sorted(trusts)}
+
+
+async def _write_brakes(connection: AsyncConnection, brakes: Mapping[OdsCode, _Brake], now: datetime) -> None:
+    for trust, brake in brakes.items():
+        if not brake.touched:
+            continue
+        await connection.execute(insert_ignoring(connection, t.brake), [{"trust": trust, "in_a_row": 0, "pulled": False}])
+        values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why}
+        await connection.execute(
+            update(t.brake).where(t.brake.c.trust == trust).values(**values, pulled_at=now if brake.pulled else None)
+        )
+        if brake.pulled:
+            detail = {"in_a_row": brake.in_a_row, "why": brake.why}
+            pulled = AuditEntry(Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=trust, detail=detail)
+            await write_audit(connection, [pulled])
+
+
+async def _stored(connection: AsyncConnection, event_id: str) -> Received:
+    m = t.message
+    row = (await connection.execute(select(m).where(m.c.event_id == event_id).with_for_update())).one_or_none()
+    if row is None or row.disposition != Disposition.QUARANTINED or row.raw is None:
+        raise NotQuarantinedError(event_id)
+    return Received(
+        event_id=EventId(row.event_id),
+        trust=OdsCode(row.trust),
+        position=Position(row.topic, row.partition, row.offset),
+        headers=row.headers,
+        key=row.key,
+        raw=unpack(row.raw),
+        received_at=row.received_at,
+    )
