@@ -145,6 +145,7 @@ class Epr:
                 status="in-progress",
                 period=_period(admitted_at),
                 location=[self._location(site, ward)],
+                serviceProvider={"reference": _urn(self.profile.ods, "Organization", self.profile.ods)},
             ),
         )
 
@@ -186,6 +187,7 @@ class Epr:
                 status="in-progress",
                 period=_period(admitted_at),
                 location=[self._location(site, ward)],
+                serviceProvider={"reference": _urn(self.profile.ods, "Organization", self.profile.ods)},
             ),
         )
 
@@ -241,7 +243,10 @@ class Epr:
             raise ValueError("an answer names the request: request_number, transfer_id or both")
         subject = request_number or transfer_id or ""
         url = _urn(self.profile.ods, "Task", requester.ods, subject, patient.nhs_number)
-        named = [_logical("ServiceRequest", identifier) for identifier in _names(requester, request_number, transfer_id)]
+        named = [
+            _logical("ServiceRequest", identifier)
+            for identifier in _names(requester, request_number, transfer_id)
+        ]
         task: _Json = {
             "resourceType": "Task",
             "meta": {"lastUpdated": _time(at)},
@@ -480,26 +485,41 @@ class Epr:
             reason=_coded(BARS_REASONS, "new"),
             sender=_trust(self.profile.ods, self.profile.name),
             destination=[{"endpoint": _endpoint(requester.ods), "receiver": _trust(requester.ods)}],
-            response={"identifier": bundle_of(requester.ods, request_number), "code": "ok"} if request_number else None,
+            response={"identifier": bundle_of(requester.ods, request_number), "code": "ok"}
+            if request_number
+            else None,
         )
         return self._message(
             patient, _bundle("message", bundle_id, at, [header, *entries]), correlation_id=correlation_id
         )
 
     def _reports(
-        self, trigger: str, patient: Patient, encounter: _Json, *, encounter_number: str, at: datetime, form: Form
+        self,
+        trigger: str,
+        patient: Patient,
+        encounter: _Json,
+        *,
+        encounter_number: str,
+        at: datetime,
+        form: Form,
     ) -> Message:
         """An Encounter as it is now. ``trigger`` is the HL7 v2 event that the MessageHeader names, if there is one."""
         ods = self.profile.ods
         url, patient_url = _urn(ods, "Encounter", encounter_number), _urn(ods, "Patient", patient.nhs_number)
         correlation_id = _id(ods, "stay", encounter_number)
         if form == "bare":
-            alone = {**encounter, "contained": [{"id": "patient", **self._person(patient)}], "subject": {"reference": "#patient"}}
+            alone = {
+                **encounter,
+                "contained": [{"id": "patient", **self._person(patient)}],
+                "subject": {"reference": "#patient"},
+            }
             return self._message(patient, alone, correlation_id=correlation_id)
         entries = [(url, encounter), (patient_url, self._person(patient))]
         bundle_id = _id(ods, "report", trigger, encounter_number, _time(at))
         if form == "message":
-            header = self._header(trigger, url, bundle_id, system=_V2_EVENT, sender=_trust(ods, self.profile.name))
+            header = self._header(
+                trigger, url, bundle_id, system=_V2_EVENT, sender=_trust(ods, self.profile.name)
+            )
             entries.insert(0, header)
         return self._message(patient, _bundle(form, bundle_id, at, entries), correlation_id=correlation_id)
 
@@ -546,7 +566,9 @@ class Epr:
             "priority": priority,
             "encounter": {"reference": _urn(self.profile.ods, "Encounter", encounter_number)},
             "performerType": _coded(_SPECIALTY_CODES, specialty, _SPECIALTIES.get(specialty)),
-            "locationReference": _some(_logical("Location", _identifier(ODS_SITE, to_site)) if to_site else None),
+            "locationReference": _some(
+                _logical("Location", _identifier(ODS_SITE, to_site)) if to_site else None
+            ),
             "reasonCode": [{"text": reason}],
         }
 
@@ -661,7 +683,9 @@ def _some(value: _Json | None) -> list[_Json] | None:
     return [value] if value is not None else None
 
 
-def _bundle(kind: Literal["message", "collection"], identity: str, at: datetime, entries: list[tuple[str, _Json]]) -> _Json:
+def _bundle(
+    kind: Literal["message", "collection"], identity: str, at: datetime, entries: list[tuple[str, _Json]]
+) -> _Json:
     return {
         "resourceType": "Bundle",
         "id": identity,

@@ -35,8 +35,8 @@ ADMITTED_AT_SENDER = datetime(2026, 11, 21, 22, 5, tzinfo=UTC)
 
 def good_examples(directory: Directory) -> dict[str, bytes]:
     """File name → compact message. One transfer from Torbay to Exeter, and the ways in which it could have gone else."""
-    sender, receiver = Epr(directory[SENDER]), Epr(directory[RECEIVER])
-    answer = {"requester": directory[SENDER], "request_number": REQUEST_NUMBER}
+    torbay = directory[SENDER]
+    sender, receiver = Epr(torbay), Epr(directory[RECEIVER])
     return {
         "transfer-request-RA9-to-RH8.json": sender.asks_to_transfer(
             MARSHWIGGLE,
@@ -68,24 +68,35 @@ def good_examples(directory: Directory) -> dict[str, bytes]:
             reason="Treated here; the transfer is no longer needed",
         ).body,
         "transfer-answer-accepted-RH8.json": receiver.answers(
-            MARSHWIGGLE, "accepted", at=_on_the_day(9, 25), **answer
+            MARSHWIGGLE, "accepted", requester=torbay, request_number=REQUEST_NUMBER, at=_on_the_day(9, 25)
         ).body,
         "transfer-answer-rejected-RH8.json": receiver.answers(
             MARSHWIGGLE,
             "rejected",
+            requester=torbay,
+            request_number=REQUEST_NUMBER,
             at=_on_the_day(9, 25),
             reason="RRNA",
             reason_text="No monitored bed before tomorrow",
-            **answer,
         ).body,
         "transfer-answer-ready-RH8.json": receiver.answers(
-            MARSHWIGGLE, "ready", at=_on_the_day(10, 5), bed="Taw Ward, bed 12", **answer
+            MARSHWIGGLE,
+            "ready",
+            requester=torbay,
+            request_number=REQUEST_NUMBER,
+            at=_on_the_day(10, 5),
+            bed="Taw Ward, bed 12",
         ).body,
         "transfer-answer-bars-accepted-RH8.json": receiver.answers_bars(
-            MARSHWIGGLE, "planned", at=_on_the_day(9, 25), **answer
+            MARSHWIGGLE, "planned", requester=torbay, request_number=REQUEST_NUMBER, at=_on_the_day(9, 25)
         ).body,
         "transfer-answer-bars-rejected-RH8.json": receiver.answers_bars(
-            MARSHWIGGLE, "cancelled", at=_on_the_day(9, 25), reason_text="No monitored bed before tomorrow", **answer
+            MARSHWIGGLE,
+            "cancelled",
+            requester=torbay,
+            request_number=REQUEST_NUMBER,
+            at=_on_the_day(9, 25),
+            reason_text="No monitored bed before tomorrow",
         ).body,
         "discharged-to-RH8.json": sender.discharges(
             MARSHWIGGLE,
@@ -113,7 +124,7 @@ def bad_examples(directory: Directory) -> dict[str, bytes]:
     """File name → a message that the hub refuses. All are meant for the sender's topic."""
     request = good_examples(directory)["transfer-request-RA9-to-RH8.json"]
     return {
-        "not-json.txt": b"MSH|^~\\&|PAS|RA9|HUB|HUB|20261123091000||ADT^A01|000042|P|2.4\n",
+        "not-json.txt": b"Please send a porter: the patient in bed 4 goes to Exeter.\n",
         "no-message-header.json": _spoilt(request, _drop_header),
         "wrong-sender.json": _spoilt(request, lambda bundle: _rename(bundle, SENDER, THIRD)),
         "no-patient-identifier.json": _spoilt(request, _drop_identifiers),

@@ -38,7 +38,10 @@ def _nhs_number(index: int) -> str:
 
 
 def _hospital_numbers(index: int) -> dict[str, str]:
-    return {ods: f"{(4_100_000 + index + _APART * place) % _HOSPITAL_NUMBERS:07d}" for place, ods in enumerate(TRUSTS)}
+    return {
+        ods: f"{(4_100_000 + index + _APART * place) % _HOSPITAL_NUMBERS:07d}"
+        for place, ods in enumerate(TRUSTS)
+    }
 
 
 def _person(index: int, family: str, given: str, birth_date: date) -> Patient:

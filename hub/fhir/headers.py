@@ -14,6 +14,8 @@ REQUEST_ID: Final = "x-request-id"
 CORRELATION_ID: Final = "x-correlation-id"
 """The conversation's id, kept by answers and updates."""
 CONTENT_TYPE: Final = "content-type"
+TRACEPARENT: Final = "traceparent"
+"""W3C Trace Context, if the trust traces; handed on unchanged."""
 
 # What only the hub writes.
 EVENT_ID: Final = "event-id"
@@ -21,14 +23,13 @@ TRANSFER_ID: Final = "transfer-id"
 EVENT_TYPE: Final = "event-type"
 SOURCE_ODS: Final = "source-ods"
 """The trust the news comes from, in upper case."""
-TRACEPARENT: Final = "traceparent"
 OUTBOX_SEQ: Final = "outbox-seq"
 """The row's number in the outbox. Whoever takes over a receiver reads it back to learn what was sent."""
 DISPOSITION: Final = "disposition"
 WHY: Final = "why"
 """The reason code; absent where the message was accepted."""
 
-INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE})
+INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT})
 """On `epr.<ods>.events`."""
 
 INBOX: Final = frozenset(

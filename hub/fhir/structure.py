@@ -22,7 +22,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import jsonschema_rs
 from fhir.resources.R4B import fhirtypes
 
-type_Schema = dict[str, Any]
+_Schema = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,10 @@ _DAY = (
 _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?"
 _OFFSET = r"(?:Z|[+\-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00))"
 _PARTIAL = f"{_YEAR}(?:-(?:0[1-9]|1[0-2]))?"
-_TEXT: type_Schema = {"type": "string", "pattern": r"[ \r\n\t\S]"}
-_NO_SPACE: type_Schema = {"type": "string", "pattern": r"^\S+$"}
+_TEXT: _Schema = {"type": "string", "pattern": r"[ \r\n\t\S]"}
+_NO_SPACE: _Schema = {"type": "string", "pattern": r"^\S+$"}
 
-_PRIMITIVES: Mapping[str, type_Schema] = {
+_PRIMITIVES: Mapping[str, _Schema] = {
     "boolean": {"type": "boolean"},
     "decimal": {"type": "number"},
     "integer": {"type": "integer", "minimum": -2147483648, "maximum": 2147483647},
@@ -174,7 +174,20 @@ _EXPECTED: Mapping[str, str] = {
 
 TIME_PROPERTIES: frozenset[str] = frozenset(
     {
-        @TIME@
+        "abatementDateTime", "answerDateTime", "authored", "authoredOn", "collectedDateTime", "created",
+        "createdDateTime", "creation", "date", "dateAsserted", "dateTime", "dateWritten",
+        "deceasedDateTime", "defaultValueDateTime", "defaultValueInstant", "detected",
+        "effectiveDateTime", "effectiveInstant", "effectiveTime", "end", "enteredDate", "event",
+        "expirationDate", "expiry", "fixedDateTime", "fixedInstant", "identifiedDateTime",
+        "ifModifiedSince", "issued", "lastModified", "lastOccurrence", "lastPerformed", "lastUpdated",
+        "manufactureDate", "maxValueDateTime", "maxValueInstant", "minValueDateTime", "minValueInstant",
+        "occurredDateTime", "occurrenceDateTime", "onset", "onsetDateTime",
+        "participantEffectiveDateTime", "patternDateTime", "patternInstant", "paymentDate",
+        "performedDateTime", "presentationDate", "publicationDate", "received", "receivedTime",
+        "recorded", "recordedDate", "recordedOn", "releaseDate", "restoreDate", "sent", "start",
+        "started", "statusDate", "studyEffectiveDateTime", "time", "timeDateTime", "timestamp",
+        "timingDateTime", "validTo", "validationDate", "value", "valueDateTime", "valueInstant",
+        "verificationDate", "when", "whenHandedOver", "whenPrepared",
     }
 )  # fmt: skip
 """JSON property names whose FHIR type is dateTime or instant somewhere in R4.
@@ -201,7 +214,7 @@ class _Rule:
 class _Type:
     """One type, walked: its schema, its conditions, and what it leads to."""
 
-    schema: type_Schema
+    schema: _Schema
     rules: tuple[_Rule, ...]
     children: tuple[tuple[str, bool, Any], ...]
     """(property, is it an array, model class) of the elements that are not primitive."""
@@ -239,9 +252,9 @@ def _primitive(leaf: Any) -> str | None:
 def _walk(model: Any) -> _Type:
     """Turn one model class into a schema. Cached: Extension and its like serve all resource types."""
     name: str = model.__name__
-    properties: type_Schema = {}
+    properties: _Schema = {}
     required: list[str] = []
-    conditions: list[type_Schema] = []
+    conditions: list[_Schema] = []
     rules: list[_Rule] = []
     children: list[tuple[str, bool, Any]] = []
     choices: dict[str, list[tuple[str, ...]]] = {}
@@ -300,7 +313,7 @@ def _walk(model: Any) -> _Type:
         conditions.append(_only_one(members, required=group in choices_required, others=len(required)))
         rules.append(_Rule(f"{group}[x]", tuple(members)))
 
-    schema: type_Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema: _Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     if not is_resource:
         schema["minProperties"] = 1
     if required:
@@ -310,11 +323,11 @@ def _walk(model: Any) -> _Type:
     return _Type(schema, tuple(rules), tuple(children))
 
 
-def _ref(name: str) -> type_Schema:
+def _ref(name: str) -> _Schema:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _sibling(*, many: bool) -> type_Schema:
+def _sibling(*, many: bool) -> _Schema:
     """The schema of `_status`: the extensions of a primitive value, in an array with null as a filler."""
     one = _ref("FHIRPrimitiveExtension")
     if not many:
@@ -326,7 +339,7 @@ def _sibling(*, many: bool) -> type_Schema:
     }
 
 
-def _code(type_name: str, alias: str, extra: Mapping[str, Any]) -> type_Schema:
+def _code(type_name: str, alias: str, extra: Mapping[str, Any]) -> _Schema:
     """A code: from its list, where R4 binds the element to one and the whole list is known."""
     codes = _CODES.get((type_name, alias)) or extra.get("enum_values")
     if not codes or not _NOT_WHOLE.isdisjoint(codes):
@@ -334,20 +347,20 @@ def _code(type_name: str, alias: str, extra: Mapping[str, Any]) -> type_Schema:
     return {"enum": list(codes)}
 
 
-def _only_one(members: list[tuple[str, ...]], *, required: bool, others: int) -> type_Schema:
+def _only_one(members: list[tuple[str, ...]], *, required: bool, others: int) -> _Schema:
     """The condition that at most one (or exactly one) of the types of a value[x] is present.
 
     `others` is the number of elements that must be present besides. An object with no more than one
     element beyond them cannot hold two values: that short cut spares the usual Extension (url and value)
     the look at fifty names.
     """
-    branches: list[type_Schema] = [
+    branches: list[_Schema] = [
         {"required": [names[0]]} if len(names) == 1 else {"anyOf": [{"required": [n]} for n in names]}
         for names in members
     ]
     if required:
         return {"oneOf": branches}
-    exact: type_Schema = {"oneOf": [{"not": {"anyOf": branches}}, *branches]}
+    exact: _Schema = {"oneOf": [{"not": {"anyOf": branches}}, *branches]}
     return {"anyOf": [{"maxProperties": others + 1}, exact]}
 
 
@@ -482,3 +495,128 @@ def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIss
             inside = [(path + way, one) for way, one in _inside(node, resource_type, compiled)]
             waiting.extend(reversed(inside))
     return tuple(issues)
+
+
+def _is_valid(compiled: _Compiled, node: dict[str, Any]) -> bool:
+    sound: bool = compiled.validator.is_valid(node)
+    return sound
+
+
+def _no_type(path: str, resource_type: Any) -> StructureIssue:
+    at = f"{path}.resourceType"
+    if resource_type is None:
+        return StructureIssue(at, "required", "resourceType is required and is absent")
+    if not isinstance(resource_type, str):
+        return StructureIssue(at, "structure", "resourceType must be text")
+    return StructureIssue(at, "not-supported", "this is not a resource type of FHIR R4")
+
+
+def _explain(compiled: _Compiled, node: dict[str, Any], base: str) -> Iterator[StructureIssue]:
+    """What is wrong with one resource, without the resources inside it."""
+    for error in compiled.validator.iter_errors(node):
+        steps: list[str | int] = error.instance_path
+        if _is_filler(node, steps, error.instance):
+            continue
+        issue = _issue(compiled, error, base + _join(steps))
+        if issue is not None:
+            yield issue
+
+
+def _join(steps: list[str | int]) -> str:
+    """The path as text. Its names are all the schema's: an unknown one is reported at its parent."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+
+
+def _is_filler(node: Any, steps: list[str | int], found: Any) -> bool:
+    """Is this a null that FHIR allows: one in an array of primitives, with extensions at its place?
+
+    JSON Schema cannot say so across two arrays, hence here. A message that uses such nulls costs the
+    slow way; they are rare.
+    """
+    if found is not None or len(steps) < 2:
+        return False
+    *parents, name, index = steps
+    if not isinstance(name, str) or not isinstance(index, int):
+        return False
+    for step in parents:
+        node = node[step]
+    beside = node.get("_" + name)
+    return isinstance(beside, list) and index < len(beside) and isinstance(beside[index], dict)
+
+
+_JSON_NAMES = {
+    "object": "a JSON object", "array": "a JSON array", "string": "a JSON string", "number": "a JSON number",
+    "integer": "a whole JSON number", "boolean": "true or false, without quotes",
+}  # fmt: skip
+
+
+def _issue(compiled: _Compiled, error: Any, path: str) -> StructureIssue | None:
+    """Say one error of the validator in our words. Its own are never used: they repeat the value."""
+    kind: str = error.kind.name
+    found: Any = error.instance
+    if kind in ("anyOf", "oneOf"):
+        return _rule_issue(compiled, error, path)
+    if kind == "required":
+        # A name that the schema demands, so nothing of the message.
+        return StructureIssue(f"{path}.{error.kind.property}", "required", "is required and is absent")
+    if found is None and kind in ("type", "enum"):
+        return StructureIssue(path, "structure", "null is not allowed: leave the element out")
+    if kind == "type":
+        expected = " or ".join(_JSON_NAMES.get(one, one) for one in error.kind.types)
+        return StructureIssue(path, "structure", f"must be {expected}")
+    if kind == "enum":
+        if not isinstance(found, str):
+            return StructureIssue(path, "structure", "must be a JSON string")
+        codes = ", ".join(str(code) for code in error.kind.options)
+        return StructureIssue(path, "value", f"must be one of the codes of FHIR R4: {codes}")
+    if kind == "additionalProperties":
+        return _unknown_elements(compiled, error, path)
+    if kind == "pattern":
+        name = _definition(error)
+        return StructureIssue(path, "value", _EXPECTED.get(name, f"must be of the FHIR type {name}"))
+    if kind in ("minimum", "maximum"):
+        bounds = _PRIMITIVES[_definition(error)]
+        return StructureIssue(path, "value", f"must be from {bounds['minimum']} to {bounds['maximum']}")
+    if kind == "minItems":
+        return StructureIssue(path, "structure", "an empty array is not allowed: leave the element out")
+    if kind == "minProperties":
+        return StructureIssue(path, "invariant", "an empty object is not allowed: leave the element out")
+    if kind == "contains":
+        return StructureIssue(path, "structure", "must hold at least one object")
+    # Nothing above left out today; a later jsonschema_rs must not turn a refusal into an exception.
+    return StructureIssue(path, "structure", "is not what FHIR R4 allows here")
+
+
+def _definition(error: Any) -> str:
+    """The `$defs` name the error stands under: the FHIR type whose rule is broken."""
+    steps = error.schema_path
+    return str(steps[1]) if len(steps) > 1 and steps[0] == "$defs" else ""
+
+
+def _unknown_elements(compiled: _Compiled, error: Any, path: str) -> StructureIssue:
+    """Unknown elements, by name only where the name is one of R4's: a key can carry patient data too."""
+    unexpected: list[str] = error.kind.unexpected
+    known = sorted(name for name in unexpected if any(name in t.schema["properties"] for t in compiled.types.values()))
+    said = f"{len(unexpected)} element(s) that FHIR R4 does not have in {_definition(error)}"
+    if known:
+        said += " (among them " + ", ".join(known) + ")"
+    return StructureIssue(path, "structure", said)
+
+
+def _rule_issue(compiled: _Compiled, error: Any, path: str) -> StructureIssue | None:
+    """A condition over several elements: a required primitive, or a value[x]."""
+    steps = error.schema_path
+    walked = compiled.types.get(_definition(error))
+    if walked is None or "allOf" not in steps:
+        # The arrays beside primitive arrays: each place is null or an object with extensions.
+        return StructureIssue(path, "structure", "must be null or an object with id or extensions")
+    if not isinstance(error.instance, dict):
+        return None  # its type is wrong, which is another error's to say
+    rule = walked.rules[steps[steps.index("allOf") + 1]]
+    present = sum(any(name in error.instance for name in names) for names in rule.members)
+    at = f"{path}.{rule.element}"
+    if present > 1:
+        return StructureIssue(at, "structure", "only one of its types may be present")
+    if present == 1:
+        return StructureIssue(at, "required", "without a value, it needs extensions that say why")
+    return StructureIssue(at, "required", "is required and is absent")
