@@ -34,6 +34,7 @@ class Code(StrEnum):
     BRAKE_RELEASED = "brake-released"
     INCIDENT_OPENED = "incident-opened"
     INCIDENT_CLOSED = "incident-closed"
+    POSITION_SET = "position-set"
     AUDIT_READ = "audit-read"
 
 

@@ -1,622 +1,751 @@
-"""The structure check: is this JSON tree what FHIR R4 allows, and if not, where and why.
+"""Is this parsed JSON a structurally sound FHIR R4 resource? In: an orjson tree. Out: issues, none when sound.
 
-`fhir.resources` (R4B, the same as R4 for what the hub carries) is the only source: its model classes
-are walked, turned into JSON Schema and compiled by `jsonschema_rs`, one validator per resource type.
-A message is then checked by Rust on the tree that `orjson` made, without building any model. The
-resources inside it (a Bundle's entries, `contained`) are each checked by the validator of their own type.
+The rules come from one source, the classes of ``fhir.resources.R4B``. They are walked once, written as JSON
+Schema and compiled by ``jsonschema_rs``, because the classes themselves take about twenty times as long (decision 0003).
 
-What is written here by hand is what the models keep in Python code or do not say at all: the patterns of
-the primitive types, the code lists that the models cut short, and the types of R4B that R4 lacks.
-Decision record: `hub/decisions/0003-structure-check.md`.
+ * Every resource is checked by the schema of its own type: the one given, and every resource inside it
+   (``Bundle.entry.resource``, ``Bundle.entry.response.outcome``, ``Parameters.parameter.resource``, ``contained``).
+ * Where R4B or its models differ from R4 4.0.1, R4 is what counts: the tables under "R4, where the models differ".
+ * An issue says where and what was expected. It never repeats what the message said, neither a value nor a name
+   that FHIR does not know, because either may be patient data.
 
-Nothing of a message is ever repeated in an issue: paths are made of names the schema knows and of
-indexes, messages of what was expected.
+What is not judged here: profiles, invariants (except dom-2), reference targets, terminology beyond required codes.
 """
 
 import types
+import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import jsonschema_rs
-from fhir.resources.R4B import fhirtypes
+from fhir.resources.R4B import get_fhir_model_class
+from fhir_core.constraints import FHIR_PRIMITIVES_MAPS
 
-_Schema = dict[str, Any]
+JsonSchema = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StructureIssue:
-    """One thing wrong with a message, in words that are safe to log and to send back."""
+    """One thing that is wrong, in words that hold nothing from the message."""
 
     path: str
-    """Where: `Bundle.entry[2].resource.status`. Element names as in JSON, so `valueString`, `_status`."""
+    """FHIRPath-like, ``Bundle.entry[2].resource.status``. Made of FHIR's own names and of positions only."""
     code: str
     """FHIR IssueType: structure, required, value, invariant or not-supported."""
     message: str
-    """What was expected. Never what was found: that may be patient data."""
+    """What is wrong and what was expected."""
 
 
-# --- What the models do not say -------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------
+# Primitive types. Source: https://hl7.org/fhir/R4/datatypes.html#primitive, unless a comment says otherwise.
+# ---------------------------------------------------------------------------------------------------------------
 
-# R4B's additions. A message that uses them is not R4, and an R4 receiver refuses it.
-# https://hl7.org/fhir/R4B/r4b-explanation.html
-_ONLY_R4B_RESOURCES = frozenset(
-    {
-        "AdministrableProductDefinition", "Citation", "ClinicalUseDefinition", "EvidenceReport",
-        "Ingredient", "ManufacturedItemDefinition", "MedicinalProductDefinition", "NutritionProduct",
-        "PackagedProductDefinition", "RegulatedAuthorization", "SubscriptionStatus", "SubscriptionTopic",
-        "SubstanceDefinition",
-    }
-)  # fmt: skip
-_ONLY_R4B_DATATYPES = frozenset({"CodeableReference", "RatioRange"})
-
-# The modules of fhir.resources that hold no resource. By hand, because asking the classes means importing
-# all of them: two seconds and 77 MB. The unit test compares this with what the classes say.
-_NO_RESOURCE = frozenset(
-    {
-        "Address", "Age", "Annotation", "Attachment", "BackboneElement", "CodeableConcept",
-        "CodeableReference", "Coding", "ContactDetail", "ContactPoint", "Contributor", "Count",
-        "DataRequirement", "Distance", "DomainResource", "Dosage", "Duration", "Element",
-        "ElementDefinition", "Expression", "Extension", "FHIRPrimitiveExtension", "HumanName",
-        "Identifier", "MarketingStatus", "Meta", "Money", "Narrative", "ParameterDefinition", "Period",
-        "Population", "ProdCharacteristic", "ProductShelfLife", "Quantity", "Range", "Ratio", "RatioRange",
-        "Reference", "RelatedArtifact", "Resource", "SampledData", "Signature", "Timing",
-        "TriggerDefinition", "UsageContext",
-    }
-)  # fmt: skip
-
-_OBSERVATION_STATUS = (
-    "registered", "preliminary", "final", "amended", "corrected", "cancelled", "entered-in-error", "unknown",
-)  # fmt: skip
-_ENCOUNTER_STATUS = (
-    "planned", "arrived", "triaged", "in-progress", "onleave", "finished", "cancelled", "entered-in-error",
-    "unknown",
-)  # fmt: skip
-
-# Code lists that the models cut short with a '+'. Source: the value sets of FHIR R4 4.0.1, each at
-# https://hl7.org/fhir/R4/valueset-<name>.html, the name behind each line.
-# StructureMap.group.rule.target.transform is cut short too and not checked: the hub carries no maps.
-_CODES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("Encounter", "status"): _ENCOUNTER_STATUS,  # encounter-status
-    ("EncounterStatusHistory", "status"): _ENCOUNTER_STATUS,  # encounter-status
-    ("Task", "status"): (  # task-status
-        "draft", "requested", "received", "accepted", "rejected", "ready", "cancelled", "in-progress",
-        "on-hold", "failed", "completed", "entered-in-error",
-    ),
-    ("Observation", "status"): _OBSERVATION_STATUS,  # observation-status
-    ("DetectedIssue", "status"): _OBSERVATION_STATUS,  # observation-status
-    ("RiskAssessment", "status"): _OBSERVATION_STATUS,  # observation-status
-    ("DiagnosticReport", "status"): (  # diagnostic-report-status
-        "registered", "partial", "preliminary", "final", "amended", "corrected", "appended", "cancelled",
-        "entered-in-error", "unknown",
-    ),
-    ("DeviceUseStatement", "status"): (  # device-statement-status
-        "active", "completed", "entered-in-error", "intended", "stopped", "on-hold",
-    ),
-    ("DeviceUdiCarrier", "entryType"): (  # udi-entry-type
-        "barcode", "rfid", "manual", "card", "self-reported", "unknown",
-    ),
-    ("QuestionnaireItem", "type"): (  # item-type
-        "group", "display", "question", "boolean", "decimal", "integer", "date", "dateTime", "time",
-        "string", "text", "url", "choice", "open-choice", "attachment", "reference", "quantity",
-    ),
-    ("SupplyRequest", "status"): (  # supplyrequest-status
-        "draft", "active", "suspended", "cancelled", "completed", "entered-in-error", "unknown",
-    ),
-}  # fmt: skip
-
-# Marks of a list that is not whole: '+' (cut short by the generator), 'etc.' (an extensible binding).
-_NOT_WHOLE = frozenset({"+", "etc."})
-
-# R4's own patterns (https://hl7.org/fhir/R4/datatypes.html#primitive), with the sentence beside them,
-# "Dates SHALL be valid dates", made part of the pattern: 30 days in November, 29 in February of leap years.
-_YEAR = "(?:[0-9](?:[0-9](?:[0-9][1-9]|[1-9]0)|[1-9]00)|[1-9]000)"
-_FOURTH = "(?:0[48]|[2468][048]|[13579][26])"
-_DAY = (
-    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
-    "|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
-    f"|(?:[0-9][0-9]{_FOURTH}|{_FOURTH}00)-02-29)"
+_YEAR = r"([0-9]([0-9]([0-9][1-9]|[1-9]0)|[1-9]00)|[1-9]000)"
+_LEAP_YEAR = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+# R4's regex allows a 31st in every month; its text does not ("Dates SHALL be valid dates"), so neither do we.
+_FULL_DATE = (
+    rf"({_YEAR}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    rf"|02-(0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
-_CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?"
-_OFFSET = r"(?:Z|[+\-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00))"
-_PARTIAL = f"{_YEAR}(?:-(?:0[1-9]|1[0-2]))?"
-_TEXT: _Schema = {"type": "string", "pattern": r"[ \r\n\t\S]"}
-_NO_SPACE: _Schema = {"type": "string", "pattern": r"^\S+$"}
+_PARTIAL_DATE = rf"{_YEAR}(-(0[1-9]|1[0-2]))?"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?"
+_OFFSET = r"(Z|[+-]((0[0-9]|1[0-3]):[0-5][0-9]|14:00))"
+_BASE64_CHAR = r"[A-Za-z0-9+/][ \t\r\n]*"
 
-_PRIMITIVES: Mapping[str, _Schema] = {
+_TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": 1024 * 1024}
+# R4 writes \S*; that an element is not empty is said in https://hl7.org/fhir/R4/json.html#json.
+_URI: JsonSchema = {"type": "string", "pattern": r"^\S+$"}
+
+_PRIMITIVES: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
+    "integer": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "unsignedInt": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+    "positiveInt": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
     "decimal": {"type": "number"},
-    "integer": {"type": "integer", "minimum": -2147483648, "maximum": 2147483647},
-    "unsignedInt": {"type": "integer", "minimum": 0, "maximum": 2147483647},
-    "positiveInt": {"type": "integer", "minimum": 1, "maximum": 2147483647},
     "string": _TEXT,
     "markdown": _TEXT,
-    "xhtml": _TEXT,
-    "uri": _NO_SPACE,
-    "url": _NO_SPACE,
-    "canonical": _NO_SPACE,
-    "code": {"type": "string", "pattern": r"^\S+(?:\s\S+)*$"},
-    "id": {"type": "string", "pattern": r"^[A-Za-z0-9\-.]{1,64}$"},
-    "oid": {"type": "string", "pattern": r"^urn:oid:[0-2](?:\.(?:0|[1-9][0-9]*))+$"},
+    "xhtml": {"type": "string", "minLength": 1},
+    "code": {"type": "string", "pattern": r"^[^\s]+(\s[^\s]+)*$"},
+    "id": {"type": "string", "pattern": r"^[A-Za-z0-9\-\.]{1,64}$"},
+    "uri": _URI,
+    "url": _URI,
+    "canonical": _URI,
+    "oid": {"type": "string", "pattern": r"^urn:oid:[0-2](\.(0|[1-9][0-9]*))+$"},
     "uuid": {
         "type": "string",
         "pattern": "^urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
     },
-    "base64Binary": {"type": "string", "pattern": r"^(?:\s*(?:[0-9a-zA-Z+/=]){4}\s*)+$"},
-    "date": {"type": "string", "pattern": f"^(?:{_PARTIAL}|{_DAY})$"},
-    "dateTime": {"type": "string", "pattern": f"^(?:{_PARTIAL}|{_DAY}(?:T{_CLOCK}{_OFFSET})?)$"},
-    "instant": {"type": "string", "pattern": f"^{_DAY}T{_CLOCK}{_OFFSET}$"},
-    "time": {"type": "string", "pattern": f"^{_CLOCK}$"},
+    "date": {"type": "string", "pattern": f"^({_PARTIAL_DATE}|{_FULL_DATE})$"},
+    "dateTime": {"type": "string", "pattern": f"^({_PARTIAL_DATE}|{_FULL_DATE}(T{_TIME}{_OFFSET})?)$"},
+    "instant": {"type": "string", "pattern": f"^{_FULL_DATE}T{_TIME}{_OFFSET}$"},
+    "time": {"type": "string", "pattern": f"^{_TIME}$"},
+    # R4's regex forgets "/" and padding rules; RFC 4648 with whitespace between characters, as R4's text means.
+    "base64Binary": {
+        "type": "string",
+        "minLength": 1,
+        "pattern": rf"^[ \t\r\n]*(({_BASE64_CHAR}){{4}})*"
+        rf"(({_BASE64_CHAR}){{2}}(=[ \t\r\n]*){{2}}|({_BASE64_CHAR}){{3}}=[ \t\r\n]*)?$",
+    },
 }
 
-# What is said of a value that breaks its type's pattern.
 _EXPECTED: Mapping[str, str] = {
-    "string": "must be text that is not empty",
-    "markdown": "must be text that is not empty",
-    "xhtml": "must be text that is not empty",
-    "uri": "must be a URI: not empty, no spaces",
-    "url": "must be a URL: not empty, no spaces",
-    "canonical": "must be a canonical URL: not empty, no spaces",
-    "code": "must be a code: not empty, no space before or after, no two spaces together",
-    "id": "must be an id: 1 to 64 letters, digits, '-' and '.'",
-    "oid": "must be an OID: urn:oid: and numbers with dots between",
-    "uuid": "must be a UUID: urn:uuid: and lower-case hexadecimal digits",
-    "base64Binary": "must be base64",
-    "date": "must be a date that exists: YYYY, YYYY-MM or YYYY-MM-DD",
-    "dateTime": (
-        "must be a date that exists (YYYY, YYYY-MM, YYYY-MM-DD) or "
-        "YYYY-MM-DDThh:mm:ss with an offset (Z or +hh:mm)"
-    ),
-    "instant": "must be YYYY-MM-DDThh:mm:ss with an offset (Z or +hh:mm), on a date that exists",
-    "time": "must be a time of day: hh:mm:ss, no offset",
+    "boolean": "true or false",
+    "integer": "a whole number of 32 bits",
+    "unsignedInt": "a whole number from 0 to 2147483647",
+    "positiveInt": "a whole number from 1 to 2147483647",
+    "decimal": "a number",
+    "string": "text that is not empty, of at most 1048576 characters",
+    "markdown": "text that is not empty, of at most 1048576 characters",
+    "xhtml": "text that is not empty",
+    "code": "a code: not empty, no white space around it, single spaces at most within",
+    "id": "an id: 1 to 64 of A-Z a-z 0-9 - .",
+    "uri": "a URI, not empty and without white space",
+    "url": "a URL, not empty and without white space",
+    "canonical": "a canonical URL, not empty and without white space",
+    "oid": "an OID written urn:oid:…",
+    "uuid": "a UUID written urn:uuid:… in lower case",
+    "date": "a date that exists, written YYYY, YYYY-MM or YYYY-MM-DD",
+    "dateTime": "a date that exists, written YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss with an offset (Z or ±hh:mm)",
+    "instant": "YYYY-MM-DDThh:mm:ss with an offset (Z or ±hh:mm), on a date that exists",
+    "time": "hh:mm:ss, from 00:00:00, without an offset",
+    "base64Binary": "base64 text that is not empty",
 }
 
-TIME_PROPERTIES: frozenset[str] = frozenset(
-    {
-        "abatementDateTime", "answerDateTime", "authored", "authoredOn", "collectedDateTime", "created",
-        "createdDateTime", "creation", "date", "dateAsserted", "dateTime", "dateWritten",
-        "deceasedDateTime", "defaultValueDateTime", "defaultValueInstant", "detected",
-        "effectiveDateTime", "effectiveInstant", "effectiveTime", "end", "enteredDate", "event",
-        "expirationDate", "expiry", "fixedDateTime", "fixedInstant", "identifiedDateTime",
-        "ifModifiedSince", "issued", "lastModified", "lastOccurrence", "lastPerformed", "lastUpdated",
-        "manufactureDate", "maxValueDateTime", "maxValueInstant", "minValueDateTime", "minValueInstant",
-        "occurredDateTime", "occurrenceDateTime", "onset", "onsetDateTime",
-        "participantEffectiveDateTime", "patternDateTime", "patternInstant", "paymentDate",
-        "performedDateTime", "presentationDate", "publicationDate", "received", "receivedTime",
-        "recorded", "recordedDate", "recordedOn", "releaseDate", "restoreDate", "sent", "start",
-        "started", "statusDate", "studyEffectiveDateTime", "time", "timeDateTime", "timestamp",
-        "timingDateTime", "validTo", "validationDate", "value", "valueDateTime", "valueInstant",
-        "verificationDate", "when", "whenHandedOver", "whenPrepared",
-    }
-)  # fmt: skip
-"""JSON property names whose FHIR type is dateTime or instant somewhere in R4.
+# ---------------------------------------------------------------------------------------------------------------
+# R4, where the models differ. Source of these tables: R4 4.0.1 (https://hl7.org/fhir/R4/fhir.schema.json and the
+# value sets it was made from), compared with fhir.resources 8.3.0 element by element.
+# ---------------------------------------------------------------------------------------------------------------
 
-Written out because finding them means importing every model (two seconds, 77 MB); the unit test compares.
-*Somewhere*: `value`, `event`, `start` or `date` are times in one type and something else in another, so a
-name found here says where to look, and the form of the value decides.
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_R4_RESOURCE_TYPES = _names(
+    """
+    Account ActivityDefinition AdverseEvent AllergyIntolerance Appointment AppointmentResponse AuditEvent
+    Basic Binary BiologicallyDerivedProduct BodyStructure Bundle CapabilityStatement CarePlan CareTeam
+    CatalogEntry ChargeItem ChargeItemDefinition Claim ClaimResponse ClinicalImpression CodeSystem
+    Communication CommunicationRequest CompartmentDefinition Composition ConceptMap Condition Consent
+    Contract Coverage CoverageEligibilityRequest CoverageEligibilityResponse DetectedIssue Device
+    DeviceDefinition DeviceMetric DeviceRequest DeviceUseStatement DiagnosticReport DocumentManifest
+    DocumentReference EffectEvidenceSynthesis Encounter Endpoint EnrollmentRequest EnrollmentResponse
+    EpisodeOfCare EventDefinition Evidence EvidenceVariable ExampleScenario ExplanationOfBenefit
+    FamilyMemberHistory Flag Goal GraphDefinition Group GuidanceResponse HealthcareService ImagingStudy
+    Immunization ImmunizationEvaluation ImmunizationRecommendation ImplementationGuide InsurancePlan Invoice
+    Library Linkage List Location Measure MeasureReport Media Medication MedicationAdministration
+    MedicationDispense MedicationKnowledge MedicationRequest MedicationStatement MedicinalProduct
+    MedicinalProductAuthorization MedicinalProductContraindication MedicinalProductIndication
+    MedicinalProductIngredient MedicinalProductInteraction MedicinalProductManufactured
+    MedicinalProductPackaged MedicinalProductPharmaceutical MedicinalProductUndesirableEffect
+    MessageDefinition MessageHeader MolecularSequence NamingSystem NutritionOrder Observation
+    ObservationDefinition OperationDefinition OperationOutcome Organization OrganizationAffiliation
+    Parameters Patient PaymentNotice PaymentReconciliation Person PlanDefinition Practitioner
+    PractitionerRole Procedure Provenance Questionnaire QuestionnaireResponse RelatedPerson RequestGroup
+    ResearchDefinition ResearchElementDefinition ResearchStudy ResearchSubject RiskAssessment
+    RiskEvidenceSynthesis Schedule SearchParameter ServiceRequest Slot Specimen SpecimenDefinition
+    StructureDefinition StructureMap Subscription Substance SubstanceNucleicAcid SubstancePolymer
+    SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
+    SupplyDelivery SupplyRequest Task TerminologyCapabilities TestReport TestScript ValueSet
+    VerificationResult VisionPrescription
+    """
+)
+_NOT_CHECKABLE = _names(
+    # In R4 only: R4B dropped or replaced them, so there is no model to take the rules from.
+    """
+    EffectEvidenceSynthesis MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication
+    MedicinalProductIndication MedicinalProductIngredient MedicinalProductInteraction
+    MedicinalProductManufactured MedicinalProductPackaged MedicinalProductPharmaceutical
+    MedicinalProductUndesirableEffect RiskEvidenceSynthesis SubstanceNucleicAcid SubstancePolymer
+    SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
+    """
+) | frozenset(
+    # In both, but rewritten in R4B (https://hl7.org/fhir/R4B/r4b-explanation.html): the model is not R4's.
+    ("Evidence", "EvidenceVariable")
+)
+
+_OBSERVATION_STATUS = (
+    "registered",
+    "preliminary",
+    "final",
+    "amended",
+    "corrected",
+    "cancelled",
+    "entered-in-error",
+    "unknown",
+)
+_COMPARATOR = ("<", "<=", ">=", ">")
+
+_CODES: Mapping[tuple[str, str], tuple[str, ...] | None] = {
+    # The models' list is cut short where FHIR's one-line summary of the element ends in "+".
+    # http://hl7.org/fhir/ValueSet/encounter-status|4.0.1, for both elements:
+    **dict.fromkeys(
+        [("Encounter", "status"), ("EncounterStatusHistory", "status")],
+        ("planned", "arrived", "triaged", "in-progress", "onleave", "finished", "cancelled", "entered-in-error", "unknown"),
+    ),
+    # http://hl7.org/fhir/ValueSet/task-status|4.0.1:
+    ("Task", "status"): (
+        "draft", "requested", "received", "accepted", "rejected", "ready", "cancelled", "in-progress",
+        "on-hold", "failed", "completed", "entered-in-error",
+    ),
+    # http://hl7.org/fhir/ValueSet/observation-status|4.0.1, for all three:
+    ("Observation", "status"): _OBSERVATION_STATUS,
+    ("DetectedIssue", "status"): _OBSERVATION_STATUS,
+    ("RiskAssessment", "status"): _OBSERVATION_STATUS,
+    # http://hl7.org/fhir/ValueSet/diagnostic-report-status|4.0.1:
+    ("DiagnosticReport", "status"): (
+        "registered", "partial", "preliminary", "final", "amended", "corrected", "appended", "cancelled",
+        "entered-in-error", "unknown",
+    ),
+    # http://hl7.org/fhir/ValueSet/udi-entry-type|4.0.1:
+    ("DeviceUdiCarrier", "entryType"): ("barcode", "rfid", "manual", "card", "self-reported", "unknown"),
+    # http://hl7.org/fhir/ValueSet/device-statement-status|4.0.1:
+    ("DeviceUseStatement", "status"): ("active", "completed", "entered-in-error", "intended", "stopped", "on-hold"),
+    # http://hl7.org/fhir/ValueSet/supplyrequest-status|4.0.1:
+    ("SupplyRequest", "status"): ("draft", "active", "suspended", "cancelled", "completed", "entered-in-error", "unknown"),
+    # http://hl7.org/fhir/ValueSet/item-type|4.0.1 ("question" is abstract):
+    ("QuestionnaireItem", "type"): (
+        "group", "display", "boolean", "decimal", "integer", "date", "dateTime", "time", "string", "text", "url",
+        "choice", "open-choice", "attachment", "reference", "quantity",
+    ),
+    # http://hl7.org/fhir/ValueSet/map-transform|4.0.1:
+    ("StructureMapGroupRuleTarget", "transform"): (
+        "create", "copy", "truncate", "escape", "cast", "append", "translate", "reference", "dateOp", "uuid",
+        "pointer", "evaluate", "cc", "c", "qty", "id", "cp",
+    ),
+    # Required in R4, but the models have no list at all.
+    **dict.fromkeys([(quantity, "comparator") for quantity in ("Quantity", "Age", "Count", "Distance", "Duration")], _COMPARATOR),
+    ("AuditEvent", "action"): ("C", "R", "U", "D", "E"),
+    ("AuditEvent", "outcome"): ("0", "4", "8", "12"),
+    ("AuditEventAgentNetwork", "type"): ("1", "2", "3", "4", "5"),
+    # http://hl7.org/fhir/ValueSet/issue-type|4.0.1:
+    ("OperationOutcomeIssue", "code"): (
+        "invalid", "structure", "required", "value", "invariant", "security", "login", "unknown", "expired",
+        "forbidden", "suppressed", "processing", "not-supported", "duplicate", "multiple-matches", "not-found",
+        "deleted", "too-long", "code-invalid", "extension", "too-costly", "business-rule", "conflict",
+        "transient", "lock-error", "no-store", "exception", "timeout", "incomplete", "throttled", "informational",
+    ),
+    # http://hl7.org/fhir/ValueSet/event-timing|4.0.1:
+    ("TimingRepeat", "when"): (
+        "MORN", "MORN.early", "MORN.late", "NOON", "AFT", "AFT.early", "AFT.late", "EVE", "EVE.early", "EVE.late",
+        "NIGHT", "PHS", "HS", "WAKE", "C", "CM", "CD", "CV", "AC", "ACM", "ACD", "ACV", "PC", "PCM", "PCD", "PCV",
+    ),
+    # Not closed lists in R4: the first is extensible, the second is any MIME type.
+    ("Expression", "language"): None,
+    ("CapabilityStatement", "format"): None,
+}  # fmt: skip
+
+# Data types that came with R4B, so a value[x] of them is no R4 (https://hl7.org/fhir/R4B/r4b-explanation.html).
+_R4B_DATA_TYPES = frozenset(("CodeableReference", "RatioRange"))
+# R4B lets these be a canonical as well.
+_R4B_CHOICES = frozenset(("subjectCanonical",))
+
+# Generated from the models (test_structure.py holds it to them): reading it from the models would import all
+# 140 of them, two seconds and 80 MB, for a constant.
+TIME_PROPERTIES: frozenset[str] = _names(
+    """
+    abatementDateTime answerDateTime authored authoredOn collectedDateTime created createdDateTime creation
+    date dateAsserted dateTime dateWritten deceasedDateTime defaultValueDateTime defaultValueInstant
+    detected effectiveDateTime effectiveInstant effectiveTime end enteredDate event expirationDate expiry
+    fixedDateTime fixedInstant identifiedDateTime ifModifiedSince issued lastModified lastOccurrence
+    lastPerformed lastUpdated manufactureDate maxValueDateTime maxValueInstant minValueDateTime
+    minValueInstant occurredDateTime occurrenceDateTime onset onsetDateTime participantEffectiveDateTime
+    patternDateTime patternInstant paymentDate performedDateTime presentationDate publicationDate received
+    receivedTime recorded recordedDate recordedOn releaseDate sent start started statusDate
+    studyEffectiveDateTime time timeDateTime timestamp timingDateTime validTo validationDate value
+    valueDateTime valueInstant verificationDate when whenHandedOver whenPrepared
+    """
+)
+"""Names of JSON properties whose type is dateTime or instant somewhere in R4.
+
+A name can be something else elsewhere: ``value`` is a dateTime in one place only
+(ImmunizationRecommendation.recommendation.dateCriterion), and text in an Identifier.
 """
 
 
-# --- From model classes to JSON Schema ------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------
+# Walking the models
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
-    """What a condition over several elements means; it stands at `allOf[index]` of its type's schema."""
+class _Element:
+    """One element of a FHIR type, as a model class declares it."""
 
-    element: str
-    members: tuple[tuple[str, ...], ...]
-    """The alternatives, each by the JSON names it may have (`valueString`, `_valueString`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Type:
-    """One type, walked: its schema, its conditions, and what it leads to."""
-
-    schema: _Schema
-    rules: tuple[_Rule, ...]
-    children: tuple[tuple[str, bool, Any], ...]
-    """(property, is it an array, model class) of the elements that are not primitive."""
+    name: str
+    type: str
+    """Name of a primitive, or of a model class."""
+    model: Any
+    """The model class; None for a primitive."""
+    repeats: bool
+    required: bool
+    codes: tuple[str, ...] | None
+    choice: str | None
+    """``value`` for what FHIR writes ``value[x]``."""
+    choice_required: bool
 
 
-def _split(annotation: Any) -> tuple[bool, Any]:
-    """Take `Optional[List[X | None]]` apart: is it a list, and what is X."""
-    many = False
+def _element_type(annotation: Any) -> tuple[Any, bool]:
+    """The type inside ``List[X] | None``, and whether there was a list. Source: the models' annotations."""
+    repeats = False
     while True:
-        origin = get_origin(annotation)
-        if origin is list:
-            many = True
-            annotation = get_args(annotation)[0]
-        elif origin in (Union, types.UnionType):
-            # Only Optional occurs at this place; Url's union stands inside Annotated.
-            (annotation,) = (arg for arg in get_args(annotation) if arg is not type(None))
+        origin = typing.get_origin(annotation)
+        if origin in (typing.Union, types.UnionType):
+            annotation = next(arg for arg in typing.get_args(annotation) if arg is not types.NoneType)
+        elif origin is list:
+            annotation, repeats = typing.get_args(annotation)[0], True
         else:
-            return many, annotation
+            return annotation, repeats
 
 
-def _primitive(leaf: Any) -> str | None:
-    """The FHIR name of a primitive type, None for anything else."""
-    if leaf is bool:
-        return "boolean"
-    if get_origin(leaf) is not Annotated:
-        return None
-    for marker in leaf.__metadata__:
-        name = getattr(type(marker), "__visit_name__", None)
-        if isinstance(name, str):
-            return name
-    return "uuid"  # the only one that fhir.resources takes from pydantic, without a marker of its own
+def _codes(type_name: str, name: str, extra: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The required codes of an element, or None when any code will do."""
+    if (type_name, name) in _CODES:
+        return _CODES[type_name, name]
+    codes = tuple(extra.get("enum_values", ()))
+    if "+" in codes:
+        raise LookupError(f"{type_name}.{name}: the models' list of codes is cut short, _CODES has to say it")
+    return codes or None
 
 
-@cache
-def _walk(model: Any) -> _Type:
-    """Turn one model class into a schema. Cached: Extension and its like serve all resource types."""
-    name: str = model.__name__
-    properties: _Schema = {}
-    required: list[str] = []
-    conditions: list[_Schema] = []
-    rules: list[_Rule] = []
-    children: list[tuple[str, bool, Any]] = []
-    choices: dict[str, list[tuple[str, ...]]] = {}
-    choices_required: set[str] = set()
-    fields = model.model_fields
-    is_resource = model.has_resource_base()
-    if is_resource:
-        properties["resourceType"] = True  # read by check() itself
-
-    for field_name, info in fields.items():
-        alias: str = info.alias or field_name
-        if alias == "fhir_comments":  # fhir.resources' own; FHIR JSON has had no comments since DSTU2
-            continue
-        many, leaf = _split(info.annotation)
-        extra: Mapping[str, Any] = info.json_schema_extra or {}
-        kind = _primitive(leaf)
-        sibling = "_" + alias
-        names: tuple[str, ...] = (alias,)
-        if field_name.endswith("__ext"):
-            node, nested = _sibling(many=many), leaf.get_model_klass()
-            children.append((alias, many, nested))
-            properties[alias] = node
-            continue
-        if kind is None:
-            nested = leaf.get_model_klass()
-            if nested.__name__ in _ONLY_R4B_DATATYPES:
-                continue
-            children.append((alias, many, nested))
-            # A resource inside is only required to be an object here; check() goes into it by its type.
-            node = {"type": "object"} if nested.__name__ == "Resource" else _ref(nested.__name__)
-        else:
-            node = _code(name, alias, extra) if kind == "code" else _ref(kind)
-            if field_name + "__ext" in fields:
-                names = (alias, sibling)
-            elif extra.get("one_of_many"):
-                # Extension's values: FHIR lets them have extensions, the models forgot.
-                names = (alias, sibling)
-                properties[sibling] = _sibling(many=False)
-                children.append((sibling, False, fhirtypes.FHIRPrimitiveExtensionType.get_model_klass()))
-        properties[alias] = {"type": "array", "minItems": 1, "items": node} if many else node
-
-        if group := extra.get("one_of_many"):
-            choices.setdefault(group, []).append(names)
-            if extra.get("one_of_many_required"):
-                choices_required.add(group)
-        elif info.is_required() or extra.get("element_required"):
-            if len(names) == 1:
-                required.append(alias)
-            else:
-                # The value itself, or extensions that say why there is none.
-                why = {} if many else {"properties": {sibling: {"required": ["extension"]}}}
-                conditions.append({"anyOf": [{"required": [alias]}, {"required": [sibling], **why}]})
-                rules.append(_Rule(alias, (names,)))
-
-    for group, members in choices.items():
-        conditions.append(_only_one(members, required=group in choices_required, others=len(required)))
-        rules.append(_Rule(f"{group}[x]", tuple(members)))
-
-    schema: _Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    if not is_resource:
-        schema["minProperties"] = 1
-    if required:
-        schema["required"] = required
-    if conditions:
-        schema["allOf"] = conditions
-    return _Type(schema, tuple(rules), tuple(children))
+def _element(type_name: str, field_name: str, field: Any) -> _Element:
+    """One field of a model class, read. Raises when it is of a shape this module does not know."""
+    name, extra = field.alias or field_name, field.json_schema_extra or {}
+    declared, repeats = _element_type(field.annotation)
+    primitive = FHIR_PRIMITIVES_MAPS.get(declared)
+    if primitive is None and not hasattr(declared, "get_model_klass"):
+        raise TypeError(f"{type_name}.{name} has a type that is not known here")
+    model: Any = None if primitive else declared.get_model_klass()
+    choice = extra.get("one_of_many")
+    return _Element(
+        name=name,
+        type=primitive or model.__name__,
+        model=model,
+        repeats=repeats,
+        required=field.is_required() or bool(extra.get("element_required")),
+        codes=_codes(type_name, name, extra),
+        choice=choice,
+        choice_required=bool(choice and extra.get("one_of_many_required")),
+    )
 
 
-def _ref(name: str) -> _Schema:
+def _elements(model: Any) -> list[_Element]:
+    """The elements R4 gives a type, without the ``_name`` siblings of primitives."""
+    elements = [
+        _element(model.__name__, field_name, field)
+        for field_name, field in model.model_fields.items()
+        # fhir_comments is DSTU2's; R4 has no comments in JSON.
+        if field_name != "fhir_comments" and not field_name.endswith("__ext")
+    ]
+    choices = {e.choice for e in elements if e.choice and e.type in _R4B_DATA_TYPES}
+    elements = [
+        e for e in elements if not (e.choice and e.type in _R4B_DATA_TYPES) and e.name not in _R4B_CHOICES
+    ]
+    for choice in sorted(choices):
+        # A choice that takes every type. R4's list has Meta in it (datatypes.html#open); the models forgot it.
+        every = next(e for e in elements if e.choice == choice)
+        if not any(e.name == f"{choice}Meta" for e in elements):
+            meta = get_fhir_model_class("Meta")
+            elements.append(
+                _Element(f"{choice}Meta", "Meta", meta, repeats=False, required=False, codes=None,
+                         choice=choice, choice_required=every.choice_required)
+            )  # fmt: skip
+    return elements
+
+
+def _has_sibling(model: Any, element: _Element) -> bool:
+    """Whether ``_name`` may stand beside ``name``.
+
+    Every primitive may have one, except those that are plain strings and no FHIR primitives: ids and
+    Extension.url (https://hl7.org/fhir/R4/extensibility.html). The models leave it out in Extension.value[x].
+    """
+    if element.model is not None or element.name == "id":
+        return False
+    return (model.__name__, element.name) != ("Extension", "url")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing the schema
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _ref(name: str) -> JsonSchema:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _sibling(*, many: bool) -> _Schema:
-    """The schema of `_status`: the extensions of a primitive value, in an array with null as a filler."""
-    one = _ref("FHIRPrimitiveExtension")
-    if not many:
-        return one
-    return {
-        "type": "array",
-        "items": {"anyOf": [{"type": "null"}, one]},
-        "contains": {"type": "object"},
-    }
+def _nullable(schema: JsonSchema) -> JsonSchema:
+    """The schema, or null. An if, not an anyOf, so that an error says what is wrong with the value."""
+    return {"if": {"type": "null"}, "else": schema}
 
 
-def _code(type_name: str, alias: str, extra: Mapping[str, Any]) -> _Schema:
-    """A code: from its list, where R4 binds the element to one and the whole list is known."""
-    codes = _CODES.get((type_name, alias)) or extra.get("enum_values")
-    if not codes or not _NOT_WHOLE.isdisjoint(codes):
-        return _ref("code")
-    return {"enum": list(codes)}
+def _repeated(schema: JsonSchema) -> JsonSchema:
+    return {"type": "array", "minItems": 1, "items": schema}
 
 
-def _only_one(members: list[tuple[str, ...]], *, required: bool, others: int) -> _Schema:
-    """The condition that at most one (or exactly one) of the types of a value[x] is present.
+def _value_schema(element: _Element) -> JsonSchema:
+    """What one value of this element must look like."""
+    if element.codes:
+        return {"enum": list(element.codes)}
+    if element.type == "Resource":
+        return {"type": "object"}  # checked by its own validator, see _resources_within
+    return _ref(element.type)
 
-    `others` is the number of elements that must be present besides. An object with no more than one
-    element beyond them cannot hold two values: that short cut spares the usual Extension (url and value)
-    the look at fifty names.
-    """
-    branches: list[_Schema] = [
-        {"required": [names[0]]} if len(names) == 1 else {"anyOf": [{"required": [n]} for n in names]}
-        for names in members
+
+def _property_schemas(model: Any, element: _Element) -> dict[str, JsonSchema]:
+    """The JSON properties of one element: ``name`` and, for a primitive, ``_name``."""
+    value = _value_schema(element)
+    if not _has_sibling(model, element):
+        return {element.name: _repeated(value) if element.repeats else value}
+    sibling = _ref("FHIRPrimitiveExtension")
+    if element.repeats:
+        # null fills the gaps between the two lists: https://hl7.org/fhir/R4/json.html#primitive
+        return {element.name: _repeated(_nullable(value)), f"_{element.name}": _repeated(_nullable(sibling))}
+    return {element.name: value, f"_{element.name}": sibling}
+
+
+def _presence_rule(model: Any, element: _Element) -> JsonSchema:
+    """A required primitive: itself, or its sibling with an extension that says why it is not there."""
+    if not _has_sibling(model, element):
+        return {"required": [element.name]}
+    sibling = f"_{element.name}"
+    explained: JsonSchema = {"required": [sibling]}
+    if not element.repeats:
+        explained["properties"] = {sibling: {"required": ["extension"]}}
+    return {"anyOf": [{"required": [element.name]}, explained]}
+
+
+def _null_rules(element: _Element) -> list[JsonSchema]:
+    """In a list of primitives null is allowed only where the sibling list has something."""
+    name, sibling = element.name, f"_{element.name}"
+    no_nulls = {"properties": {name: {"items": {"not": {"type": "null"}}}}}
+    return [
+        {"if": {"required": [sibling]}, "then": {"alignedLists": [name, sibling]}, "else": no_nulls},
     ]
+
+
+def _choice_rules(model: Any, choice: str, elements: list[_Element]) -> list[JsonSchema]:
+    """At most one type of ``value[x]``, exactly one if it is required. https://hl7.org/fhir/R4/formats.html#choice"""
+    names = {
+        name: element.name
+        for element in elements
+        for name in ([element.name, f"_{element.name}"] if _has_sibling(model, element) else [element.name])
+    }
+    rules: list[JsonSchema] = []
+    if elements[0].choice_required:
+        rules.append({"$comment": f"{choice}[x]", "anyOf": [{"required": [name]} for name in names]})
+    at_most_one: JsonSchema = {"oneChoice": [choice, names]}
+    # Nearly every extension is a url and one more property; then there cannot be two values.
+    rules.append(
+        {"if": {"maxProperties": 2}, "else": at_most_one} if model.__name__ == "Extension" else at_most_one
+    )
+    return rules
+
+
+def _type_schema(model: Any) -> JsonSchema:
+    """The JSON Schema of one FHIR type, with references to the types of its elements."""
+    elements = _elements(model)
+    properties: dict[str, JsonSchema] = {}
+    required = [e.name for e in elements if e.required and not _has_sibling(model, e)]
+    rules = [_presence_rule(model, e) for e in elements if e.required and _has_sibling(model, e)]
+    if model.has_resource_base():
+        properties["resourceType"] = {"const": model.__name__}
+        required.append("resourceType")
+    choices: dict[str, list[_Element]] = {}
+    for element in elements:
+        properties |= _property_schemas(model, element)
+        if element.choice:
+            choices.setdefault(element.choice, []).append(element)
+        if element.repeats and _has_sibling(model, element):
+            rules += _null_rules(element)
+    for choice, of_choice in choices.items():
+        rules += _choice_rules(model, choice, of_choice)
+    schema: JsonSchema = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": properties,
+        "additionalProperties": False,
+    }
     if required:
-        return {"oneOf": branches}
-    exact: _Schema = {"oneOf": [{"not": {"anyOf": branches}}, *branches]}
-    return {"anyOf": [{"maxProperties": others + 1}, exact]}
-
-
-# --- Compiled validators --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    """The check of one resource type."""
-
-    validator: Any
-    types: Mapping[str, _Type]
-    carriers: Mapping[str, tuple[tuple[str, bool, str], ...]] = field(default_factory=dict)
-    """Type name to (property, is it an array, type name): the ways that lead to resources inside."""
+        schema["required"] = required
+    if rules:
+        schema["allOf"] = rules
+    return schema
 
 
 @cache
-def _modules() -> Mapping[str, Any]:
-    """Resource type name to fhir.resources' lazy handle on its class; nothing is imported by this."""
-    found = {}
-    for handle_name, handle in vars(fhirtypes).items():
-        path = getattr(handle, "_model_klass", None)
-        if not isinstance(path, str):
-            continue
-        _, module, name = path.rsplit(".", 2)
-        # A class named like its module is a type of its own; the others are parts of it (PatientContact).
-        if module == name.lower() and name not in _NO_RESOURCE and name not in _ONLY_R4B_RESOURCES:
-            found[name] = getattr(fhirtypes, handle_name)
-    return found
+def _type_schema_and_parts(model: Any) -> tuple[JsonSchema, tuple[tuple[str, Any], ...]]:
+    """A type's schema and the (name, model) of every type it refers to. Cached: data types are shared by all."""
+    parts = {e.type: e.model for e in _elements(model) if e.model is not None and e.type != "Resource"}
+    parts["FHIRPrimitiveExtension"] = get_fhir_model_class("FHIRPrimitiveExtension")
+    return _type_schema(model), tuple(parts.items())
+
+
+@cache
+def _schema(resource_type: str) -> JsonSchema:
+    """One self-contained JSON Schema for a resource type, with a definition for every type within reach."""
+    definitions: dict[str, JsonSchema] = dict(_PRIMITIVES)
+    waiting: list[tuple[str, Any]] = [(resource_type, get_fhir_model_class(resource_type))]
+    while waiting:
+        type_name, model = waiting.pop()
+        if type_name not in definitions:
+            definitions[type_name], parts = _type_schema_and_parts(model)
+            waiting += parts
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_ref(resource_type),
+        "$defs": definitions,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Two rules JSON Schema has no words for. They run only where they can matter.
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _OneChoice:
+    """Keyword ``oneChoice``: [choice, {property: the element it belongs to}]; of those elements, one at most."""
+
+    def __init__(self, _parent: JsonSchema, value: Any, _path: list[str | int]) -> None:
+        self._element_of: dict[str, str] = value[1]
+
+    def validate(self, instance: Any) -> None:
+        """Raises when the object has more than one of the elements. What is no object is another rule's."""
+        if not isinstance(instance, dict):
+            return
+        found = {self._element_of[name] for name in instance if name in self._element_of}
+        if len(found) > 1:
+            raise ValueError("more than one")
+
+
+class _AlignedLists:
+    """Keyword ``alignedLists``: [name, sibling]; at no position may both lists have nothing."""
+
+    def __init__(self, _parent: JsonSchema, value: Any, _path: list[str | int]) -> None:
+        self._names: list[str] = value
+
+    def validate(self, instance: Any) -> None:
+        """Raises when a position is null, or missing, in both lists. What is no list is another rule's."""
+        if not isinstance(instance, dict):
+            return
+        lists = [instance.get(name, []) for name in self._names]
+        if not all(isinstance(one, list) for one in lists):
+            return
+        values, siblings = lists
+        for position in range(max(len(values), len(siblings))):
+            if _nothing_at(values, position) and _nothing_at(siblings, position):
+                raise ValueError("nothing at a position")
+
+
+def _nothing_at(values: list[Any], position: int) -> bool:
+    return position >= len(values) or values[position] is None
+
+
+@cache
+def _validator(resource_type: str) -> Any:
+    """The compiled validator of a resource type in ``resource_types()``. Compiled when first needed."""
+    return jsonschema_rs.Draft202012Validator(
+        _schema(resource_type),
+        # The linear-time engine: no pattern here can be made slow by a message.
+        pattern_options=jsonschema_rs.RegexOptions(),
+        keywords={"oneChoice": _OneChoice, "alignedLists": _AlignedLists},
+        offline=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checking
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def resource_types() -> frozenset[str]:
-    """The resource types that can be checked: those of R4 that R4B kept."""
-    return frozenset(_modules())
+    """The R4 resource types that can be checked. A few of R4's cannot: see ``_NOT_CHECKABLE``."""
+    return _R4_RESOURCE_TYPES - _NOT_CHECKABLE
 
 
-@cache
-def _compile(resource_type: str) -> _Compiled:
-    """Walk a resource type and everything it is made of, and compile the validator."""
-    root = _modules()[resource_type].get_model_klass()
-    walked: dict[str, _Type] = {}
-    waiting = [root]
-    while waiting:
-        model = waiting.pop()
-        if model.__name__ in walked or model.__name__ == "Resource":
-            continue
-        walked[model.__name__] = _walk(model)
-        waiting.extend(nested for _, _, nested in walked[model.__name__].children)
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$defs": {**_PRIMITIVES, **{name: one.schema for name, one in walked.items()}},
-        **_ref(resource_type),
-    }
-    # RegexOptions: the engine without backtracking, so that no message can make a pattern slow.
-    validator = jsonschema_rs.Draft202012Validator(schema, pattern_options=jsonschema_rs.RegexOptions())
-    return _Compiled(validator, walked, _carriers(walked))
-
-
-def _carriers(walked: Mapping[str, _Type]) -> dict[str, tuple[tuple[str, bool, str], ...]]:
-    """Which elements lead to a resource inside, however deep: entry → resource, part → part → resource."""
-    leading = {"Resource"}
-    while True:
-        more = {
-            name
-            for name, one in walked.items()
-            if name not in leading and any(nested.__name__ in leading for _, _, nested in one.children)
-        }
-        if not more:
-            break
-        leading |= more
-    return {
-        name: tuple(
-            (prop, many, nested.__name__)
-            for prop, many, nested in one.children
-            if nested.__name__ in leading
-        )
-        for name, one in walked.items()
-        if name in leading
-    }
-
-
-def _inside(node: Mapping[str, Any], type_name: str, compiled: _Compiled) -> Iterator[tuple[str, Any]]:
-    """The resources inside a resource, each with its path from there. A stack, not recursion: `part`
-    may be nested as deep as the sender likes."""
-    waiting: list[tuple[str, str, Any]] = [("", type_name, node)]
-    while waiting:
-        path, name, value = waiting.pop()
-        if name == "Resource":
-            yield path, value
-            continue
-        found: list[tuple[str, str, Any]] = []
-        for prop, many, nested in compiled.carriers.get(name, ()):
-            inner = value.get(prop)
-            if isinstance(inner, dict):
-                found.append((f"{path}.{prop}", nested, inner))
-            elif many and isinstance(inner, list):
-                found.extend(
-                    (f"{path}.{prop}[{index}]", nested, one)
-                    for index, one in enumerate(inner)
-                    if isinstance(one, dict)
-                )
-        waiting.extend(reversed(found))
-
-
-# --- The check ------------------------------------------------------------------------------------
+_CHECKABLE = resource_types()
 
 
 def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIssue, ...]:
-    """Everything wrong with the structure of a resource and of the resources inside it; () when sound.
+    """What is structurally wrong with a resource and all resources inside it; () when nothing is.
 
-    At most `limit` issues, in the order of the document's resources. Takes what `orjson.loads` returns.
+    In: a tree as orjson parses it (dict, list, str, int, float, bool, None), at most 64 deep. The compiled
+    validators recurse with the tree; orjson's own limit of 1024 is within what they can take.
+    Out: at most `limit` issues, outer resources first.
     """
-    tree = resource if isinstance(resource, dict) else dict(resource)
+    limit = max(limit, 1)  # () has to mean that all is well
     issues: list[StructureIssue] = []
-    root = tree.get("resourceType")
-    waiting: list[tuple[str, dict[str, Any]]] = [
-        (root if isinstance(root, str) and root in _modules() else "Resource", tree)
-    ]
-    while waiting and len(issues) < limit:
-        path, node = waiting.pop()
-        resource_type = node.get("resourceType")
-        if not isinstance(resource_type, str) or resource_type not in _modules():
-            issues.append(_no_type(path, resource_type))
+    waiting: list[tuple[str, Any, bool]] = [("", resource, False)]
+    for path, one, is_contained in waiting:  # grows while it is walked: resources found inside are appended
+        if not isinstance(one, dict):
+            # Inside another resource this is that resource's own issue, already said by its validator.
+            if not path:
+                issues.append(StructureIssue("Resource", "structure", "a resource has to be a JSON object"))
             continue
-        compiled = _compile(resource_type)
-        if not _is_valid(compiled, node):
-            for issue in _explain(compiled, node, path):
-                issues.append(issue)
-                if len(issues) >= limit:
-                    break
-        if compiled.carriers:
-            inside = [(path + way, one) for way, one in _inside(node, resource_type, compiled)]
-            waiting.extend(reversed(inside))
-    return tuple(issues)
+        resource_type = one.get("resourceType")
+        if isinstance(resource_type, str) and resource_type in _CHECKABLE:
+            path = path or resource_type  # noqa: PLW2901
+            validator = _validator(resource_type)
+            if not validator.is_valid(one):
+                issues += _explained(path, resource_type, validator, one, limit - len(issues))
+            if is_contained and "contained" in one:
+                issues.append(StructureIssue(f"{path}.contained", "invariant", _DOM_2))
+            waiting += _resources_within(path, resource_type, one)
+        else:
+            issues.append(_unknown_type(path or "Resource", one))
+        if len(issues) >= limit:
+            break
+    return tuple(issues[:limit])
 
 
-def _is_valid(compiled: _Compiled, node: dict[str, Any]) -> bool:
-    sound: bool = compiled.validator.is_valid(node)
-    return sound
+_DOM_2 = "a contained resource must not contain resources itself (dom-2)"
 
 
-def _no_type(path: str, resource_type: Any) -> StructureIssue:
-    at = f"{path}.resourceType"
-    if resource_type is None:
-        return StructureIssue(at, "required", "resourceType is required and is absent")
+def _unknown_type(path: str, resource: Mapping[str, Any]) -> StructureIssue:
+    """The issue of a resource whose type does not say which rules to use."""
+    if "resourceType" not in resource:
+        return StructureIssue(f"{path}.resourceType", "required", "resourceType is required and missing")
+    resource_type = resource["resourceType"]
     if not isinstance(resource_type, str):
-        return StructureIssue(at, "structure", "resourceType must be text")
-    return StructureIssue(at, "not-supported", "this is not a resource type of FHIR R4")
+        expected = f"expected the name of a resource type, found {_found(resource_type)}"
+        return StructureIssue(f"{path}.resourceType", "structure", expected)
+    if resource_type in _NOT_CHECKABLE:  # a name out of our own list, so it can be repeated
+        why = f"{resource_type} is a resource type of R4 that this hub cannot check"
+    else:
+        why = "not the name of a resource type of FHIR R4"
+    return StructureIssue(f"{path}.resourceType", "not-supported", why)
 
 
-def _explain(compiled: _Compiled, node: dict[str, Any], base: str) -> Iterator[StructureIssue]:
-    """What is wrong with one resource, without the resources inside it."""
-    for error in compiled.validator.iter_errors(node):
-        steps: list[str | int] = error.instance_path
-        if _is_filler(node, steps, error.instance):
-            continue
-        issue = _issue(compiled, error, base + _join(steps))
-        if issue is not None:
-            yield issue
+def _resources_within(
+    path: str, resource_type: str, resource: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, bool]]:
+    """(path, resource, whether it is contained) of the resources directly inside one. The walk is flat, not recursive.
 
-
-def _join(steps: list[str | int]) -> str:
-    """The path as text. Its names are all the schema's: an unknown one is reported at its parent."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-
-
-def _is_filler(node: Any, steps: list[str | int], found: Any) -> bool:
-    """Is this a null that FHIR allows: one in an array of primitives, with extensions at its place?
-
-    JSON Schema cannot say so across two arrays, hence here. A message that uses such nulls costs the
-    slow way; they are rare.
+    These are all the places R4 has for a resource inside another; a test holds this to the models. Whatever is
+    not of the shape expected is passed over: the validator of the outer resource has said so.
     """
-    if found is not None or len(steps) < 2:
-        return False
-    *parents, name, index = steps
-    if not isinstance(name, str) or not isinstance(index, int):
-        return False
-    for step in parents:
-        node = node[step]
-    beside = node.get("_" + name)
-    return isinstance(beside, list) and index < len(beside) and isinstance(beside[index], dict)
+    if resource_type == "Bundle":
+        for position, entry in _objects(resource.get("entry")):
+            if "resource" in entry:
+                yield f"{path}.entry[{position}].resource", entry["resource"], False
+            response = entry.get("response")
+            if isinstance(response, dict) and "outcome" in response:
+                yield f"{path}.entry[{position}].response.outcome", response["outcome"], False
+    elif resource_type == "Parameters":
+        waiting = [(f"{path}.parameter", resource.get("parameter"))]
+        for list_path, parameters in waiting:  # grows while it is walked: parameters have parts
+            for position, parameter in _objects(parameters):
+                if "resource" in parameter:
+                    yield f"{list_path}[{position}].resource", parameter["resource"], False
+                waiting.append((f"{list_path}[{position}].part", parameter.get("part")))
+    elif "contained" in resource and isinstance(resource["contained"], list):
+        for position, contained in enumerate(resource["contained"]):
+            yield f"{path}.contained[{position}]", contained, True
 
 
-_JSON_NAMES = {
-    "object": "a JSON object", "array": "a JSON array", "string": "a JSON string", "number": "a JSON number",
-    "integer": "a whole JSON number", "boolean": "true or false, without quotes",
-}  # fmt: skip
+def _objects(values: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, object) for the objects of a list; nothing when it is no list."""
+    if isinstance(values, list):
+        for position, value in enumerate(values):
+            if isinstance(value, dict):
+                yield position, value
 
 
-def _issue(compiled: _Compiled, error: Any, path: str) -> StructureIssue | None:
-    """Say one error of the validator in our words. Its own are never used: they repeat the value."""
-    kind: str = error.kind.name
-    found: Any = error.instance
-    if kind in ("anyOf", "oneOf"):
-        return _rule_issue(compiled, error, path)
-    if kind == "required":
-        # A name that the schema demands, so nothing of the message.
-        return StructureIssue(f"{path}.{error.kind.property}", "required", "is required and is absent")
-    if found is None and kind in ("type", "enum"):
-        return StructureIssue(path, "structure", "null is not allowed: leave the element out")
-    if kind == "type":
-        expected = " or ".join(_JSON_NAMES.get(one, one) for one in error.kind.types)
-        return StructureIssue(path, "structure", f"must be {expected}")
-    if kind == "enum":
-        if not isinstance(found, str):
-            return StructureIssue(path, "structure", "must be a JSON string")
-        codes = ", ".join(str(code) for code in error.kind.options)
-        return StructureIssue(path, "value", f"must be one of the codes of FHIR R4: {codes}")
-    if kind == "additionalProperties":
-        return _unknown_elements(compiled, error, path)
-    if kind == "pattern":
-        name = _definition(error)
-        return StructureIssue(path, "value", _EXPECTED.get(name, f"must be of the FHIR type {name}"))
-    if kind in ("minimum", "maximum"):
-        bounds = _PRIMITIVES[_definition(error)]
-        return StructureIssue(path, "value", f"must be from {bounds['minimum']} to {bounds['maximum']}")
-    if kind == "minItems":
-        return StructureIssue(path, "structure", "an empty array is not allowed: leave the element out")
-    if kind == "minProperties":
-        return StructureIssue(path, "invariant", "an empty object is not allowed: leave the element out")
-    if kind == "contains":
-        return StructureIssue(path, "structure", "must hold at least one object")
-    # Nothing above left out today; a later jsonschema_rs must not turn a refusal into an exception.
-    return StructureIssue(path, "structure", "is not what FHIR R4 allows here")
+# ---------------------------------------------------------------------------------------------------------------
+# Saying what is wrong
+# ---------------------------------------------------------------------------------------------------------------
 
 
-def _definition(error: Any) -> str:
-    """The `$defs` name the error stands under: the FHIR type whose rule is broken."""
-    steps = error.schema_path
-    return str(steps[1]) if len(steps) > 1 and steps[0] == "$defs" else ""
+def _explained(
+    path: str, resource_type: str, validator: Any, resource: Any, limit: int
+) -> list[StructureIssue]:
+    """At least one and at most `limit` issues for a resource its validator refuses."""
+    schema = _schema(resource_type)
+    issues: list[StructureIssue] = []
+    for error in validator.iter_errors(resource):
+        if len(issues) >= limit:
+            break
+        where = path + "".join(
+            f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path
+        )
+        issues.append(_issue(where, error, schema))
+    # Should it refuse without saying why, then still not "sound".
+    return issues or [StructureIssue(path, "structure", "not of the structure that FHIR R4 gives it")]
 
 
-def _unknown_elements(compiled: _Compiled, error: Any, path: str) -> StructureIssue:
-    """Unknown elements, by name only where the name is one of R4's: a key can carry patient data too."""
-    unexpected: list[str] = error.kind.unexpected
-    known = sorted(name for name in unexpected if any(name in t.schema["properties"] for t in compiled.types.values()))
-    said = f"{len(unexpected)} element(s) that FHIR R4 does not have in {_definition(error)}"
-    if known:
-        said += " (among them " + ", ".join(known) + ")"
-    return StructureIssue(path, "structure", said)
+def _issue(where: str, error: Any, schema: JsonSchema) -> StructureIssue:
+    """One error of the validator in our words. Its own message is not used: it quotes the value."""
+    keyword, kind, rule_path = error.kind.name, error.kind, error.schema_path
+    match keyword:
+        case "required":
+            return _missing(where, kind.property)
+        case "anyOf":  # _presence_rule or a required choice: what is missing stands first
+            rule = _at(schema, rule_path[:-1])
+            return _missing(where, rule.get("$comment") or rule["anyOf"][0]["required"][0])
+        case "additionalProperties":
+            return StructureIssue(where, "structure", _unknown_elements(kind.unexpected, schema))
+        case "oneChoice":
+            choice = _at(schema, rule_path)[0]
+            return StructureIssue(where, "structure", f"{choice}[x] may be given once, as one type only")
+        case "alignedLists":
+            name, sibling = _at(schema, rule_path)
+            return StructureIssue(
+                where, "structure", f"at no position may {name} and {sibling} both have nothing"
+            )
+        case "not":
+            return StructureIssue(
+                where, "structure", "null is allowed here only beside an extension for that position"
+            )
+        case "enum":
+            return StructureIssue(where, "value", f"expected one of: {', '.join(_at(schema, rule_path))}")
+        case "minItems":
+            return StructureIssue(where, "structure", "a list must not be empty")
+        case "minProperties":
+            return StructureIssue(where, "structure", "an object must not be empty")
+        case "type":
+            expected = _EXPECTED.get(rule_path[1], "") if len(rule_path) == 3 else ""
+            expected = expected or {"array": "a list", "object": "an object"}[_at(schema, rule_path)]
+            return StructureIssue(where, "structure", f"expected {expected}, found {_found(error.instance)}")
+        case _:  # pattern and the limits of the primitives
+            return StructureIssue(where, "value", f"expected {_EXPECTED.get(rule_path[1], 'another value')}")
 
 
-def _rule_issue(compiled: _Compiled, error: Any, path: str) -> StructureIssue | None:
-    """A condition over several elements: a required primitive, or a value[x]."""
-    steps = error.schema_path
-    walked = compiled.types.get(_definition(error))
-    if walked is None or "allOf" not in steps:
-        # The arrays beside primitive arrays: each place is null or an object with extensions.
-        return StructureIssue(path, "structure", "must be null or an object with id or extensions")
-    if not isinstance(error.instance, dict):
-        return None  # its type is wrong, which is another error's to say
-    rule = walked.rules[steps[steps.index("allOf") + 1]]
-    present = sum(any(name in error.instance for name in names) for names in rule.members)
-    at = f"{path}.{rule.element}"
-    if present > 1:
-        return StructureIssue(at, "structure", "only one of its types may be present")
-    if present == 1:
-        return StructureIssue(at, "required", "without a value, it needs extensions that say why")
-    return StructureIssue(at, "required", "is required and is absent")
+def _missing(where: str, name: str) -> StructureIssue:
+    return StructureIssue(f"{where}.{name}", "required", f"{name} is required and missing")
+
+
+def _at(schema: JsonSchema, path: list[str | int]) -> Any:
+    """The part of a schema a path leads to."""
+    part: Any = schema
+    for step in path:
+        part = part[step]
+    return part
+
+
+def _unknown_elements(names: list[str], schema: JsonSchema) -> str:
+    """Names FHIR uses elsewhere in this resource are said; others are the sender's own words, and are not."""
+    known = {name for definition in schema["$defs"].values() for name in definition.get("properties", ())}
+    said = sorted(name for name in names if name in known)
+    if len(said) == len(names):
+        return f"not an element that FHIR R4 has here: {', '.join(said)}"
+    others = len(names) - len(said)
+    also = f", and {', '.join(said)}" if said else ""
+    return f"{others} {'element' if others == 1 else 'elements'} that FHIR R4 does not have here{also}"
+
+
+def _found(value: Any) -> str:
+    """The kind of a JSON value, never the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return "text"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

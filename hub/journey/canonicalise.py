@@ -16,6 +16,9 @@ from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system
 from hub.fhir.tree import Tree
 
+_TIMES = TIME_PROPERTIES - {"value"}
+"""`value` is an instant in one place of FHIR and plain text in Identifier."""
+
 
 def canonicalise(tree: Tree) -> tuple[Change, ...]:
     """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed."""
@@ -35,7 +38,7 @@ def _walk(node: Any, path: list[str], changes: list[Change]) -> None:
     for name, value in node.items():
         kind = type(value)
         if kind is str:
-            if name in TIME_PROPERTIES and len(value) > 10 and value[-1] != "Z":
+            if name in _TIMES and len(value) > 10 and value[-1] != "Z":
                 _set(node, name, to_utc(value), "time-to-utc", path, changes)
         elif kind is dict or kind is list:
             path.append(name)
@@ -72,6 +75,8 @@ def _set(node: Tree, name: str, after: str, rule: str, path: list[str], changes:
 def to_utc(text: str) -> str:
     """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is."""
     head, fraction, offset = _split(text)
+    if not offset:
+        return text
     try:
         moment = datetime.fromisoformat(head + offset).astimezone(UTC)
     except (ValueError, OverflowError):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +19,7 @@ import asyncpg  # type: ignore[import-untyped]
 import psutil
 from sqlalchemy import make_url
 
-from tests.harness.processes import (
-    ServerError,
-    ServerProcess,
-    free_ports,
-    run_tool,
-    spawn,
-    wait_until_answering,
-)
+from tests.harness.kafka_server import ServerError, ServerProcess, free_ports, run_tool, spawn
 
 _START_PATIENCE_S: Final = 60.0
 _STOP_PATIENCE_S: Final = 30.0
@@ -109,7 +103,7 @@ class PostgresServer:
     root the server runs as `postgres`, else `nobody`, for PostgreSQL refuses root. `directory` must not exist or
     be empty, and that user must be able to reach it (not so below pytest's tmp_path, when root). `fsync` off is
     only for speed; a SIGKILL loses nothing either way, but timings mislead. `settings` are added to ours.
-    Dies with the thread that called `start()`, by SIGKILL: then the backends see it and leave by themselves.
+    Dies with this Python process, by SIGKILL: then the backends see it and leave by themselves.
     """
 
     controllable = True
@@ -175,19 +169,18 @@ class PostgresServer:
                 group=group,
             )
         options = [part for key, value in self._settings.items() for part in ("-c", f"{key}={value}")]
-        process = spawn(
-            [str(tools / "postgres"), "-D", str(data), *options],
-            log_path=self.log_path,
-            cwd=self.directory,
-            death_signal=signal.SIGKILL,
-            user=user,
-            group=group,
-        )
-        self._process.adopt(process)
-        try:
-            wait_until_answering(
-                process, self._answers, what="PostgreSQL", log_path=self.log_path, timeout=_START_PATIENCE_S
+        self._process.adopt(
+            spawn(
+                [str(tools / "postgres"), "-D", str(data), *options],
+                log_path=self.log_path,
+                cwd=self.directory,
+                death_signal=signal.SIGKILL,
+                user=user,
+                group=group,
             )
+        )
+        try:
+            self._process.wait_until(self._answers, _START_PATIENCE_S)
         except BaseException:
             self.kill()
             raise
@@ -211,7 +204,7 @@ class PostgresServer:
         """
         if not self.running:
             return
-        self._process.signal(signal.SIGSTOP)  # so that it starts no further process while we look
+        self._process.send(signal.SIGSTOP)  # so that it starts no further process while we look
         family = self._children()
         self._process.kill()
         _kill_all(family)
@@ -219,7 +212,7 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """SIGSTOP to every process: connections stay open and nothing answers. Raises ServerError if it does not run."""
-        self._process.signal(signal.SIGSTOP)
+        self._process.send(signal.SIGSTOP)
         family = self._children()
         for each in family:
             _signal(each, signal.SIGSTOP)
@@ -285,7 +278,7 @@ class PostgresServer:
     def _continue(self, family: list[psutil.Process]) -> None:
         for each in family:
             _signal(each, signal.SIGCONT)
-        self._process.signal(signal.SIGCONT)
+        self._process.send(signal.SIGCONT)
         self._end_watch()
 
     def _end_watch(self) -> None:
@@ -316,8 +309,16 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 def _kill_all(family: list[psutil.Process]) -> None:
     for each in family:
         _signal(each, signal.SIGKILL)
-    # Not our children: an orphan that init has not collected yet has ended all the same, and counts as gone.
-    _, alive = psutil.wait_procs(family, timeout=10)
-    left = [each.pid for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    if left:
-        raise ServerError(f"Processes of PostgreSQL survived SIGKILL: {left}")
+    deadline = time.monotonic() + 10
+    while left := [each.pid for each in family if _lives(each)]:
+        if time.monotonic() > deadline:
+            raise ServerError(f"Processes of PostgreSQL survived SIGKILL: {left}")
+        time.sleep(0.01)
+
+
+def _lives(process: psutil.Process) -> bool:
+    # They are not our children: one that init has not collected yet (a zombie) has ended all the same.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

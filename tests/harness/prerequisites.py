@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from tests.harness.kafka_server import installation, java_executable
+from tests.harness.kafka_server import kafka_is_installed
 from tests.harness.postgres_server import binaries
 
 _JAVA: Final = "openjdk-17-jre-headless"
@@ -69,7 +69,7 @@ def _missing_packages() -> list[str]:
     if given_kafka() is None:
         if not _java_is_new_enough():
             packages.append(_JAVA)
-        if not installation().is_dir() and shutil.which("mvn") is None:
+        if not kafka_is_installed() and shutil.which("mvn") is None:
             packages.append(_MAVEN)
     if given_postgres() is None and binaries() is None:
         packages.append(_POSTGRES)
@@ -77,7 +77,7 @@ def _missing_packages() -> list[str]:
 
 
 def _java_is_new_enough() -> bool:
-    java = java_executable()
+    java = shutil.which("java")
     if java is None:
         return False
     try:

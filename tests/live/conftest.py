@@ -5,20 +5,47 @@ never stopped: tests that stop or kill look at `controllable` first.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 import pytest
 
-from tests.harness.kafka_server import GivenKafka, KafkaServer
+from tests.harness.kafka_server import KafkaServer, create_topics
 from tests.harness.postgres_server import GivenPostgres, PostgresServer
 from tests.harness.prerequisites import given_kafka, given_postgres, missing
 
 
+_HOW_TO_INSTALL = "(or: python -m tests.harness.prerequisites --install)"
+
+
+class GivenKafka:
+    """A Kafka somebody else runs: used, never stopped."""
+
+    controllable = False
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+
+    def create_topics(
+        self, names: Iterable[str], partitions: int = 1, config: Mapping[str, str] | None = None
+    ) -> None:
+        create_topics(self.bootstrap_servers, names, partitions, config)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _prerequisites() -> None:
-    # In a fixture of the session: pytest then reports the skip of all tests as one line.
     if sentences := missing():
-        pytest.skip("; ".join(sentences) + " (or: python -m tests.harness.prerequisites --install)")
+        pytest.skip(f"{'; '.join(sentences)} {_HOW_TO_INSTALL}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Gives every skip for a missing prerequisite the same place, so that pytest's summary folds them into one line."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and _HOW_TO_INSTALL in report.longrepr[2]:
+        report.longrepr = (__file__, 1, report.longrepr[2])
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from sqlalchemy import make_url
 
-from tests.harness.kafka_server import GivenKafka, KafkaServer
-from tests.harness.postgres_server import GivenPostgres, PostgresServer
+from tests.harness.kafka_server import KafkaServer
+from tests.harness.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.live
 
@@ -36,10 +36,8 @@ def _produce(bootstrap_servers: str, topic: str, value: bytes) -> None:
     assert not failures
 
 
-def test_kafka_keeps_an_acknowledged_message_across_sigkill(
-    kafka: KafkaServer | GivenKafka, bootstrap_servers: str
-) -> None:
-    if not isinstance(kafka, KafkaServer):
+def test_kafka_keeps_an_acknowledged_message_across_sigkill(kafka: KafkaServer, bootstrap_servers: str) -> None:
+    if not kafka.controllable:
         pytest.skip("this Kafka is not ours to kill")
     topic = f"kept-{uuid.uuid4().hex}"
     kafka.create_topics([topic])
@@ -54,9 +52,9 @@ def test_kafka_keeps_an_acknowledged_message_across_sigkill(
 
 
 async def test_postgres_keeps_a_committed_row_across_sigkill(
-    postgres: PostgresServer | GivenPostgres, database_url: str
+    postgres: PostgresServer, database_url: str
 ) -> None:
-    if not isinstance(postgres, PostgresServer):
+    if not postgres.controllable:
         pytest.skip("this PostgreSQL is not ours to kill")
     plain = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(plain)

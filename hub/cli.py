@@ -1,0 +1,590 @@
+"""One command line for everything. Each command is a thin wrapper: it reads settings, calls, prints."""
+
+import asyncio
+import functools
+import getpass
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from hub import wiring
+from hub.settings import HubSettings
+from hub.store import outbox, queries, schema
+from hub.store.intake import StoreUnavailableError
+from hub.store.unit_of_work import NotQuarantinedError
+from hub.telemetry.log import get_log, set_up
+from hub.trusts import TrustsError, check_trusts
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""
+Carries patient transfers between hospitals of different NHS trusts.
+
+Each trust's record system writes FHIR events to its topic `epr.<ods>.events`; the hub works out which transfer they belong to,
+tells the other hospital at `hub.<ods>.inbox`, answers the sender at `hub.<ods>.receipts`, and writes an audit trail.
+
+**See it work:** `hub demo`.
+**Run it:** `hub db upgrade`, `hub topics apply`, then `hub run` (or `hub worker` and `hub dispatcher` apart).
+**Join in:** `hub send FILE --trust ODS`, `hub tail --trust ODS`.
+**Ask:** `hub audit search`, `hub audit trail TRANSFER`.
+**Untangle:** `hub quarantine list`, `hub outbox`, `hub incidents list`, `hub brake list`.
+
+Every setting is an environment variable `HUB_…`; `hub settings` explains each.
+""",
+)
+_PANELS = {"run": "Run", "join": "Join in", "ask": "Ask", "untangle": "Untangle", "prepare": "Prepare"}
+
+
+def _group(name: str, text: str, panel: str) -> typer.Typer:
+    group = typer.Typer(no_args_is_help=True, help=text, pretty_exceptions_enable=False)
+    app.add_typer(group, name=name, rich_help_panel=_PANELS[panel])
+    return group
+
+
+db = _group("db", "The database's schema.", "prepare")
+topics = _group("topics", "Kafka's topics and their settings.", "prepare")
+trust = _group("trust", "The trusts that have joined: folders in `schemas/trusts/`.", "prepare")
+audit = _group("audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask")
+quarantine = _group("quarantine", "Messages that wait for somebody to mend their cause.", "untangle")
+incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
+brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
+positions = _group("positions", "How far each partition has been taken in.", "untangle")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
+Result = TypeVar("Result")
+
+
+class _Failure(Exception):  # noqa: N818 - it is an answer to the person at the terminal
+    """Ends the command with one clear line and exit code 1."""
+
+
+def _run(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
+    """Run a coroutine; what the person can mend is one line, not a traceback."""
+    try:
+        return asyncio.run(work(*arguments))
+    except (schema.SchemaError, TrustsError, wiring.SecondWorkerError, _Failure) as error:
+        _fail(str(error))
+    except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
+        kind = type(getattr(error, "orig", None) or error).__name__
+        _fail(f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs.")
+
+
+def _fail(line: str) -> Any:
+    Console(stderr=True, highlight=False).print(f"hub: {line}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _print(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str], empty: str) -> None:
+    if as_json:
+        for row in rows:
+            print(orjson.dumps(row, default=str).decode())
+        return
+    if not rows:
+        print(empty)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return "" if value is None else orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)
+
+
+@functools.cache
+def _settings() -> HubSettings:
+    return HubSettings()
+
+
+def _logging() -> HubSettings:
+    settings = _settings()
+    set_up(settings.log_format, settings.log_level)
+    return settings
+
+
+# ---------------------------------------------------------------- Run
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def worker() -> None:
+    """Read the trusts' events and take them in. Start as many as there are partitions; SQLite allows one."""
+    settings = _logging()
+
+    async def check() -> None:
+        async with wiring.opened(settings):
+            wiring.directory(settings)
+
+    _run(check)
+    try:
+        raise typer.Exit(wiring.run_worker(settings))
+    except (schema.SchemaError, TrustsError, wiring.SecondWorkerError) as error:
+        _fail(str(error))
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def dispatcher() -> None:
+    """Deliver what the outbox holds to the trusts' inboxes and receipts."""
+    _run(wiring.run_dispatcher, _logging())
+
+
+SERVICES = ("worker", "dispatcher")
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def run() -> None:
+    """All services on this machine under one supervisor, which restarts what dies and says so."""
+    from hub.services.supervisor import Supervisor
+
+    settings = _logging()
+    supervisor = Supervisor(
+        SERVICES,
+        get_log(service="run"),
+        backoff_s=settings.restart_backoff_s,
+        backoff_max_s=settings.restart_backoff_max_s,
+    )
+    _run(supervisor.run)
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def health() -> None:
+    """Exit 0 if the database answers, its schema fits, and no message has waited longer than the watchdog allows."""
+
+    async def check(settings: HubSettings) -> None:
+        async with wiring.opened(settings) as engine:
+            now = wiring.now()
+            stuck = [
+                row.receiver
+                for row in await outbox.waiting(engine)
+                if (now - row.oldest).total_seconds() > settings.watchdog_s and row.attempts == 0
+            ]
+            if stuck:
+                raise _Failure(f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?")
+        print("well")
+
+    _run(check, _settings())
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Tell the story, then leave; exit 0 only if every step was seen.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
+) -> None:
+    """Watch a patient move from Torbay to Exeter: broker, database, three simulated hospitals, all in this terminal."""
+    from hub.demo.story import tell
+
+    raise typer.Exit(tell(once=once, as_json=as_json))
+
+
+# ---------------------------------------------------------------- Join in
+
+
+@app.command(rich_help_panel=_PANELS["join"])
+def send(
+    file: Annotated[Path, typer.Argument(help="A file with one message, exactly as it should be sent.", exists=True, dir_okay=False)],
+    ods: Ods,
+    message_id: Annotated[str | None, typer.Option(help="x-request-id; a new one by default. Repeat it to try a duplicate.")] = None,
+    key: Annotated[str, typer.Option(help="The record's key: messages of one key stay in order.")] = "",
+    wait_s: Annotated[float, typer.Option(help="How long to wait for the receipt, in seconds; 0 does not wait.")] = 15,
+) -> None:
+    """Send a file to a trust's events topic with the right headers, and print the receipt."""
+    from hub.demo.join_in import send_file
+
+    settings = _settings()
+    _kafka(lambda: send_file(wiring.kafka_access(settings), wiring.directory(settings), file, ods.upper(), message_id, key, wait_s))
+
+
+@app.command(rich_help_panel=_PANELS["join"])
+def tail(
+    ods: Ods,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Also what is there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a trust's inbox and receipts as they come, until Ctrl-C."""
+    from hub.demo.join_in import tail_topics
+
+    settings = _settings()
+    _kafka(lambda: tail_topics(wiring.kafka_access(settings), wiring.directory(settings), ods.upper(), from_start, as_json))
+
+
+def _kafka(work: Callable[[], Awaitable[int]]) -> None:
+    from aiokafka.errors import KafkaError
+
+    async def go() -> int:
+        return await work()
+
+    try:
+        code = asyncio.run(go())
+    except KeyboardInterrupt:
+        code = 0
+    except KeyError as error:
+        _fail(f"No trust {error} has joined. `hub trust list` shows those that have.")
+    except TrustsError as error:
+        _fail(str(error))
+    except (KafkaError, OSError, TimeoutError) as error:
+        _fail(
+            f"Kafka at {_settings().kafka_bootstrap_servers} did not answer or refused ({type(error).__name__}). "
+            "Check HUB_KAFKA_BOOTSTRAP_SERVERS, and `hub topics list`."
+        )
+    raise typer.Exit(code)
+
+
+# ---------------------------------------------------------------- Prepare
+
+
+@app.command("settings", rich_help_panel=_PANELS["prepare"])
+def settings_(as_json: AsJson = False) -> None:
+    """Every setting with its value, unit, reason and source; secrets are masked."""
+    found = _settings()
+    rows = []
+    for name, field in HubSettings.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        source = "environment" if name in found.model_fields_set else "default"
+        rows.append(
+            {
+                "setting": f"HUB_{name.upper()}",
+                "value": _masked(name, getattr(found, name)),
+                "unit": extra.get("unit"),
+                "source": source,
+                "reason": field.description,
+            }
+        )
+    _print(rows, as_json, ("setting", "value", "unit", "source", "reason"), "")
+
+
+def _masked(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "database_url":
+        from sqlalchemy.engine import make_url
+
+        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+    return str(value)
+
+
+@db.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to this program's version."""
+
+    async def upgrade(settings: HubSettings) -> None:
+        async with wiring.opened(settings, check_schema=False) as engine:
+            before, after = await schema.upgrade(engine)
+        print(f"The database is at version {after}." if before == after else f"The database went from version {before or 'none'} to {after}.")
+
+    _run(upgrade, _settings())
+
+
+@db.command("current")
+def db_current() -> None:
+    """The version the database is at, and the one this program needs."""
+
+    async def show(settings: HubSettings) -> None:
+        async with wiring.opened(settings, check_schema=False) as engine:
+            print(f"database: {await schema.current(engine) or 'none'}, program: {schema.head()}")
+
+    _run(show, _settings())
+
+
+@topics.command("list")
+def topics_list(as_json: AsJson = False) -> None:
+    """Each topic there must be, and whether it is there with the right settings. Exit 1 if one is not."""
+    _topics(as_json, apply=False)
+
+
+@topics.command("apply")
+def topics_apply(as_json: AsJson = False) -> None:
+    """Create the topics that are missing. Nothing is deleted or changed."""
+    _topics(as_json, apply=True)
+
+
+def _topics(as_json: bool, *, apply: bool) -> None:
+    from hub.destinations import topics as kafka_topics
+
+    settings = _settings()
+    access = wiring.kafka_access(settings)
+    try:
+        wanted = kafka_topics.wanted_topics(
+            wiring.directory(settings), settings.topic_partitions, settings.topic_replication, settings.topic_retention_days
+        )
+        admin = kafka_topics.open_admin(
+            access.bootstrap_servers,
+            security_protocol=access.security_protocol,
+            username=access.username,
+            password=access.password,
+            ca_file=access.ca_file,
+        )
+        rows = kafka_topics.apply(admin, wanted) if apply else kafka_topics.compare(admin, wanted)
+    except (kafka_topics.KafkaUnavailableError, TrustsError) as error:
+        _fail(str(error))
+    _print([row._asdict() for row in rows], as_json, ("topic", "state", "detail"), "No trust has joined, so there are no topics.")
+    if any(row.state in kafka_topics.BAD for row in rows):
+        raise typer.Exit(1)
+
+
+@trust.command("list")
+def trust_list(as_json: AsJson = False) -> None:
+    """The trusts that have joined."""
+    try:
+        found = wiring.directory(_settings())
+    except TrustsError as error:
+        _fail(str(error))
+    rows = [
+        {
+            "ods": each.ods,
+            "name": each.name + (" (illustration)" if each.illustration else ""),
+            "sites": ", ".join(site.ods for site in each.sites),
+            "dialect": each.dialect,
+            "events_topic": each.events_topic,
+        }
+        for each in found
+    ]
+    _print(rows, as_json, ("ods", "name", "sites", "dialect", "events_topic"), "No trust has joined.")
+
+
+@trust.command("check")
+def trust_check(ods: Annotated[str | None, typer.Argument(help="Only this trust's folder.")] = None) -> None:
+    """Prove the trusts' folders; exit 1 and say what is wrong, where, and who can mend it."""
+    settings = _settings()
+    findings = [f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"]
+    for finding in findings:
+        print(finding)
+    if findings:
+        raise typer.Exit(1)
+    print("Every trust's folder is sound.")
+
+
+# ---------------------------------------------------------------- Ask
+
+
+@audit.command("search")
+def audit_search(
+    patient: Annotated[str | None, typer.Option(help="NHS number, or a hospital's own number.")] = None,
+    transfer: Annotated[str | None, typer.Option(help="The transfer's id.")] = None,
+    ods: Annotated[str | None, typer.Option("--trust", help="The trust that acted, or to whom.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="UTC, exclusive.")] = None,
+    code: Annotated[str | None, typer.Option(help="One kind of entry, for example msg-quarantined.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many entries.", min=1, max=100_000)] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Audit entries that match all that is given, oldest first."""
+
+    async def search(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.audit_search(
+                engine,
+                now=wiring.now(),
+                reader=getpass.getuser(),
+                patient=patient,
+                transfer_id=transfer,
+                trust=ods.upper() if ods else None,
+                since=since.replace(tzinfo=UTC) if since else None,
+                until=until.replace(tzinfo=UTC) if until else None,
+                code=code,
+                limit=limit,
+            )
+
+    rows = _run(search, _settings())
+    _print(rows, as_json, ("at", "code", "outcome", "trust", "counterpart", "transfer_id", "detail"), "Nothing was found.")
+
+
+@audit.command("trail")
+def audit_trail(transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False) -> None:
+    """One transfer's story, from the first request to the last delivery, in words a ward manager can read."""
+    from hub.governance.trail import tell
+
+    async def load(settings: HubSettings) -> tuple[queries.Row, list[queries.Row]]:
+        async with wiring.opened(settings) as engine:
+            try:
+                row = await queries.transfer_row(engine, transfer)
+            except queries.NotFoundError:
+                raise _Failure(f"There is no transfer {transfer}.") from None
+            return row, await queries.audit_search(engine, now=wiring.now(), reader=getpass.getuser(), transfer_id=transfer)
+
+    found, entries = _run(load, _settings())
+    if as_json:
+        _print(entries, True, (), "")
+        return
+    names = {each.ods: each.name for each in wiring.directory(_settings())}
+    for line in tell(found, entries, names):
+        print(line)
+
+
+# ---------------------------------------------------------------- Untangle
+
+
+@quarantine.command("list")
+def quarantine_list(
+    ods: Annotated[str | None, typer.Option("--trust", help="Only this trust's.")] = None,
+    why: Annotated[str | None, typer.Option(help="Only this reason code.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What waits, why, where in the message, and who can mend it. No content is shown."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=why)
+
+    rows = _run(load, _settings())
+    _print(rows, as_json, ("event_id", "trust", "received_at", "why", "at", "owner", "retries"), "Nothing is quarantined.")
+
+
+@quarantine.command("show")
+def quarantine_show(
+    event_id: str,
+    raw: Annotated[bool, typer.Option("--raw", help="Write the bytes as received to standard output. They hold personal data.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One message: why it waits and what to do."""
+
+    async def load(settings: HubSettings) -> tuple[queries.Row, bytes | None]:
+        async with wiring.opened(settings) as engine:
+            try:
+                return await queries.message(engine, event_id)
+            except queries.NotFoundError:
+                raise _Failure(f"There is no message {event_id}.") from None
+
+    row, content = _run(load, _settings())
+    if raw:
+        sys.stdout.buffer.write(content or b"")
+        return
+    if as_json:
+        _print([row], True, (), "")
+        return
+    for name, value in row.items():
+        print(f"{name:>16}  {_cell(value)}")
+
+
+@quarantine.command("retry")
+def quarantine_retry(
+    event_ids: Annotated[list[str], typer.Argument(help="One or more messages.")],
+) -> None:
+    """Run the same bytes again, after a mend. Audited. Exit 1 if one is still quarantined."""
+
+    async def retry(settings: HubSettings) -> bool:
+        async with wiring.opened(settings) as engine:
+            work = wiring.unit_of_work(settings, engine, wiring.directory(settings))
+            well = True
+            for event_id in event_ids:
+                try:
+                    effects = await work.retry(event_id, operator=getpass.getuser())
+                except NotQuarantinedError:
+                    raise _Failure(f"There is no quarantined message {event_id}.") from None
+                why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
+                print(f"{event_id}  {effects.disposition}{why}")
+                well = well and effects.rejection is None
+            return well
+
+    if not _run(retry, _settings()):
+        raise typer.Exit(1)
+
+
+@app.command("outbox", rich_help_panel=_PANELS["untangle"])
+def outbox_(as_json: AsJson = False) -> None:
+    """What waits for each receiver, since when, and why it was not delivered."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            waiting = await outbox.waiting(engine)
+        names = ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error")
+        return [{name: getattr(each, name) for name in names} for each in waiting]
+
+    rows = _run(load, _settings())
+    _print(rows, as_json, ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"), "Nothing waits.")
+
+
+@incidents.command("list")
+def incidents_list(closed: Annotated[bool, typer.Option("--closed", help="Also those acknowledged.")] = False, as_json: AsJson = False) -> None:
+    """Incidents nobody has acknowledged yet."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.incidents(engine, closed=closed)
+
+    rows = _run(load, _settings())
+    _print(rows, as_json, ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"), "No incident is open.")
+
+
+Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
+
+
+@incidents.command("acknowledge")
+def incidents_acknowledge(incident_id: str, because: Because) -> None:
+    """Say that somebody has dealt with it."""
+    _change(lambda engine: queries.close_incident(engine, incident_id, because, wiring.now()), f"No incident {incident_id} is open.")
+
+
+@brake.command("list")
+def brake_list(as_json: AsJson = False) -> None:
+    """Trusts with messages quarantined in a row, and those that are paused."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.brakes(engine)
+
+    _print(_run(load, _settings()), as_json, ("trust", "pulled", "in_a_row", "pulled_at", "why"), "No brake is on.")
+
+
+@brake.command("release")
+def brake_release(ods: Annotated[str, typer.Argument(help="The paused trust.")], because: Because) -> None:
+    """Let a paused trust's messages run again; a worker takes it up within seconds."""
+    _change(lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now()), f"{ods.upper()} is not paused.")
+
+
+@positions.command("list")
+def positions_list(as_json: AsJson = False) -> None:
+    """The next offset of every partition, and when it last moved."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.positions(engine)
+
+    _print(_run(load, _settings()), as_json, ("topic", "partition", "next_offset", "moved_at"), "Nothing was read yet.")
+
+
+@positions.command("set")
+def positions_set(
+    topic: str, partition: int, offset: Annotated[int, typer.Argument(min=0)], because: Because
+) -> None:
+    """Read a partition from this offset on: the mend when a topic was made anew. Stop the workers first."""
+    _change(
+        lambda engine: queries.set_position(engine, topic, partition, offset, because, wiring.now()),
+        f"No position is known for {topic}/{partition}.",
+    )
+
+
+def _change(work: Callable[[Any], Awaitable[None]], missing: str) -> None:
+    async def change(settings: HubSettings) -> None:
+        async with wiring.opened(settings) as engine:
+            try:
+                await work(engine)
+            except queries.NotFoundError:
+                raise _Failure(missing) from None
+        print("done")
+
+    _run(change, _settings())
+
+
+def main() -> None:
+    """The `hub` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

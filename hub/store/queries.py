@@ -1,0 +1,200 @@
+"""Questions people ask: the audit, the quarantine, incidents, brakes. Rows come back as plain dicts, newest last."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from hub.audit.entries import AuditEntry, Code
+from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
+from hub.domain.rejection import RULINGS, Disposition, Why
+from hub.store import tables as t
+from hub.store.write import unpack, write_audit
+
+Row = dict[str, Any]
+
+
+class NotFoundError(LookupError):
+    """Nothing has this id."""
+
+
+async def audit_search(
+    engine: AsyncEngine,
+    *,
+    now: datetime,
+    reader: str,
+    patient: str | None = None,
+    transfer_id: str | None = None,
+    trust: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    code: str | None = None,
+    limit: int = 1000,
+) -> list[Row]:
+    """Audit entries that match all that is given, oldest first, at most ``limit``.
+
+    ``patient`` is an NHS number (any spacing) or a hospital's own number. ``trust`` matches who acted and to
+    whom. Reading the audit is itself audited, before the answer is given; ``reader`` says who asked.
+    """
+    a = t.audit_entry
+    query = select(a).order_by(a.c.at, a.c.entry).limit(limit)
+    if transfer_id:
+        query = query.where(a.c.transfer_id == transfer_id)
+    if trust:
+        query = query.where((a.c.trust == trust) | (a.c.counterpart == trust))
+    if since:
+        query = query.where(a.c.at >= since)
+    if until:
+        query = query.where(a.c.at < until)
+    if code:
+        query = query.where(a.c.code == code)
+    async with engine.begin() as connection:
+        persons: list[str] = []
+        if patient:
+            persons = await _persons_known_as(connection, patient)
+            query = query.where(a.c.person_id.in_(persons))
+        rows = _dicts((await connection.execute(query)).mappings().all())
+        asked = {
+            "by": ["patient"] * bool(patient) + ["transfer"] * bool(transfer_id) + ["trust"] * bool(trust),
+            "reader": reader,
+            "entries": len(rows),
+        }
+        person_id = persons[0] if len(persons) == 1 else None
+        read = AuditEntry(
+            Code.AUDIT_READ, now, "cli", trust=trust, person_id=person_id, transfer_id=transfer_id, detail=asked
+        )
+        await write_audit(connection, [read])
+    return rows
+
+
+async def _persons_known_as(connection: AsyncConnection, number: str) -> list[str]:
+    p = t.person_identifier
+    nhs = parse_nhs_number(number)
+    rows = await connection.execute(
+        select(p.c.person_id).where(
+            ((p.c.authority == NHS_AUTHORITY) & (p.c.value == nhs.digits))
+            | ((p.c.authority != NHS_AUTHORITY) & (p.c.value == number.strip()))
+        )
+    )
+    return sorted({row.person_id for row in rows})
+
+
+async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:
+    """One transfer as it stands. Raises NotFoundError."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(select(t.transfer).where(t.transfer.c.transfer_id == transfer_id))).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(transfer_id)
+    return dict(row)
+
+
+async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:
+    """Every state a transfer had and why."""
+    h = t.transfer_history
+    return await _all(engine, select(h).where(h.c.transfer_id == transfer_id).order_by(h.c.version))
+
+
+async def quarantined(engine: AsyncEngine, *, trust: str | None = None, why: str | None = None, limit: int = 200) -> list[Row]:
+    """Messages in quarantine, oldest first, without their content; who mends each and how."""
+    m = t.message
+    columns = (m.c.event_id, m.c.trust, m.c.message_id, m.c.received_at, m.c.why, m.c.at, m.c.detail, m.c.retries, m.c.raw_size)
+    query = select(*columns).where(m.c.disposition == Disposition.QUARANTINED.value).order_by(m.c.received_at).limit(limit)
+    if trust:
+        query = query.where(m.c.trust == trust)
+    if why:
+        query = query.where(m.c.why == why)
+    rows = await _all(engine, query)
+    for row in rows:
+        row |= advice(row["why"])
+    return rows
+
+
+def advice(why: str | None) -> Row:
+    """Who mends a reason, and how."""
+    ruling = RULINGS.get(Why(why)) if why else None
+    return {"owner": ruling.owner.value, "advice": ruling.advice} if ruling else {}
+
+
+async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None]:
+    """One message's record and its raw bytes as received. Raises NotFoundError."""
+    async with engine.connect() as connection:
+        found = (await connection.execute(select(t.message).where(t.message.c.event_id == event_id))).mappings().one_or_none()
+    if found is None:
+        raise NotFoundError(event_id)
+    row = dict(found)
+    raw = row.pop("raw")
+    row["key"] = row["key"].decode(errors="replace") if row["key"] else None
+    return row | advice(row["why"]), unpack(raw) if raw is not None else None
+
+
+async def incidents(engine: AsyncEngine, *, closed: bool = False) -> list[Row]:
+    """Open incidents, or all of them."""
+    query = select(t.incident).order_by(t.incident.c.opened_at)
+    return await _all(engine, query if closed else query.where(t.incident.c.closed_at.is_(None)))
+
+
+async def close_incident(engine: AsyncEngine, incident_id: str, because: str, now: datetime) -> None:
+    """Acknowledge an incident; audited. Raises NotFoundError if none is open under this id."""
+    i = t.incident
+    async with engine.begin() as connection:
+        changed = await connection.execute(
+            update(i).where(i.c.incident_id == incident_id, i.c.closed_at.is_(None)).values(closed_at=now, closed_because=because)
+        )
+        if changed.rowcount == 0:
+            raise NotFoundError(incident_id)
+        detail = {"incident": incident_id, "because": because}
+        await write_audit(connection, [AuditEntry(Code.INCIDENT_CLOSED, now, "cli", detail=detail)])
+
+
+async def brakes(engine: AsyncEngine) -> list[Row]:
+    """Trusts with messages quarantined in a row, paused ones included."""
+    return await _all(engine, select(t.brake).order_by(t.brake.c.trust))
+
+
+async def release_brake(engine: AsyncEngine, trust: str, because: str, now: datetime) -> None:
+    """Let a paused trust's messages run again; audited. Raises NotFoundError if it is not paused."""
+    b = t.brake
+    async with engine.begin() as connection:
+        changed = await connection.execute(
+            update(b).where(b.c.trust == trust, b.c.pulled).values(pulled=False, in_a_row=0, pulled_at=None)
+        )
+        if changed.rowcount == 0:
+            raise NotFoundError(trust)
+        released = AuditEntry(Code.BRAKE_RELEASED, now, "cli", trust=trust, detail={"because": because})
+        await write_audit(connection, [released])
+
+
+async def dispositions(engine: AsyncEngine) -> dict[str, int]:
+    """How many messages ended in each disposition."""
+    m = t.message
+    rows = await _all(engine, select(m.c.disposition, func.count().label("messages")).group_by(m.c.disposition))
+    return {row["disposition"]: row["messages"] for row in rows}
+
+
+async def set_position(engine: AsyncEngine, topic: str, partition: int, offset: int, because: str, now: datetime) -> None:
+    """Say from where a partition is to be read: the mend of a position that does not fit the topic. Audited."""
+    p = t.position
+    async with engine.begin() as connection:
+        changed = await connection.execute(
+            update(p).where(p.c.topic == topic, p.c.partition == partition).values(next_offset=offset, moved_at=now)
+        )
+        if changed.rowcount == 0:
+            raise NotFoundError(f"{topic}/{partition}")
+        detail = {"topic": topic, "partition": partition, "offset": offset, "because": because}
+        await write_audit(connection, [AuditEntry(Code.POSITION_SET, now, "cli", detail=detail)])
+
+
+async def positions(engine: AsyncEngine) -> list[Row]:
+    """Where every partition stands."""
+    return await _all(engine, select(t.position).order_by(t.position.c.topic, t.position.c.partition))
+
+
+async def _all(engine: AsyncEngine, query: Select[Any]) -> list[Row]:
+    async with engine.connect() as connection:
+        return _dicts((await connection.execute(query)).mappings().all())
+
+
+def _dicts(rows: Sequence[Any]) -> list[Row]:
+    return [dict(row) for row in rows]

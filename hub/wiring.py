@@ -1,0 +1,131 @@
+"""The one place where parts are put together. Reads settings; nobody below does."""
+
+import asyncio
+import fcntl
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from hub.destinations.kafka import KafkaAccess, KafkaDestination
+from hub.domain.trust import Directory
+from hub.journey.decide import Journey
+from hub.journey.normalise import Rules
+from hub.journey.read import Limits
+from hub.services.dispatcher import Dispatcher, DispatcherConfig
+from hub.settings import HubSettings
+from hub.store.engine import is_sqlite, open_engine
+from hub.store.schema import require_current
+from hub.store.unit_of_work import UnitOfWork
+from hub.telemetry.log import get_log
+from hub.trusts import load_directory
+
+
+class SecondWorkerError(Exception):
+    """SQLite has one writer and no row locks: a second worker on the same file is refused."""
+
+
+def now() -> datetime:
+    """The hub's clock."""
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def opened(settings: HubSettings, *, check_schema: bool = True) -> AsyncIterator[AsyncEngine]:
+    """The database, closed again at the end. Raises SchemaError if it is not at this program's version."""
+    engine = open_engine(settings.database_url.get_secret_value(), patience_s=settings.store_patience_s)
+    try:
+        if check_schema:
+            await require_current(engine)
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def directory(settings: HubSettings) -> Directory:
+    """The trusts that have joined. Raises TrustsError."""
+    return load_directory(settings.schemas_dir)
+
+
+def journey(settings: HubSettings, trusts: Directory) -> Journey:
+    """The rules all messages go by."""
+    return Journey(
+        trusts,
+        Limits(settings.message_bytes_max, settings.message_depth_max),
+        Rules(
+            settings.nhs_number_check,
+            timedelta(seconds=settings.clock_ahead_s),
+            timedelta(seconds=settings.clock_ahead_max_s),
+            timedelta(days=settings.clock_behind_max_days),
+        ),
+    )
+
+
+def unit_of_work(settings: HubSettings, engine: AsyncEngine, trusts: Directory) -> UnitOfWork:
+    """The one transaction."""
+    return UnitOfWork(
+        engine,
+        journey(settings, trusts),
+        now,
+        get_log(service="worker"),
+        quarantine_in_a_row_max=settings.quarantine_in_a_row_max,
+    )
+
+
+def kafka_access(settings: HubSettings) -> KafkaAccess:
+    """How to reach Kafka."""
+    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
+    return KafkaAccess(
+        settings.kafka_bootstrap_servers,
+        settings.kafka_security_protocol,
+        settings.kafka_username,
+        password,
+        settings.kafka_ca_file,
+    )
+
+
+async def run_dispatcher(settings: HubSettings) -> None:
+    """`hub dispatcher`: until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    access, log = kafka_access(settings), get_log(service="dispatcher")
+    config = DispatcherConfig(
+        batch_max=settings.dispatch_batch_max,
+        poll_s=settings.dispatch_poll_s,
+        backoff_s=settings.dispatch_backoff_s,
+        backoff_max_s=settings.dispatch_backoff_max_s,
+        lease_s=settings.dispatch_lease_s,
+    )
+    async with opened(settings) as engine:
+        dispatcher = Dispatcher(
+            engine,
+            directory(settings),
+            lambda ods: KafkaDestination(ods, access, transactions=settings.kafka_transactions),
+            log,
+            config,
+        )
+        await dispatcher.run(stop)
+
+
+def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
+    """With SQLite, hold a lock file beside the database for as long as the returned file is open (a dead process
+    lets go of it). None with PostgreSQL. Raises SecondWorkerError."""
+    if not is_sqlite(engine):
+        return None
+    database = make_url(str(engine.url)).database or "hub.db"
+    lock = Path(f"{database}.worker.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise SecondWorkerError(
+            "Another worker already works on this SQLite database. SQLite allows exactly one: stop the other, "
+            "or set HUB_DATABASE_URL to PostgreSQL to run several."
+        ) from error
+    return lock
