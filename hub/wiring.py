@@ -19,7 +19,9 @@ from hub.journey.normalise import Rules
 from hub.journey.read import Limits
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.settings import HubSettings
+from hub.sources.kafka import KafkaSource, WorkerConfig
 from hub.store.engine import is_sqlite, open_engine
+from hub.store.positions import Positions
 from hub.store.schema import require_current
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
@@ -129,3 +131,31 @@ def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
             "or set HUB_DATABASE_URL to PostgreSQL to run several."
         ) from error
     return lock
+
+
+def run_worker(settings: HubSettings) -> int:
+    """`hub worker`: until SIGTERM or SIGINT. Returns the exit code. Raises SecondWorkerError, TrustsError."""
+    trusts = directory(settings)
+    access = kafka_access(settings)
+    engine = open_engine(settings.database_url.get_secret_value(), patience_s=settings.store_patience_s)
+    lock = hold_sqlite_alone(engine)
+    config = WorkerConfig(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_options=access.client_options(),
+        group=settings.worker_group,
+        instance=settings.worker_instance,
+        batch_messages_max=settings.batch_messages_max,
+        batch_wait_s=settings.batch_wait_s,
+        session_timeout_s=settings.session_timeout_s,
+        watchdog_s=settings.watchdog_s,
+        read_committed=settings.kafka_transactions,
+        username=access.username,
+        password=access.password,
+        ca_file=access.ca_file,
+    )
+    source = KafkaSource(config, trusts, unit_of_work(settings, engine, trusts), Positions(engine, now), get_log(service="worker"))
+    try:
+        return source.run()
+    finally:
+        if lock is not None:
+            lock.close()

@@ -1,7 +1,14 @@
 """A Kafka inside our own process, for the demo: librdkafka's mock cluster, which confluent-kafka brings along.
 
-It speaks the protocol over TCP on 127.0.0.1, keeps everything in memory, and models neither transactions' isolation
-nor administration. For showing and trying out only: see `EmbeddedBroker`.
+It speaks the protocol over TCP on 127.0.0.1 and keeps everything in memory. For showing and trying out only. What
+was seen with librdkafka 2.16 and aiokafka 0.14:
+
+* Transactions are accepted, not modelled: read_committed readers see open and aborted records, and a former owner of a
+  transactional id is not fenced. Their markers have a wrong checksum: aiokafka and Faust stop at them unless
+  `check_crcs` (Faust: `broker_check_crcs`) is off. So produce without transactions here.
+* Two aiokafka consumers in one group: the second is often refused (InvalidRequest at SyncGroup). Run one worker.
+* A partition forgets its oldest messages beyond about 5 MB.
+* Topics cannot be created or altered: see `ensure_topics`.
 
 `python -m hub.demo.broker` prints the address as its first line and stays until SIGTERM or SIGINT.
 """

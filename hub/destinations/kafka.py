@@ -34,11 +34,12 @@ from hub.domain.delivery import (
 
 _BATCH_BYTES = 131_072
 """Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
-_METADATA_S = 3.0
-"""How long a topic may be unknown before it is called missing; a new topic is known within a second."""
+_METADATA_S = 1.0
+"""How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
 
 # What the client library writes about an outage is said by `delivery.failed`, once and with advice.
 logging.getLogger("aiokafka").setLevel(logging.ERROR)
+logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)  # ten lines a second on a missing topic
 
 
 @dataclass(frozen=True, slots=True)

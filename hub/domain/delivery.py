@@ -113,7 +113,7 @@ _RECEIVER = {
     "KafkaTimeoutError": _UNREACHABLE,
     "RequestTimedOutError": _UNREACHABLE,
     "NoBrokersAvailable": _UNREACHABLE,
-    "TimeoutError": "Kafka did not finish in time: broker down, partition without a leader, or overloaded",
+    "TimeoutError": "Kafka did not finish in time: broker down, topic just deleted, partition without a leader, or overloaded",
     "NotEnoughReplicasError": "too few in-sync replicas: a broker of the cluster is down",
     "NotEnoughReplicasAfterAppendError": "too few in-sync replicas: a broker of the cluster is down",
     "AuthenticationFailedError": "Kafka does not accept the hub's user or password: check HUB_KAFKA_USERNAME and its password",

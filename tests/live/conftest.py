@@ -13,7 +13,6 @@ from tests.harness.kafka_server import KafkaServer, create_topics
 from tests.harness.postgres_server import GivenPostgres, PostgresServer
 from tests.harness.prerequisites import given_kafka, given_postgres, missing
 
-
 _HOW_TO_INSTALL = "(or: python -m tests.harness.prerequisites --install)"
 
 

@@ -1,1 +1,0 @@
-from hub.store.intake import Intake, PartitionKey, StoreUnavailableError, Taken  # noqa: F401
