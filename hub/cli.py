@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
@@ -55,7 +55,9 @@ def _group(name: str, text: str, panel: str) -> typer.Typer:
 db = _group("db", "The database's schema.", "prepare")
 topics = _group("topics", "Kafka's topics and their settings.", "prepare")
 trust = _group("trust", "The trusts that have joined: folders in `schemas/trusts/`.", "prepare")
-audit = _group("audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask")
+audit = _group(
+    "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
+)
 quarantine = _group("quarantine", "Messages that wait for somebody to mend their cause.", "untangle")
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
@@ -78,10 +80,12 @@ def _run(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> R
         _fail(str(error))
     except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
         kind = type(getattr(error, "orig", None) or error).__name__
-        _fail(f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs.")
+        _fail(
+            f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
+        )
 
 
-def _fail(line: str) -> Any:
+def _fail(line: str) -> NoReturn:
     Console(stderr=True, highlight=False).print(f"hub: {line}", style="red", markup=False, soft_wrap=True)
     raise typer.Exit(1)
 
@@ -105,7 +109,13 @@ def _print(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str]
 def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-    return "" if value is None else orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)
+    return (
+        ""
+        if value is None
+        else orjson.dumps(value, default=str).decode()
+        if isinstance(value, dict | list)
+        else str(value)
+    )
 
 
 @functools.cache
@@ -175,7 +185,9 @@ def health() -> None:
                 if (now - row.oldest).total_seconds() > settings.watchdog_s and row.attempts == 0
             ]
             if stuck:
-                raise _Failure(f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?")
+                raise _Failure(
+                    f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?"
+                )
         print("well")
 
     _run(check, _settings())
@@ -183,7 +195,9 @@ def health() -> None:
 
 @app.command(rich_help_panel=_PANELS["run"])
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Tell the story, then leave; exit 0 only if every step was seen.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Tell the story, then leave; exit 0 only if every step was seen.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
 ) -> None:
     """Watch a patient move from Torbay to Exeter: broker, database, three simulated hospitals, all in this terminal."""
@@ -197,17 +211,36 @@ def demo(
 
 @app.command(rich_help_panel=_PANELS["join"])
 def send(
-    file: Annotated[Path, typer.Argument(help="A file with one message, exactly as it should be sent.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A file with one message, exactly as it should be sent.", exists=True, dir_okay=False
+        ),
+    ],
     ods: Ods,
-    message_id: Annotated[str | None, typer.Option(help="x-request-id; a new one by default. Repeat it to try a duplicate.")] = None,
+    message_id: Annotated[
+        str | None, typer.Option(help="x-request-id; a new one by default. Repeat it to try a duplicate.")
+    ] = None,
     key: Annotated[str, typer.Option(help="The record's key: messages of one key stay in order.")] = "",
-    wait_s: Annotated[float, typer.Option(help="How long to wait for the receipt, in seconds; 0 does not wait.")] = 15,
+    wait_s: Annotated[
+        float, typer.Option(help="How long to wait for the receipt, in seconds; 0 does not wait.")
+    ] = 15,
 ) -> None:
     """Send a file to a trust's events topic with the right headers, and print the receipt."""
     from hub.demo.join_in import send_file
 
     settings = _settings()
-    _kafka(lambda: send_file(wiring.kafka_access(settings), wiring.directory(settings), file, ods.upper(), message_id, key, wait_s))
+    _kafka(
+        lambda: send_file(
+            wiring.kafka_access(settings),
+            wiring.directory(settings),
+            file,
+            ods.upper(),
+            message_id,
+            key,
+            wait_s,
+        )
+    )
 
 
 @app.command(rich_help_panel=_PANELS["join"])
@@ -220,7 +253,11 @@ def tail(
     from hub.demo.join_in import tail_topics
 
     settings = _settings()
-    _kafka(lambda: tail_topics(wiring.kafka_access(settings), wiring.directory(settings), ods.upper(), from_start, as_json))
+    _kafka(
+        lambda: tail_topics(
+            wiring.kafka_access(settings), wiring.directory(settings), ods.upper(), from_start, as_json
+        )
+    )
 
 
 def _kafka(work: Callable[[], Awaitable[int]]) -> None:
@@ -285,7 +322,11 @@ def db_upgrade() -> None:
     async def upgrade(settings: HubSettings) -> None:
         async with wiring.opened(settings, check_schema=False) as engine:
             before, after = await schema.upgrade(engine)
-        print(f"The database is at version {after}." if before == after else f"The database went from version {before or 'none'} to {after}.")
+        print(
+            f"The database is at version {after}."
+            if before == after
+            else f"The database went from version {before or 'none'} to {after}."
+        )
 
     _run(upgrade, _settings())
 
@@ -320,7 +361,10 @@ def _topics(as_json: bool, *, apply: bool) -> None:
     access = wiring.kafka_access(settings)
     try:
         wanted = kafka_topics.wanted_topics(
-            wiring.directory(settings), settings.topic_partitions, settings.topic_replication, settings.topic_retention_days
+            wiring.directory(settings),
+            settings.topic_partitions,
+            settings.topic_replication,
+            settings.topic_retention_days,
         )
         admin = kafka_topics.open_admin(
             access.bootstrap_servers,
@@ -332,7 +376,12 @@ def _topics(as_json: bool, *, apply: bool) -> None:
         rows = kafka_topics.apply(admin, wanted) if apply else kafka_topics.compare(admin, wanted)
     except (kafka_topics.KafkaUnavailableError, TrustsError) as error:
         _fail(str(error))
-    _print([row._asdict() for row in rows], as_json, ("topic", "state", "detail"), "No trust has joined, so there are no topics.")
+    _print(
+        [row._asdict() for row in rows],
+        as_json,
+        ("topic", "state", "detail"),
+        "No trust has joined, so there are no topics.",
+    )
     if any(row.state in kafka_topics.BAD for row in rows):
         raise typer.Exit(1)
 
@@ -361,7 +410,9 @@ def trust_list(as_json: AsJson = False) -> None:
 def trust_check(ods: Annotated[str | None, typer.Argument(help="Only this trust's folder.")] = None) -> None:
     """Prove the trusts' folders; exit 1 and say what is wrong, where, and who can mend it."""
     settings = _settings()
-    findings = [f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"]
+    findings = [
+        f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
+    ]
     for finding in findings:
         print(finding)
     if findings:
@@ -401,11 +452,18 @@ def audit_search(
             )
 
     rows = _run(search, _settings())
-    _print(rows, as_json, ("at", "code", "outcome", "trust", "counterpart", "transfer_id", "detail"), "Nothing was found.")
+    _print(
+        rows,
+        as_json,
+        ("at", "code", "outcome", "trust", "counterpart", "transfer_id", "detail"),
+        "Nothing was found.",
+    )
 
 
 @audit.command("trail")
-def audit_trail(transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False) -> None:
+def audit_trail(
+    transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
+) -> None:
     """One transfer's story, from the first request to the last delivery, in words a ward manager can read."""
     from hub.governance.trail import tell
 
@@ -415,7 +473,9 @@ def audit_trail(transfer: Annotated[str, typer.Argument(help="The transfer's id.
                 row = await queries.transfer_row(engine, transfer)
             except queries.NotFoundError:
                 raise _Failure(f"There is no transfer {transfer}.") from None
-            return row, await queries.audit_search(engine, now=wiring.now(), reader=getpass.getuser(), transfer_id=transfer)
+            return row, await queries.audit_search(
+                engine, now=wiring.now(), reader=getpass.getuser(), transfer_id=transfer
+            )
 
     found, entries = _run(load, _settings())
     if as_json:
@@ -442,13 +502,23 @@ def quarantine_list(
             return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=why)
 
     rows = _run(load, _settings())
-    _print(rows, as_json, ("event_id", "trust", "received_at", "why", "at", "owner", "retries"), "Nothing is quarantined.")
+    _print(
+        rows,
+        as_json,
+        ("event_id", "trust", "received_at", "why", "at", "owner", "retries"),
+        "Nothing is quarantined.",
+    )
 
 
 @quarantine.command("show")
 def quarantine_show(
     event_id: str,
-    raw: Annotated[bool, typer.Option("--raw", help="Write the bytes as received to standard output. They hold personal data.")] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Write the bytes as received to standard output. They hold personal data."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """One message: why it waits and what to do."""
@@ -506,11 +576,19 @@ def outbox_(as_json: AsJson = False) -> None:
         return [{name: getattr(each, name) for name in names} for each in waiting]
 
     rows = _run(load, _settings())
-    _print(rows, as_json, ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"), "Nothing waits.")
+    _print(
+        rows,
+        as_json,
+        ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"),
+        "Nothing waits.",
+    )
 
 
 @incidents.command("list")
-def incidents_list(closed: Annotated[bool, typer.Option("--closed", help="Also those acknowledged.")] = False, as_json: AsJson = False) -> None:
+def incidents_list(
+    closed: Annotated[bool, typer.Option("--closed", help="Also those acknowledged.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Incidents nobody has acknowledged yet."""
 
     async def load(settings: HubSettings) -> list[queries.Row]:
@@ -518,7 +596,12 @@ def incidents_list(closed: Annotated[bool, typer.Option("--closed", help="Also t
             return await queries.incidents(engine, closed=closed)
 
     rows = _run(load, _settings())
-    _print(rows, as_json, ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"), "No incident is open.")
+    _print(
+        rows,
+        as_json,
+        ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"),
+        "No incident is open.",
+    )
 
 
 Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
@@ -527,7 +610,10 @@ Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")
 @incidents.command("acknowledge")
 def incidents_acknowledge(incident_id: str, because: Because) -> None:
     """Say that somebody has dealt with it."""
-    _change(lambda engine: queries.close_incident(engine, incident_id, because, wiring.now()), f"No incident {incident_id} is open.")
+    _change(
+        lambda engine: queries.close_incident(engine, incident_id, because, wiring.now()),
+        f"No incident {incident_id} is open.",
+    )
 
 
 @brake.command("list")
@@ -538,13 +624,21 @@ def brake_list(as_json: AsJson = False) -> None:
         async with wiring.opened(settings) as engine:
             return await queries.brakes(engine)
 
-    _print(_run(load, _settings()), as_json, ("trust", "pulled", "in_a_row", "pulled_at", "why"), "No brake is on.")
+    _print(
+        _run(load, _settings()),
+        as_json,
+        ("trust", "pulled", "in_a_row", "pulled_at", "why"),
+        "No brake is on.",
+    )
 
 
 @brake.command("release")
 def brake_release(ods: Annotated[str, typer.Argument(help="The paused trust.")], because: Because) -> None:
     """Let a paused trust's messages run again; a worker takes it up within seconds."""
-    _change(lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now()), f"{ods.upper()} is not paused.")
+    _change(
+        lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now()),
+        f"{ods.upper()} is not paused.",
+    )
 
 
 @positions.command("list")
@@ -555,7 +649,12 @@ def positions_list(as_json: AsJson = False) -> None:
         async with wiring.opened(settings) as engine:
             return await queries.positions(engine)
 
-    _print(_run(load, _settings()), as_json, ("topic", "partition", "next_offset", "moved_at"), "Nothing was read yet.")
+    _print(
+        _run(load, _settings()),
+        as_json,
+        ("topic", "partition", "next_offset", "moved_at"),
+        "Nothing was read yet.",
+    )
 
 
 @positions.command("set")

@@ -33,38 +33,75 @@ class HubSettings(BaseSettings):
     )
     kafka_username: str | None = _of(None, "text", "The hub's SCRAM user, with SASL_SSL.")
     kafka_password: SecretStr | None = _of(None, "secret", "Its password.")
-    kafka_ca_file: Path | None = _of(None, "path", "The authority that signed the brokers' certificates (PEM).")
+    kafka_ca_file: Path | None = _of(
+        None, "path", "The authority that signed the brokers' certificates (PEM)."
+    )
     schemas_dir: Path = _of(REPOSITORY / "schemas", "path", "Holds trusts/<ODS>/profile.yaml.")
 
     # Reading
     worker_group: str = _of("hub.worker", "name", "Workers of one group share the partitions.")
     worker_instance: str | None = _of(
-        None, "name", "Stable name of this worker: a restart within the session timeout then causes no rebalance."
+        None,
+        "name",
+        "Stable name of this worker: a restart within the session timeout then causes no rebalance.",
     )
-    batch_messages_max: int = _of(200, "messages", "One transaction; larger gains little and holds locks longer.", ge=1, le=2000)
-    batch_wait_s: float = _of(0.05, "seconds", "How long a batch may wait to fill; half of it is the price in latency.", gt=0)
-    session_timeout_s: float = _of(10, "seconds", "A killed worker's partitions stand still this long; the default of 60 is too long.")
-    watchdog_s: float = _of(60, "seconds", "No progress this long while messages wait: the worker says so and leaves.", gt=0)
-    store_patience_s: float = _of(5, "seconds", "How long one transaction may wait for the database before the worker stops.", gt=0)
+    batch_messages_max: int = _of(
+        200, "messages", "One transaction; larger gains little and holds locks longer.", ge=1, le=2000
+    )
+    batch_wait_s: float = _of(
+        0.05, "seconds", "How long a batch may wait to fill; half of it is the price in latency.", gt=0
+    )
+    session_timeout_s: float = _of(
+        10, "seconds", "A killed worker's partitions stand still this long; the default of 60 is too long."
+    )
+    watchdog_s: float = _of(
+        60, "seconds", "No progress this long while messages wait: the worker says so and leaves.", gt=0
+    )
+    store_patience_s: float = _of(
+        5, "seconds", "How long one transaction may wait for the database before the worker stops.", gt=0
+    )
 
     # Judging messages
-    message_bytes_max: int = _of(1_000_000, "bytes", "Kafka's own default limit; a letter belongs in a document store.", ge=1000)
+    message_bytes_max: int = _of(
+        1_000_000, "bytes", "Kafka's own default limit; a letter belongs in a document store.", ge=1000
+    )
     message_depth_max: int = _of(64, "levels", "The deepest public FHIR example has 14.", ge=10, le=200)
     nhs_number_check: Literal["enforce", "flag"] = _of(
-        "flag", "mode", "A wrong check digit: enforce quarantines, flag lets it pass and never matches by it. Most published samples fail it."
+        "flag",
+        "mode",
+        "A wrong check digit: enforce quarantines, flag lets it pass and never matches by it. Most published samples fail it.",
     )
-    clock_ahead_s: float = _of(3600, "seconds", "An event time this far in the future is taken as now, and flagged.", ge=0)
-    clock_ahead_max_s: float = _of(86_400, "seconds", "Further in the future is implausible: quarantined.", ge=0)
-    clock_behind_max_days: float = _of(366, "days", "An event older than this is not news of a transfer: quarantined.", gt=0)
-    quarantine_in_a_row_max: int = _of(50, "messages", "As many quarantined one after the other, and the trust is paused: the fault is general.", ge=1)
+    clock_ahead_s: float = _of(
+        3600, "seconds", "An event time this far in the future is taken as now, and flagged.", ge=0
+    )
+    clock_ahead_max_s: float = _of(
+        86_400, "seconds", "Further in the future is implausible: quarantined.", ge=0
+    )
+    clock_behind_max_days: float = _of(
+        366, "days", "An event older than this is not news of a transfer: quarantined.", gt=0
+    )
+    quarantine_in_a_row_max: int = _of(
+        50,
+        "messages",
+        "As many quarantined one after the other, and the trust is paused: the fault is general.",
+        ge=1,
+    )
 
     # Delivering
     dispatch_batch_max: int = _of(200, "messages", "One Kafka transaction for one receiver.", ge=1, le=1000)
     dispatch_poll_s: float = _of(0.05, "seconds", "How soon a new row is seen when nothing is waiting.", gt=0)
-    dispatch_backoff_s: float = _of(0.5, "seconds", "The first wait after a failure; doubles up to the maximum.", gt=0)
-    dispatch_backoff_max_s: float = _of(60, "seconds", "Retries do not end: a hospital that comes back waits at most this long.", gt=0)
-    dispatch_lease_s: float = _of(15, "seconds", "A receiver whose dispatcher died is taken over after this long.", gt=0)
-    kafka_transactions: bool = _of(True, "yes/no", "Off only for the embedded broker, which does not model them.")
+    dispatch_backoff_s: float = _of(
+        0.5, "seconds", "The first wait after a failure; doubles up to the maximum.", gt=0
+    )
+    dispatch_backoff_max_s: float = _of(
+        60, "seconds", "Retries do not end: a hospital that comes back waits at most this long.", gt=0
+    )
+    dispatch_lease_s: float = _of(
+        15, "seconds", "A receiver whose dispatcher died is taken over after this long.", gt=0
+    )
+    kafka_transactions: bool = _of(
+        True, "yes/no", "Off only for the embedded broker, which does not model them."
+    )
 
     # Topics
     topic_partitions: int = _of(6, "partitions", "Workers beyond this number have nothing to do.", ge=1)
@@ -72,7 +109,13 @@ class HubSettings(BaseSettings):
     topic_retention_days: int = _of(14, "days", "Longer than the longest outage anybody plans for.", ge=1)
 
     # Running
-    restart_backoff_s: float = _of(1, "seconds", "`hub run`: first wait before a service that died is started again.", gt=0)
+    restart_backoff_s: float = _of(
+        1, "seconds", "`hub run`: first wait before a service that died is started again.", gt=0
+    )
     restart_backoff_max_s: float = _of(30, "seconds", "`hub run`: the longest such wait.", gt=0)
-    log_format: Literal["auto", "json", "console"] = _of("auto", "name", "auto: console on a terminal, JSON elsewhere.")
-    log_level: Literal["debug", "info", "warning", "error"] = _of("info", "name", "Below it, nothing is written.")
+    log_format: Literal["auto", "json", "console"] = _of(
+        "auto", "name", "auto: console on a terminal, JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _of(
+        "info", "name", "Below it, nothing is written."
+    )

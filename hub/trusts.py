@@ -73,7 +73,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} is there twice", problem_mark=key_node.start_mark
+                )
             if isinstance(key, str):
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -82,10 +84,16 @@ class _Loader(yaml.SafeLoader):
 def _examine(schemas_dir: Path) -> tuple[_Profiles, list[Finding]]:
     trusts_dir = schemas_dir / "trusts"
     if not trusts_dir.is_dir():
-        return {}, [Finding("trusts", "", f"there is no such folder in {schemas_dir}; see HUB_SCHEMAS_DIR", "the hub team")]
+        return {}, [
+            Finding(
+                "trusts", "", f"there is no such folder in {schemas_dir}; see HUB_SCHEMAS_DIR", "the hub team"
+            )
+        ]
     folders = sorted(path for path in trusts_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        return {}, [Finding("trusts", "", "no trust has a folder here; the hub would serve nobody", "the hub team")]
+        return {}, [
+            Finding("trusts", "", "no trust has a folder here; the hub would serve nobody", "the hub team")
+        ]
     profiles: dict[str, tuple[TrustProfile, str]] = {}
     findings: list[Finding] = []
     for folder in folders:
@@ -164,7 +172,12 @@ def _judge(folder: str, profile: TrustProfile, text: str) -> Iterator[Finding]:
             "the hub team",
         )
     if says_so and not profile.illustration:
-        yield Finding(file, "illustration", "false, but the comment at the top says it is an illustration", "the hub team")
+        yield Finding(
+            file,
+            "illustration",
+            "false, but the comment at the top says it is an illustration",
+            "the hub team",
+        )
 
 
 def _judge_system(file: str, name: str, system: str, profile: TrustProfile) -> Iterator[Finding]:
@@ -172,7 +185,9 @@ def _judge_system(file: str, name: str, system: str, profile: TrustProfile) -> I
     try:
         parts = urlsplit(system)
         host = (parts.hostname or "").lower()
-        absolute = bool(host) if parts.scheme in {"http", "https"} else parts.scheme == "urn" and bool(parts.path)
+        absolute = (
+            bool(host) if parts.scheme in {"http", "https"} else parts.scheme == "urn" and bool(parts.path)
+        )
     except ValueError:
         host, absolute = "", False
     if not absolute or any(character.isspace() for character in system):
@@ -180,9 +195,16 @@ def _judge_system(file: str, name: str, system: str, profile: TrustProfile) -> I
     elif system.rstrip("/").lower().endswith("/id/nhs-number"):
         yield Finding(file, field, "is the NHS number's system; name the trust's own", "the trust")
     elif profile.illustration and not host.endswith(".example"):
-        yield Finding(file, field, "an illustration's systems end in .example, so that none is a real one", "the hub team")
+        yield Finding(
+            file,
+            field,
+            "an illustration's systems end in .example, so that none is a real one",
+            "the hub team",
+        )
     elif not profile.illustration and host.endswith(".example"):
-        yield Finding(file, field, "a .example system is invented; the trust's real one is needed", "the trust")
+        yield Finding(
+            file, field, "a .example system is invented; the trust's real one is needed", "the trust"
+        )
 
 
 def _leading_comment(text: str) -> Iterator[str]:
@@ -212,7 +234,9 @@ def _clashes(profiles: _Profiles) -> Iterator[Finding]:
             yield from _claim(topics, folder, "ods", topic, "the topic")
         for name, system in _systems(profile):
             # As the hub compares them: neither case nor a last stroke makes two systems of one.
-            yield from _claim(systems, folder, f"identifier_systems.{name}", system.rstrip("/").lower(), "the system")
+            yield from _claim(
+                systems, folder, f"identifier_systems.{name}", system.rstrip("/").lower(), "the system"
+            )
 
 
 def _claim(owners: dict[str, str], folder: str, field: str, value: str, what: str) -> Iterator[Finding]:
@@ -222,4 +246,6 @@ def _claim(owners: dict[str, str], folder: str, field: str, value: str, what: st
     elif first == folder:
         yield Finding(_file(folder), field, f"{what} {value} is there twice", "the trust")
     else:
-        yield Finding(_file(folder), field, f"{what} {value} is claimed by {first} too", "the hub team with both trusts")
+        yield Finding(
+            _file(folder), field, f"{what} {value} is claimed by {first} too", "the hub team with both trusts"
+        )

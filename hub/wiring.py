@@ -117,11 +117,12 @@ async def run_dispatcher(settings: HubSettings) -> None:
 
 def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
     """With SQLite, hold a lock file beside the database for as long as the returned file is open (a dead process
-    lets go of it). None with PostgreSQL. Raises SecondWorkerError."""
+    lets go of it). None with PostgreSQL. Raises SecondWorkerError.
+    """
     if not is_sqlite(engine):
         return None
     database = make_url(str(engine.url)).database or "hub.db"
-    lock = Path(f"{database}.worker.lock").open("wb")
+    lock = Path(f"{database}.worker.lock").open("wb")  # noqa: SIM115 - held open on purpose, for the life of the process
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -153,7 +154,13 @@ def run_worker(settings: HubSettings) -> int:
         password=access.password,
         ca_file=access.ca_file,
     )
-    source = KafkaSource(config, trusts, unit_of_work(settings, engine, trusts), Positions(engine, now), get_log(service="worker"))
+    source = KafkaSource(
+        config,
+        trusts,
+        unit_of_work(settings, engine, trusts),
+        Positions(engine, now),
+        get_log(service="worker"),
+    )
     try:
         return source.run()
     finally:

@@ -74,7 +74,9 @@ class KafkaDestination:
     ``transactions=False`` is for the embedded broker only: nothing fences a former owner then.
     """
 
-    def __init__(self, receiver: str, access: KafkaAccess, *, transactions: bool = True, patience_s: float = 15) -> None:
+    def __init__(
+        self, receiver: str, access: KafkaAccess, *, transactions: bool = True, patience_s: float = 15
+    ) -> None:
         self._receiver = receiver
         self._access = access
         self._transactions = transactions
@@ -89,7 +91,10 @@ class KafkaDestination:
         identity: dict[str, Any] = {"enable_idempotence": True}
         if self._transactions:
             # Short: an open transaction of a dead owner holds back every read_committed reader of the topic.
-            identity = {"transactional_id": f"hub.dispatcher.{self._receiver.lower()}", "transaction_timeout_ms": 15_000}
+            identity = {
+                "transactional_id": f"hub.dispatcher.{self._receiver.lower()}",
+                "transaction_timeout_ms": 15_000,
+            }
         try:
             async with asyncio.timeout(self._patience_s):
                 self._producer = AIOKafkaProducer(
@@ -162,7 +167,9 @@ class KafkaDestination:
             found = [(row, fault) for row, fault in faults if fault.scope is scope]
             if found:
                 topic = found[0][0].topic
-                suspects = tuple(row.seq for row, _ in found if row.topic == topic) if scope is Scope.RECORD else ()
+                suspects = (
+                    tuple(row.seq for row, _ in found if row.topic == topic) if scope is Scope.RECORD else ()
+                )
                 raise DeliveryError(found[0][1], suspects)
 
     async def _partitions(self, topic: str) -> set[int]:

@@ -81,7 +81,9 @@ class KafkaUnavailableError(Exception):
     """Kafka did not answer, or does not let this user ask."""
 
 
-def wanted_topics(directory: Directory, partitions: int, replication: int, retention_days: int) -> list[Topic]:
+def wanted_topics(
+    directory: Directory, partitions: int, replication: int, retention_days: int
+) -> list[Topic]:
     """Every topic of every trust, and the audit's. Pure."""
     common = {
         "cleanup.policy": "delete",
@@ -128,10 +130,16 @@ def _judge_one(topic: Topic, found: Found | None) -> Row:
             "(left alone: another number sends a patient's next message to another partition, out of order)"
         )
     if found.replication != topic.replication:
-        differences.append(f"replication {found.replication}, wanted {topic.replication} (reassign with Kafka's tools)")
+        differences.append(
+            f"replication {found.replication}, wanted {topic.replication} (reassign with Kafka's tools)"
+        )
     if found.config is None:
         note = "its settings may not be read (DESCRIBE_CONFIGS is not granted)"
-        return Row(topic.name, TopicState.DIFFERS if differences else TopicState.UNKNOWN, "; ".join([*differences, note]))
+        return Row(
+            topic.name,
+            TopicState.DIFFERS if differences else TopicState.UNKNOWN,
+            "; ".join([*differences, note]),
+        )
     differences += [
         f"{name} {found.config.get(name)}, wanted {value}"
         for name, value in sorted(topic.config.items())
@@ -157,7 +165,11 @@ def open_admin(
         "log_level": 0,
     }
     if security_protocol.startswith("SASL"):
-        config |= {"sasl.mechanism": "SCRAM-SHA-512", "sasl.username": username or "", "sasl.password": password or ""}
+        config |= {
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": username or "",
+            "sasl.password": password or "",
+        }
     if ca_file is not None:
         config["ssl.ca.location"] = str(ca_file)
     return AdminClient(config)
@@ -191,9 +203,15 @@ def apply(admin: AdminClient, wanted: Sequence[Topic]) -> list[Row]:
             request_timeout=_CREATE_S + _ANSWER_S,
         )
         made = {name: _outcome(name, future) for name, future in futures.items()}
-        unseen = _wait_until_seen(admin, {name for name, row in made.items() if row is None or row.state is TopicState.CREATED})
+        unseen = _wait_until_seen(
+            admin, {name for name, row in made.items() if row is None or row.state is TopicState.CREATED}
+        )
         made |= {
-            name: Row(name, TopicState.FAILED, f"Kafka said it was created, but does not show it after {_SEEN_S:g} s")
+            name: Row(
+                name,
+                TopicState.FAILED,
+                f"Kafka said it was created, but does not show it after {_SEEN_S:g} s",
+            )
             for name in unseen
         }
         raced = [topic for topic in missing if made[topic.name] is None]
@@ -267,7 +285,9 @@ def _settings_of(admin: AdminClient, names: Sequence[str]) -> dict[str, Mapping[
             entries = future.result(timeout=2 * _ANSWER_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise KafkaUnavailableError(f"Kafka did not describe {resource.name}: {error.args[0].str()}") from error
+                raise KafkaUnavailableError(
+                    f"Kafka did not describe {resource.name}: {error.args[0].str()}"
+                ) from error
             settings[resource.name] = None
         except TimeoutError as error:
             raise KafkaUnavailableError(f"Kafka did not describe {resource.name} in time") from error

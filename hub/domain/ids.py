@@ -38,7 +38,8 @@ class Identifier:
 @dataclass(frozen=True, slots=True, order=True)
 class PersonKey:
     """One way of knowing a person. ``authority`` is ``nhs`` or ``<ODS>|<system>``: a hospital's own
-    numbers mean nothing outside that hospital, so they are never compared across trusts."""
+    numbers mean nothing outside that hospital, so they are never compared across trusts.
+    """
 
     authority: str
     value: str
@@ -78,6 +79,12 @@ def time_ordered_id(at: datetime, *parts: object) -> str:
     """
     milliseconds = int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF
     rest = int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:10], "big")
-    number = (milliseconds << 80) | (0x7 << 76) | ((rest >> 68) & 0xFFF) << 64 | (0b10 << 62) | (rest & (2**62 - 1))
+    number = (
+        (milliseconds << 80)
+        | (0x7 << 76)
+        | ((rest >> 68) & 0xFFF) << 64
+        | (0b10 << 62)
+        | (rest & (2**62 - 1))
+    )
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -81,47 +81,87 @@ RULINGS: dict[Why, Ruling] = {
     Why.RESOURCE_TYPE_UNKNOWN: Ruling(_Q, _SENDER, "Use a resource type that FHIR R4 defines."),
     Why.STRUCTURE_INVALID: Ruling(_Q, _SENDER, "Correct the elements named and send the message again."),
     Why.MESSAGE_TOO_LARGE: Ruling(_Q, _SENDER, "Send documents by reference; see HUB_MESSAGE_BYTES_MAX."),
-    Why.MESSAGE_TOO_DEEP: Ruling(_Q, _SENDER, "No FHIR message needs that much nesting; look for a loop in the export."),
-    Why.MESSAGE_EMPTY: Ruling(_Q, _SENDER, "The record has no value; this topic is not compacted, so it means nothing."),
+    Why.MESSAGE_TOO_DEEP: Ruling(
+        _Q, _SENDER, "No FHIR message needs that much nesting; look for a loop in the export."
+    ),
+    Why.MESSAGE_EMPTY: Ruling(
+        _Q, _SENDER, "The record has no value; this topic is not compacted, so it means nothing."
+    ),
     Why.NUL_CHARACTER: Ruling(_Q, _SENDER, "FHIR strings may not hold U+0000; remove it at the source."),
-    Why.DIALECT_NOT_SUPPORTED: Ruling(_Q, _HUB, "This hub reads FHIR R4 JSON; the trust speaks something else."),
-    Why.MESSAGE_HEADER_MISSING: Ruling(_Q, _SENDER, "The first entry of a message Bundle is its MessageHeader."),
-    Why.MESSAGE_NOT_SUPPORTED: Ruling(_Q, _SENDER, "Send a transfer request, an answer to one, or an encounter event."),
-    Why.STATUS_NOT_SUPPORTED: Ruling(_R, _SENDER, "This status does not move a transfer; see the lifecycle in the documents."),
-    Why.PATIENT_MISSING: Ruling(_Q, _SENDER, "Name the patient: a Patient resource or a reference with an identifier."),
-    Why.PATIENT_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the patient an NHS number or a local identifier with its system."),
+    Why.DIALECT_NOT_SUPPORTED: Ruling(
+        _Q, _HUB, "This hub reads FHIR R4 JSON; the trust speaks something else."
+    ),
+    Why.MESSAGE_HEADER_MISSING: Ruling(
+        _Q, _SENDER, "The first entry of a message Bundle is its MessageHeader."
+    ),
+    Why.MESSAGE_NOT_SUPPORTED: Ruling(
+        _Q, _SENDER, "Send a transfer request, an answer to one, or an encounter event."
+    ),
+    Why.STATUS_NOT_SUPPORTED: Ruling(
+        _R, _SENDER, "This status does not move a transfer; see the lifecycle in the documents."
+    ),
+    Why.PATIENT_MISSING: Ruling(
+        _Q, _SENDER, "Name the patient: a Patient resource or a reference with an identifier."
+    ),
+    Why.PATIENT_UNIDENTIFIED: Ruling(
+        _Q, _SENDER, "Give the patient an NHS number or a local identifier with its system."
+    ),
     Why.PATIENT_AMBIGUOUS: Ruling(
-        _Q, _DUTY, "The identifiers point to different people, or contradict what is held. Nothing was moved by guess."
+        _Q,
+        _DUTY,
+        "The identifiers point to different people, or contradict what is held. Nothing was moved by guess.",
     ),
     Why.ENCOUNTER_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the Encounter an identifier with its system."),
-    Why.NHS_NUMBER_INVALID: Ruling(_Q, _SENDER, "The NHS number fails its check digit; trace it and send again."),
+    Why.NHS_NUMBER_INVALID: Ruling(
+        _Q, _SENDER, "The NHS number fails its check digit; trace it and send again."
+    ),
     Why.NHS_NUMBER_REPEATED_DIGITS: Ruling(
         _Q, _SENDER, "A number of ten equal digits is a placeholder; leave it out if the number is not known."
     ),
     Why.SENDER_NOT_TOPIC_OWNER: Ruling(
-        _Q, _HUB, "The message names another sender than the trust that owns the topic. Treated as a security event."
+        _Q,
+        _HUB,
+        "The message names another sender than the trust that owns the topic. Treated as a security event.",
     ),
     Why.SENDER_UNKNOWN: Ruling(_Q, _SENDER, "Name the sending organisation by its ODS code."),
     Why.RECEIVER_UNKNOWN: Ruling(
-        _Q, _HUB, "No trust with this ODS code has joined the hub. Correct the code, or wait until it has joined."
+        _Q,
+        _HUB,
+        "No trust with this ODS code has joined the hub. Correct the code, or wait until it has joined.",
     ),
     Why.RECEIVER_MISSING: Ruling(_Q, _SENDER, "Name the receiving organisation by its ODS code."),
     Why.RECEIVER_IS_SENDER: Ruling(_R, _SENDER, "A move inside one trust is not an inter-trust transfer."),
-    Why.RECEIVER_CHANGED: Ruling(_R, _SENDER, "A transfer keeps its receiver. Cancel it and request a new one."),
-    Why.CLOCK_IMPLAUSIBLE: Ruling(_Q, _SENDER, "The time of the event cannot be right; check the system's clock."),
-    Why.REASON_MISSING: Ruling(_R, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."),
+    Why.RECEIVER_CHANGED: Ruling(
+        _R, _SENDER, "A transfer keeps its receiver. Cancel it and request a new one."
+    ),
+    Why.CLOCK_IMPLAUSIBLE: Ruling(
+        _Q, _SENDER, "The time of the event cannot be right; check the system's clock."
+    ),
+    Why.REASON_MISSING: Ruling(
+        _R, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."
+    ),
     Why.TRANSFER_UNKNOWN: Ruling(
-        _Q, _SENDER, "No transfer of these two trusts matches. Quote the transfer id or the request's identifier."
+        _Q,
+        _SENDER,
+        "No transfer of these two trusts matches. Quote the transfer id or the request's identifier.",
     ),
     Why.TRANSFER_AMBIGUOUS: Ruling(
         _Q, _DUTY, "More than one transfer matches. Quote the transfer id; nothing was moved by guess."
     ),
-    Why.TRANSITION_DENIED: Ruling(_R, _SENDER, "The transfer is in a state, or you in a role, that does not allow this."),
-    Why.MESSAGE_ID_REUSED: Ruling(
-        Disposition.CONFLICT, _SENDER, "Another message had this x-request-id. Send the new content under a new id."
+    Why.TRANSITION_DENIED: Ruling(
+        _R, _SENDER, "The transfer is in a state, or you in a role, that does not allow this."
     ),
-    Why.PROCESS_KILLED: Ruling(_Q, _HUB, "Reading this message killed the process three times; it was set aside unread."),
-    Why.HUB_FAULT: Ruling(_Q, _HUB, "A fault in the hub, not in the message. Retry it when the hub is mended."),
+    Why.MESSAGE_ID_REUSED: Ruling(
+        Disposition.CONFLICT,
+        _SENDER,
+        "Another message had this x-request-id. Send the new content under a new id.",
+    ),
+    Why.PROCESS_KILLED: Ruling(
+        _Q, _HUB, "Reading this message killed the process three times; it was set aside unread."
+    ),
+    Why.HUB_FAULT: Ruling(
+        _Q, _HUB, "A fault in the hub, not in the message. Retry it when the hub is mended."
+    ),
 }
 
 

@@ -195,7 +195,8 @@ class Fact:
     @property
     def order(self) -> tuple[datetime, int, datetime, str]:
         """When it happened; the sender's own numbering; when it came; then its id, so that any two
-        facts have one order."""
+        facts have one order.
+        """
         return (self.occurred_at, self.sequence or 0, self.received_at, self.event_id)
 
 
@@ -273,6 +274,10 @@ class Transfer:
         moves = fold((*self.facts, fact))
         state = final_state(moves) or self.state
         told = replace(
-            self, facts=(*self.facts, fact), state=state, version=self.version + 1, changed_at=fact.received_at
+            self,
+            facts=(*self.facts, fact),
+            state=state,
+            version=self.version + 1,
+            changed_at=fact.received_at,
         )
         return told, next(move for move in moves if move.fact is fact)

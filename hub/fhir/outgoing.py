@@ -60,7 +60,11 @@ def transfer_news(canonical: Canonical, transfer: Transfer, event_type: str, to:
 
 
 def receipt(
-    received: Received, disposition: Disposition, rejection: Rejection | None, bundle_id: str | None, message_id: str
+    received: Received,
+    disposition: Disposition,
+    rejection: Rejection | None,
+    bundle_id: str | None,
+    message_id: str,
 ) -> bytes:
     """What became of a message, for the trust that sent it; with an OperationOutcome when something was wrong."""
     response: Tree = {
@@ -139,7 +143,9 @@ def _focus(canonical: Canonical, transfer: Transfer) -> Tree:
 
 
 def _url_of(canonical: Canonical, resource_type: str) -> str | None:
-    return next((e["fullUrl"] for e in canonical.resources if e["resource"]["resourceType"] == resource_type), None)
+    return next(
+        (e["fullUrl"] for e in canonical.resources if e["resource"]["resourceType"] == resource_type), None
+    )
 
 
 def _coding(code: Identifier) -> Tree:
@@ -152,12 +158,15 @@ def _outcome(disposition: Disposition, rejection: Rejection | None) -> Tree:
         "code": _ISSUE_CODE.get(disposition, "informational"),
     }
     if rejection is None:
-        issue["diagnostics"] = "This message was already delivered; nothing was done again. Do not send it once more."
+        issue["diagnostics"] = (
+            "This message was already delivered; nothing was done again. Do not send it once more."
+        )
     else:
         ruling = rejection.ruling
         issue["details"] = {"coding": [{"system": HUB_REASON, "code": rejection.why.value}]}
-        issue["diagnostics"] = " ".join(filter(None, (rejection.detail, ruling.advice, f"To be mended by: {ruling.owner}.")))
+        issue["diagnostics"] = " ".join(
+            filter(None, (rejection.detail, ruling.advice, f"To be mended by: {ruling.owner}."))
+        )
         if rejection.at:
             issue["expression"] = [rejection.at]
     return {"resourceType": "OperationOutcome", "issue": [issue]}
-

@@ -43,7 +43,8 @@ class Advanced:
 
 def named_transfer(canonical: Canonical, known: Known) -> Transfer | Rejection | None:
     """The transfer that the message names itself, surest way first: the hub's id, the request's identifier
-    between these two trusts, the conversation. A trust that has no part in it gets the same answer as if it did not exist."""
+    between these two trusts, the conversation. A trust that has no part in it gets the same answer as if it did not exist.
+    """
     refs, trust = canonical.refs, canonical.trust
     if refs.hub_id is not None:
         transfer = known.transfers.get(TransferId(refs.hub_id))
@@ -60,8 +61,14 @@ def named_transfer(canonical: Canonical, known: Known) -> Transfer | Rejection |
 
 def _of_trust(transfers: Iterable[Transfer], canonical: Canonical) -> dict[TransferId, Transfer]:
     """Those in which the trust plays a part this kind of message needs."""
-    needs = {Kind.REQUEST: Party.SENDER, Kind.UPDATE: Party.SENDER, Kind.CANCEL: Party.SENDER}.get(canonical.kind)
-    return {t.id: t for t in transfers if (party := t.party(canonical.trust)) is not None and needs in {None, party}}
+    needs = {Kind.REQUEST: Party.SENDER, Kind.UPDATE: Party.SENDER, Kind.CANCEL: Party.SENDER}.get(
+        canonical.kind
+    )
+    return {
+        t.id: t
+        for t in transfers
+        if (party := t.party(canonical.trust)) is not None and needs in {None, party}
+    }
 
 
 def _only(found: dict[TransferId, Transfer]) -> Transfer | Rejection | None:
@@ -70,7 +77,9 @@ def _only(found: dict[TransferId, Transfer]) -> Transfer | Rejection | None:
     return next(iter(found.values()), None)
 
 
-def advance(canonical: Canonical, person_id: PersonId, named: Transfer | None, known: Known) -> Advanced | Rejection:
+def advance(
+    canonical: Canonical, person_id: PersonId, named: Transfer | None, known: Known
+) -> Advanced | Rejection:
     """Find or make the transfer, and add the message's fact to it."""
     if canonical.kind is Kind.ENCOUNTER:
         return _encounter(canonical, person_id, known)
@@ -79,7 +88,11 @@ def advance(canonical: Canonical, person_id: PersonId, named: Transfer | None, k
     transfer = named or _only_open(canonical, person_id, known)
     if isinstance(transfer, Rejection):
         return transfer
-    if canonical.receiver is not None and canonical.kind is not Kind.ANSWER and canonical.receiver != transfer.receiver:
+    if (
+        canonical.receiver is not None
+        and canonical.kind is not Kind.ANSWER
+        and canonical.receiver != transfer.receiver
+    ):
         return Rejection(Why.RECEIVER_CHANGED, "MessageHeader.destination.receiver")
     step = _step(canonical, transfer)
     if isinstance(step, Rejection):
@@ -98,7 +111,9 @@ def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Trans
 
 
 def _step(canonical: Canonical, transfer: Transfer) -> Step | Rejection:
-    by_kind = {Kind.REQUEST: Step.REQUEST, Kind.UPDATE: Step.UPDATE, Kind.CANCEL: Step.CANCEL}.get(canonical.kind)
+    by_kind = {Kind.REQUEST: Step.REQUEST, Kind.UPDATE: Step.UPDATE, Kind.CANCEL: Step.CANCEL}.get(
+        canonical.kind
+    )
     party = transfer.party(canonical.trust)
     step = by_kind
     if step is None and party is not None:
@@ -137,13 +152,23 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, because: str) -
     fact = _fact(canonical, step, because)
     told, move = transfer.with_fact(fact)
     if move.after is None:
-        return Rejection(Why.TRANSITION_DENIED, "status", f"The transfer is {move.before}; {step} cannot be done from there.")
+        return Rejection(
+            Why.TRANSITION_DENIED,
+            "status",
+            f"The transfer is {move.before}; {step} cannot be done from there.",
+        )
     return Advanced(told, fact, move, flags=_hazards(move))
 
 
 def _fact(canonical: Canonical, step: Step, because: str) -> Fact:
     return Fact(
-        canonical.event_id, step, canonical.trust, canonical.occurred_at, canonical.received.received_at, canonical.sequence, because
+        canonical.event_id,
+        step,
+        canonical.trust,
+        canonical.occurred_at,
+        canonical.received.received_at,
+        canonical.sequence,
+        because,
     )
 
 
@@ -182,13 +207,17 @@ def _encounter(canonical: Canonical, person_id: PersonId, known: Known) -> Advan
         for transfer in known.transfers_of_person(person_id)
         if _in_time(canonical, transfer) and (step := _step_of_stay(canonical, transfer)) is not None
     ]
-    exact = [(t, s) for t, s in candidates if canonical.encounter and t.origin_encounter == canonical.encounter.key]
+    exact = [
+        (t, s) for t, s in candidates if canonical.encounter and t.origin_encounter == canonical.encounter.key
+    ]
     still_open = [(t, s) for t, s in candidates if t.state not in ENDED]
     chosen = exact or still_open or candidates
     if not chosen:
         return Advanced()
     if len(chosen) > 1:
-        return Advanced(flags=(Flag(FlagCode.TRANSFER_AMBIGUOUS, detail=f"{len(chosen)} transfers could be meant"),))
+        return Advanced(
+            flags=(Flag(FlagCode.TRANSFER_AMBIGUOUS, detail=f"{len(chosen)} transfers could be meant"),)
+        )
     transfer, step = chosen[0]
     fact = _fact(canonical, step, _because_of_stay(canonical, step))
     told, move = transfer.with_fact(fact)

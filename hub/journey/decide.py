@@ -5,7 +5,7 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from hub.audit.entries import AuditEntry, Code, Outcome
@@ -39,8 +39,8 @@ class Journey:
     """The rules that all messages go by."""
 
     directory: Directory
-    limits: Limits = Limits()
-    rules: Rules = Rules()
+    limits: Limits = field(default_factory=Limits)
+    rules: Rules = field(default_factory=Rules)
 
 
 def understand(received: Received, journey: Journey) -> Understood:
@@ -48,7 +48,11 @@ def understand(received: Received, journey: Journey) -> Understood:
     sha256 = hashlib.sha256(received.raw).hexdigest()
     try:
         tree = read(received, journey.limits)
-        meaning = tree if isinstance(tree, Rejection) else normalise(received, tree, journey.directory, journey.rules)
+        meaning = (
+            tree
+            if isinstance(tree, Rejection)
+            else normalise(received, tree, journey.directory, journey.rules)
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the other messages
         meaning = _fault(error)
     return Understood(received, message_id_of(received, sha256), sha256, meaning)
@@ -62,7 +66,9 @@ def message_id_of(received: Received, sha256: str) -> str:
     return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
 
 
-def decide(understood: Understood, known: Known, journey: Journey, now: datetime, *, again: bool = False) -> Effects:
+def decide(
+    understood: Understood, known: Known, journey: Journey, now: datetime, *, again: bool = False
+) -> Effects:
     """Steps 3 to 5. ``known`` takes in what was decided. ``again``: a retry, so the id being used is no repetition."""
     received = understood.received
     first = None if again else known.messages.get((received.trust, understood.message_id))
@@ -124,7 +130,12 @@ def _accepted(
     )
     told = news(canonical, advanced, transfer is not None and before != transfer.state, journey.directory)
     receipt = receipt_for(
-        canonical.received, understood.message_id, Disposition.ACCEPTED, None, journey.directory, canonical.bundle_id
+        canonical.received,
+        understood.message_id,
+        Disposition.ACCEPTED,
+        None,
+        journey.directory,
+        canonical.bundle_id,
     )
     outbox = (*told, receipt)
     return Effects(
@@ -140,7 +151,9 @@ def _accepted(
     )
 
 
-def _audit_accepted(understood: Understood, happened: Happened, outbox: tuple[Outgoing, ...], now: datetime) -> list[AuditEntry]:
+def _audit_accepted(
+    understood: Understood, happened: Happened, outbox: tuple[Outgoing, ...], now: datetime
+) -> list[AuditEntry]:
     canonical, transfer, identified = happened.canonical, happened.transfer, happened.identified
     trust, event_id, person_id = canonical.trust, canonical.event_id, identified.person_id
     transfer_id = transfer.id if transfer else None
@@ -174,7 +187,12 @@ def _audit_accepted(understood: Understood, happened: Happened, outbox: tuple[Ou
         code = Code.PERSON_CREATED if identified.created else Code.PERSON_MATCHED
         entries.append(entry(code, {"new_identifiers": sorted(key.authority for key in identified.new_keys)}))
     if transfer is not None and happened.fact is not None:
-        move = {"from": happened.before, "to": transfer.state, "why": happened.fact.because, "version": transfer.version}
+        move = {
+            "from": happened.before,
+            "to": transfer.state,
+            "why": happened.fact.because,
+            "version": transfer.version,
+        }
         code = Code.TRANSFER_CREATED if happened.created else Code.TRANSFER_MOVED
         entries.append(entry(code, {"step": happened.fact.step, **move}))
     routed = [{"to": out.receiver, "topic": out.topic} for out in outbox if out.transfer_id]
@@ -220,7 +238,12 @@ def _refused(
     disposition = disposition or rejection.ruling.disposition
     received = understood.received
     receipt = receipt_for(
-        received, understood.message_id, disposition, rejection, journey.directory, canonical.bundle_id if canonical else None
+        received,
+        understood.message_id,
+        disposition,
+        rejection,
+        journey.directory,
+        canonical.bundle_id if canonical else None,
     )
     return Effects(
         received,
@@ -278,7 +301,9 @@ def _repeated(understood: Understood, first: FirstMessage, journey: Journey, now
     A duplicate of a message that failed is told the failure again, not that it was delivered (BaRS, errors).
     """
     if understood.sha256 != first.sha256:
-        return _refused(understood, Rejection(Why.MESSAGE_ID_REUSED, headers.REQUEST_ID), journey, now, first=first)
+        return _refused(
+            understood, Rejection(Why.MESSAGE_ID_REUSED, headers.REQUEST_ID), journey, now, first=first
+        )
     failure = Rejection(first.why, first.at, first.detail) if first.why else None
     told_as = first.disposition if failure else Disposition.DUPLICATE
     receipt = receipt_for(understood.received, understood.message_id, told_as, failure, journey.directory)

@@ -27,9 +27,13 @@ def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Ident
     ref = canonical.person
     found = known.persons_of(ref.keys)
     if len(found) > 1:
-        return Rejection(Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The identifiers belong to different people.")
+        return Rejection(
+            Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The identifiers belong to different people."
+        )
     if found and hint is not None and found[0].id != hint:
-        return Rejection(Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The transfer named is another patient's.")
+        return Rejection(
+            Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The transfer named is another patient's."
+        )
     person = found[0] if found else known.persons.get(hint) if hint else None
     if person is None:
         person_id = PersonId(time_ordered_id(canonical.received.received_at, "person", canonical.event_id))
@@ -37,10 +41,14 @@ def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Ident
         return Identified(person_id, created, ref.keys)
     if _contradicts(person, canonical):
         return Rejection(
-            Why.PATIENT_AMBIGUOUS, "Patient", "The date of birth or NHS number differs from the one held for this person."
+            Why.PATIENT_AMBIGUOUS,
+            "Patient",
+            "The date of birth or NHS number differs from the one held for this person.",
         )
     # A key that only the named transfer vouches for is not learned: the answer's author may have mixed up patients.
-    return Identified(person.id, None, tuple(key for key in ref.keys if key not in person.keys) if found else ())
+    return Identified(
+        person.id, None, tuple(key for key in ref.keys if key not in person.keys) if found else ()
+    )
 
 
 def _contradicts(person: Person, canonical: Canonical) -> bool:
@@ -51,4 +59,9 @@ def _contradicts(person: Person, canonical: Canonical) -> bool:
         if person.birth_date[:length] != ref.birth_date[:length]:
             return True
     numbers = {key.value for key in person.keys if key.authority == NHS_AUTHORITY}
-    return bool(numbers) and ref.usable_nhs_number and ref.nhs_number is not None and ref.nhs_number.digits not in numbers
+    return (
+        bool(numbers)
+        and ref.usable_nhs_number
+        and ref.nhs_number is not None
+        and ref.nhs_number.digits not in numbers
+    )

@@ -1,5 +1,6 @@
 """What the store knows that a batch needs, as values. Effects are applied to it, so that the next message of
-the batch is decided as if it came alone after this one."""
+the batch is decided as if it came alone after this one.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

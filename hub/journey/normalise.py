@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from hub.domain.ids import Identifier, NhsNumber, OdsCode, PersonKey, parse_nhs_number, parse_ods, time_ordered_id
+from hub.domain.ids import (
+    Identifier,
+    NhsNumber,
+    OdsCode,
+    PersonKey,
+    parse_nhs_number,
+    parse_ods,
+    time_ordered_id,
+)
 from hub.domain.message import (
     Canonical,
     EncounterRef,
@@ -81,7 +89,11 @@ def _normalise(received: Received, tree: Tree, directory: Directory, rules: Rule
     if kind is Kind.REQUEST:
         _must_have_receiver(receiver_code, receiver, received.trust)
     encounter = _encounter(draft, encounter_entry, kind) if encounter_entry else None
-    event_type = _encounter_event_type(draft, encounter_entry) if kind is Kind.ENCOUNTER and encounter_entry else kind.value
+    event_type = (
+        _encounter_event_type(draft, encounter_entry)
+        if kind is Kind.ENCOUNTER and encounter_entry
+        else kind.value
+    )
     occurred_at = _plausible(draft, _occurred_at(draft, kind, subject, encounter_entry, event_type), rules)
     if not received.header(headers.REQUEST_ID):
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
@@ -112,17 +124,30 @@ def _normalise(received: Received, tree: Tree, directory: Directory, rules: Rule
 def _open(received: Received, tree: Tree, directory: Directory) -> _Draft:
     """Spread a message into its resources; a bare resource is a message of one."""
     if tree["resourceType"] != "Bundle":
-        return _Draft(received, tree, None, Resources([Entry(_url(received, 0), tree, tree["resourceType"])]), directory, [])
+        return _Draft(
+            received,
+            tree,
+            None,
+            Resources([Entry(_url(received, 0), tree, tree["resourceType"])]),
+            directory,
+            [],
+        )
     entries = [
-        Entry(each.get("fullUrl") or _url(received, index), each["resource"], f"Bundle.entry[{index}].resource")
+        Entry(
+            each.get("fullUrl") or _url(received, index), each["resource"], f"Bundle.entry[{index}].resource"
+        )
         for index, each in enumerate(tree.get("entry", ()))
         if "resource" in each
     ]
-    header = entries[0].resource if entries and entries[0].resource["resourceType"] == "MessageHeader" else None
+    header = (
+        entries[0].resource if entries and entries[0].resource["resourceType"] == "MessageHeader" else None
+    )
     if tree.get("type") == "message" and header is None:
         raise _RefusedError(Why.MESSAGE_HEADER_MISSING, "Bundle.entry[0]")
     if tree.get("type") not in {"message", "collection"}:
-        raise _RefusedError(Why.MESSAGE_NOT_SUPPORTED, "Bundle.type", "A Bundle must be of type message or collection.")
+        raise _RefusedError(
+            Why.MESSAGE_NOT_SUPPORTED, "Bundle.type", "A Bundle must be of type message or collection."
+        )
     rest = [entry for entry in entries if entry.resource["resourceType"] != "MessageHeader"]
     return _Draft(received, tree, header, Resources(rest), directory, [])
 
@@ -146,7 +171,9 @@ def _sender(draft: _Draft) -> str | None:
         draft.flags.append(Flag(FlagCode.SENDER_NOT_NAMED, where))
         return None
     if draft.directory.trust_of(claims[0]) != draft.received.trust:
-        raise _RefusedError(Why.SENDER_NOT_TOPIC_OWNER, where, f"The message says that it comes from {claims[0]}.")
+        raise _RefusedError(
+            Why.SENDER_NOT_TOPIC_OWNER, where, f"The message says that it comes from {claims[0]}."
+        )
     return claims[0]
 
 
@@ -165,7 +192,9 @@ def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]
     return found
 
 
-def _organisation_codes(draft: _Draft, reference: Mapping[str, Any] | None, *, inside: Tree | None = None) -> list[str]:
+def _organisation_codes(
+    draft: _Draft, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
+) -> list[str]:
     """The ODS code a reference means: written on it, or on the Organization or PractitionerRole it leads to."""
     if not reference:
         return []
@@ -187,30 +216,41 @@ def _kind(draft: _Draft) -> tuple[Kind, Entry]:
     event = _event_code(draft.header)
     if event == "servicerequest-request":
         if request is None:
-            raise _RefusedError(Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.focus", "The focus of a transfer request is a ServiceRequest.")
+            raise _RefusedError(
+                Why.MESSAGE_NOT_SUPPORTED,
+                "MessageHeader.focus",
+                "The focus of a transfer request is a ServiceRequest.",
+            )
         return _request_kind(draft, request), request
     if task is not None:
         return Kind.ANSWER, task
     if event == "servicerequest-response":
         if request is None or encounter is None:
             raise _RefusedError(
-                Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.focus", "An answer holds a Task, or a ServiceRequest and the receiver's own Encounter."
+                Why.MESSAGE_NOT_SUPPORTED,
+                "MessageHeader.focus",
+                "An answer holds a Task, or a ServiceRequest and the receiver's own Encounter.",
             )
         return Kind.ANSWER, request
     if encounter is not None and request is None:
         return Kind.ENCOUNTER, encounter
-    raise _RefusedError(Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"])
+    raise _RefusedError(
+        Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"]
+    )
 
 
 def _event_code(header: Tree | None) -> str:
     if header is None:
         return ""
-    return str(header.get("eventCoding", {}).get("code") or str(header.get("eventUri", "")).rpartition("#")[2]).lower()
+    return str(
+        header.get("eventCoding", {}).get("code") or str(header.get("eventUri", "")).rpartition("#")[2]
+    ).lower()
 
 
 def _request_kind(draft: _Draft, request: Entry) -> Kind:
     """New, update or cancel: by status first, because published examples disagree with themselves about the
-    reason (BaRS 1.5: update+revoked and delete+entered-in-error are both cancellations)."""
+    reason (BaRS 1.5: update+revoked and delete+entered-in-error are both cancellations).
+    """
     status = request.resource.get("status")
     reason = code_of((draft.header or {}).get("reason"))
     if status in {"revoked", "entered-in-error"}:
@@ -221,14 +261,17 @@ def _request_kind(draft: _Draft, request: Entry) -> Kind:
         raise _RefusedError(Why.STATUS_NOT_SUPPORTED, f"{request.path}.status")
     if reason == "delete":
         raise _RefusedError(
-            Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.reason", "A deletion has ServiceRequest.status revoked or entered-in-error."
+            Why.MESSAGE_NOT_SUPPORTED,
+            "MessageHeader.reason",
+            "A deletion has ServiceRequest.status revoked or entered-in-error.",
         )
     return Kind.UPDATE if reason == "update" else Kind.REQUEST
 
 
 def _encounter_entry(draft: _Draft, kind: Kind) -> Entry | None:
     """The Encounter that matters: the sender's stay in a request, the receiver's own in an answer (BaRS puts it
-    last, behind the sender's)."""
+    last, behind the sender's).
+    """
     found = draft.resources.of_type("Encounter")
     if kind is not Kind.ANSWER:
         return found[0] if found else None
@@ -257,19 +300,23 @@ def _person(draft: _Draft, subject: Entry, rules: Rules) -> PersonRef:
     local = tuple(
         PersonKey(f"{draft.received.trust}|{each.system}", each.value)
         for each in identifiers(source)
-        if each.system != NHS_NUMBER and each.system != HUB_TRANSFER
+        if each.system not in {NHS_NUMBER, HUB_TRANSFER}
     )
     ref = PersonRef(number, verification, local, (patient or {}).get("birthDate"))
     if not ref.keys and number is None:
         raise _RefusedError(Why.PATIENT_UNIDENTIFIED, at)
     if not ref.keys:
         raise _RefusedError(
-            Why.PATIENT_UNIDENTIFIED, at, "The only identifier is an NHS number that is wrong or not verified; it identifies nobody."
+            Why.PATIENT_UNIDENTIFIED,
+            at,
+            "The only identifier is an NHS number that is wrong or not verified; it identifies nobody.",
         )
     return ref
 
 
-def _nhs_number(source: Mapping[str, Any], at: str, draft: _Draft, rules: Rules) -> tuple[NhsNumber | None, str | None]:
+def _nhs_number(
+    source: Mapping[str, Any], at: str, draft: _Draft, rules: Rules
+) -> tuple[NhsNumber | None, str | None]:
     found = source.get("identifier", ())
     for each in (found,) if isinstance(found, dict) else found:
         if not isinstance(each, dict) or each.get("system") != NHS_NUMBER or not each.get("value"):
@@ -365,7 +412,9 @@ def _encounter_event_type(draft: _Draft, entry: Entry) -> str:
         return by_trigger
     status = entry.resource["status"]
     if status == "in-progress":
-        return "encounter.transferred" if len(entry.resource.get("location", ())) > 1 else "encounter.admitted"
+        return (
+            "encounter.transferred" if len(entry.resource.get("location", ())) > 1 else "encounter.admitted"
+        )
     return {
         "finished": "encounter.discharged",
         "arrived": "encounter.registered",
@@ -376,7 +425,9 @@ def _encounter_event_type(draft: _Draft, entry: Entry) -> str:
     }.get(status, "encounter.updated")
 
 
-def _occurred_at(draft: _Draft, kind: Kind, subject: Entry, encounter: Entry | None, event_type: str) -> datetime | None:
+def _occurred_at(
+    draft: _Draft, kind: Kind, subject: Entry, encounter: Entry | None, event_type: str
+) -> datetime | None:
     """When it happened: the event's own time, then the message's, then the record's."""
     own: list[Any] = []
     if kind is Kind.ENCOUNTER and encounter is not None:
@@ -390,7 +441,12 @@ def _occurred_at(draft: _Draft, kind: Kind, subject: Entry, encounter: Entry | N
         }.get(event_type, [])
     elif kind is Kind.ANSWER:
         own = [subject.resource.get("lastModified")]
-    for candidate in (*own, draft.tree.get("timestamp"), (subject.resource.get("meta") or {}).get("lastUpdated"), subject.resource.get("authoredOn")):
+    for candidate in (
+        *own,
+        draft.tree.get("timestamp"),
+        (subject.resource.get("meta") or {}).get("lastUpdated"),
+        subject.resource.get("authoredOn"),
+    ):
         found = instant(candidate)
         if found is not None:
             return found
@@ -405,7 +461,9 @@ def _plausible(draft: _Draft, occurred_at: datetime | None, rules: Rules) -> dat
     ahead = occurred_at - now
     if ahead > rules.clock_ahead_max or -ahead > rules.clock_behind_max:
         direction, days = ("ahead of", ahead.days) if ahead > timedelta(0) else ("behind", (-ahead).days)
-        raise _RefusedError(Why.CLOCK_IMPLAUSIBLE, "Bundle.timestamp", f"{days} days {direction} the hub's clock.")
+        raise _RefusedError(
+            Why.CLOCK_IMPLAUSIBLE, "Bundle.timestamp", f"{days} days {direction} the hub's clock."
+        )
     if ahead > rules.clock_ahead:
         draft.flags.append(Flag(FlagCode.CLOCK_SKEW, detail=f"{int(ahead.total_seconds())} s ahead"))
         return now
@@ -419,25 +477,44 @@ def _sequence(subject: Entry) -> int | None:
 
 def _refs(draft: _Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
-    holders: list[Mapping[str, Any]] = [subject.resource, *(e.resource for e in draft.resources.of_type("ServiceRequest"))]
+    holders: list[Mapping[str, Any]] = [
+        subject.resource,
+        *(e.resource for e in draft.resources.of_type("ServiceRequest")),
+    ]
     if kind is Kind.ANSWER:
-        holders += [reference for reference in (subject.resource.get("focus"), *subject.resource.get("basedOn", ())) if reference]
+        holders += [
+            reference
+            for reference in (subject.resource.get("focus"), *subject.resource.get("basedOn", ()))
+            if reference
+        ]
     if kind is Kind.ENCOUNTER:
         holders = list(subject.resource.get("basedOn", ()))
     found = [each for holder in holders for each in identifiers(holder)]
     return TransferRefs(
         hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
-        requests=tuple(dict.fromkeys(e for e in found if e.system != HUB_TRANSFER)) if subject.resource["resourceType"] != "Task" else _request_identifiers(draft, subject),
+        requests=tuple(dict.fromkeys(e for e in found if e.system != HUB_TRANSFER))
+        if subject.resource["resourceType"] != "Task"
+        else _request_identifiers(draft, subject),
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
     )
 
 
 def _request_identifiers(draft: _Draft, task: Entry) -> tuple[Identifier, ...]:
     """The request's identifiers in an answer: a Task's own number names the Task, not the request."""
-    references = [reference for reference in (task.resource.get("focus"), *task.resource.get("basedOn", ())) if reference]
+    references = [
+        reference
+        for reference in (task.resource.get("focus"), *task.resource.get("basedOn", ()))
+        if reference
+    ]
     targets = [draft.resources.resolve(reference, inside=task.resource) for reference in references]
-    holders = [*references, *(t for t in targets if t), *(e.resource for e in draft.resources.of_type("ServiceRequest"))]
-    return tuple(dict.fromkeys(e for holder in holders for e in identifiers(holder) if e.system != HUB_TRANSFER))
+    holders = [
+        *references,
+        *(t for t in targets if t),
+        *(e.resource for e in draft.resources.of_type("ServiceRequest")),
+    ]
+    return tuple(
+        dict.fromkeys(e for holder in holders for e in identifiers(holder) if e.system != HUB_TRANSFER)
+    )
 
 
 def _status(kind: Kind, subject: Entry, encounter: EncounterRef | None) -> str | None:

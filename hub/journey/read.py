@@ -31,7 +31,9 @@ def read(received: Received, limits: Limits) -> Tree | Rejection:
     if not raw.strip():
         return Rejection(Why.MESSAGE_EMPTY)
     if len(raw) > limits.bytes_max:
-        return Rejection(Why.MESSAGE_TOO_LARGE, detail=f"{len(raw)} bytes; at most {limits.bytes_max} are read.")
+        return Rejection(
+            Why.MESSAGE_TOO_LARGE, detail=f"{len(raw)} bytes; at most {limits.bytes_max} are read."
+        )
     if b"\x00" in raw or b"\\u0000" in raw:
         return Rejection(Why.NUL_CHARACTER)
     dialect = detect(received.headers.get("content-type", ""), raw)
@@ -46,7 +48,9 @@ def _parse(raw: bytes, limits: Limits) -> Any:
     except orjson.JSONDecodeError as error:
         if "recursion" in error.msg.lower():
             return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
-        return Rejection(Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg))
+        return Rejection(
+            Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg)
+        )
     if _deeper_than(tree, limits.depth_max):
         return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
     return tree
@@ -60,12 +64,16 @@ def _plain(message: str) -> str:
 def _deeper_than(tree: Any, levels: int) -> bool:
     layer = [tree]
     for _ in range(levels + 1):
-        layer = [
-            child
-            for node in layer
-            for child in (node.values() if type(node) is dict else node)
-            if type(child) is dict or type(child) is list
-        ] if layer and type(layer[0]) in {dict, list} else []
+        layer = (
+            [
+                child
+                for node in layer
+                for child in (node.values() if type(node) is dict else node)
+                if type(child) is dict or type(child) is list
+            ]
+            if layer and type(layer[0]) in {dict, list}
+            else []
+        )
         if not layer:
             return False
     return True

@@ -15,7 +15,9 @@ from hub.journey.advance import Advanced
 from hub.journey.effects import Outgoing
 
 
-def news(canonical: Canonical, advanced: Advanced, state_changed: bool, directory: Directory) -> tuple[Outgoing, ...]:
+def news(
+    canonical: Canonical, advanced: Advanced, state_changed: bool, directory: Directory
+) -> tuple[Outgoing, ...]:
     """What the other party is told. A stay that changed nothing is nobody else's business."""
     transfer, fact = advanced.transfer, advanced.fact
     if transfer is None or fact is None or (canonical.kind is Kind.ENCOUNTER and not state_changed):

@@ -161,7 +161,11 @@ class Dispatcher:
                     self._receivers[ods].wake.set()
                 elif ods not in strangers:
                     strangers.add(ods)
-                    self._log.error("delivery.failed", receiver=ods, fault="no trust of the directory has this code; its rows stay pending")
+                    self._log.error(
+                        "delivery.failed",
+                        receiver=ods,
+                        fault="no trust of the directory has this code; its rows stay pending",
+                    )
             await self._sleep(self._config.poll_s)
 
     # One receiver.
@@ -225,7 +229,9 @@ class Dispatcher:
         now = time.monotonic()
         shut = {topic for topic, each in receiver.closed.items() if now < each.until < float("inf")}
         topics = [
-            topic for topic in await self._store(outbox.topics_with_pending(self._engine, receiver.ods)) if topic not in shut
+            topic
+            for topic in await self._store(outbox.topics_with_pending(self._engine, receiver.ods))
+            if topic not in shut
         ]
         highest: dict[tuple[str, int], int] = {}
         for topic in topics:
@@ -256,7 +262,9 @@ class Dispatcher:
             receiver.wake.clear()
             limit = 1 if receiver.careful else self._config.batch_max
             shut = [topic for topic, each in receiver.closed.items() if each.until != float("inf")]
-            rows = await self._store(outbox.pending(self._engine, receiver.ods, limit, self._now(), without_topics=shut))
+            rows = await self._store(
+                outbox.pending(self._engine, receiver.ods, limit, self._now(), without_topics=shut)
+            )
             if not rows:
                 empty += 1
                 receiver.careful = 0
@@ -310,12 +318,16 @@ class Dispatcher:
         if fault.scope is Scope.RECORD and len(error.suspects) > 1:
             # They were refused together. One at a time shows which.
             receiver.careful = 1 + max(at for at, row in enumerate(rows) if row.seq in error.suspects)
-            self._log.warning("delivery.failed", receiver=receiver.ods, rows=len(error.suspects), fault=str(fault))
+            self._log.warning(
+                "delivery.failed", receiver=receiver.ods, rows=len(error.suspects), fault=str(fault)
+            )
             return 0
         if fault.scope is Scope.RECORD and error.suspects:
             receiver.careful = max(0, receiver.careful - 1)
             guilty = [row for row in rows if row.seq in error.suspects]
-            await self._note(receiver, guilty, fault, self._backoff(max((row.attempts for row in guilty), default=0) + 1))
+            await self._note(
+                receiver, guilty, fault, self._backoff(max((row.attempts for row in guilty), default=0) + 1)
+            )
             return 0
         if fault.scope is Scope.TOPIC and fault.topic is not None:
             await self._close_topic(receiver, fault.topic, fault, rows)
@@ -325,14 +337,20 @@ class Dispatcher:
         await self._note(receiver, rows or await self._head(receiver, ()), fault, wait_s)
         return wait_s
 
-    async def _close_topic(self, receiver: _Receiver, topic: str, fault: Fault, rows: Sequence[Outgoing] = ()) -> None:
+    async def _close_topic(
+        self, receiver: _Receiver, topic: str, fault: Fault, rows: Sequence[Outgoing] = ()
+    ) -> None:
         before = receiver.closed.get(topic)
         failures = before.failures + 1 if before else 1
         wait_s = self._backoff(failures)
         receiver.closed[topic] = _ClosedTopic(failures, time.monotonic() + wait_s)
         affected = [row for row in rows if row.topic == topic]
         if not affected:
-            others = [each for each in await self._store(outbox.topics_with_pending(self._engine, receiver.ods)) if each != topic]
+            others = [
+                each
+                for each in await self._store(outbox.topics_with_pending(self._engine, receiver.ods))
+                if each != topic
+            ]
             affected = list(await self._head(receiver, others))
         await self._note(receiver, affected, fault, wait_s)
 
@@ -340,7 +358,9 @@ class Dispatcher:
         """The rows that stand first, due or not, so that a failure before a batch is seen on them."""
         far = self._now() + timedelta(days=36_500)
         return await self._store(
-            outbox.pending(self._engine, receiver.ods, self._config.batch_max, far, without_topics=without_topics)
+            outbox.pending(
+                self._engine, receiver.ods, self._config.batch_max, far, without_topics=without_topics
+            )
         )
 
     async def _note(self, receiver: _Receiver, rows: Sequence[Outgoing], fault: Fault, wait_s: float) -> None:
@@ -360,7 +380,9 @@ class Dispatcher:
     async def _after_store_error(self, receiver: _Receiver, error: _StoreError) -> None:
         receiver.failures += 1
         wait_s = self._backoff(receiver.failures)
-        self._log.warning("store.unavailable", receiver=receiver.ods, fault=str(error), wait_s=round(wait_s, 2))
+        self._log.warning(
+            "store.unavailable", receiver=receiver.ods, fault=str(error), wait_s=round(wait_s, 2)
+        )
         await self._sleep(wait_s)
 
     # The lease.
@@ -370,7 +392,9 @@ class Dispatcher:
         asked = time.monotonic()
         now = self._now()
         until = now + timedelta(seconds=self._config.lease_s)
-        held = await self._store(outbox.hold_lease(self._engine, _lease_name(receiver), self._holder, until, now))
+        held = await self._store(
+            outbox.hold_lease(self._engine, _lease_name(receiver), self._holder, until, now)
+        )
         receiver.leased_until = asked + self._config.lease_s if held else 0.0
         return held
 
@@ -396,7 +420,9 @@ class Dispatcher:
             raise _StoreError(fault_of(getattr(error, "orig", None) or error)) from error
 
     def _backoff(self, failures: int) -> float:
-        return backoff_s(failures, first_s=self._config.backoff_s, max_s=self._config.backoff_max_s, jitter=random.random())
+        return backoff_s(
+            failures, first_s=self._config.backoff_s, max_s=self._config.backoff_max_s, jitter=random.random()
+        )
 
     def _jittered(self, seconds: float) -> float:
         return seconds * (0.75 + random.random() / 2)

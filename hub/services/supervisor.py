@@ -18,7 +18,15 @@ _DRAIN_S = 30.0
 class Supervisor:
     """Runs ``hub <service>`` for each service until told to stop."""
 
-    def __init__(self, services: Sequence[str], log: Log, *, backoff_s: float, backoff_max_s: float, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        services: Sequence[str],
+        log: Log,
+        *,
+        backoff_s: float,
+        backoff_max_s: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._services = services
         self._log = log
         self._backoff_s = backoff_s

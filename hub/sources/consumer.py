@@ -23,7 +23,7 @@ Starts = Callable[[Bounds], Awaitable[tuple[Mapping[PartitionKey, int], set[Part
 def consumer_class(starts: Starts, *, read_committed: bool) -> type[driver.Consumer]:
     """The class to set as ``app.transport.Consumer``."""
 
-    class Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc,name-defined]
+    class Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Reads committed records only; everything on the client happens in this thread."""
 
         def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
@@ -35,7 +35,8 @@ def consumer_class(starts: Starts, *, read_committed: bool) -> type[driver.Consu
         def highwater(self, tp: TP) -> int | None:
             # With read_committed the end is the last stable offset; else lag would never reach 0.
             consumer = self._ensure_consumer()
-            return consumer.last_stable_offset(tp) if read_committed else consumer.highwater(tp)
+            end: int | None = consumer.last_stable_offset(tp) if read_committed else consumer.highwater(tp)
+            return end
 
         async def hold(self, partitions: set[TP], *, still: bool) -> None:
             """Pause (``still``) or resume partitions on the client itself."""
@@ -43,11 +44,15 @@ def consumer_class(starts: Starts, *, read_committed: bool) -> type[driver.Consu
 
         async def _hold(self, partitions: set[TP], still: bool) -> None:
             consumer = self._ensure_consumer()
-            mine = [tp for tp in consumer.assignment() if (tp.topic, tp.partition) in {(p.topic, p.partition) for p in partitions}]
+            mine = [
+                tp
+                for tp in consumer.assignment()
+                if (tp.topic, tp.partition) in {(p.topic, p.partition) for p in partitions}
+            ]
             if mine:
                 (consumer.pause if still else consumer.resume)(*mine)
 
-    class Consumer(driver.Consumer):  # type: ignore[misc,name-defined]
+    class Consumer(driver.Consumer):  # type: ignore[misc]
         def _new_consumer_thread(self) -> Thread:
             return Thread(self, loop=self.loop, beacon=self.beacon)
 

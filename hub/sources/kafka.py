@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 from faust.types import TP
@@ -74,7 +74,9 @@ class WorkerConfig:
 class KafkaSource:
     """Between Faust and the journey: positions, gaps, brakes, and what to do when something is wrong."""
 
-    def __init__(self, config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log) -> None:
+    def __init__(
+        self, config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log
+    ) -> None:
         self._config = config
         self._trust_of_topic = directory.trust_of_topic
         self._intake = intake
@@ -167,7 +169,13 @@ class KafkaSource:
 
     async def _lost(self, key: PartitionKey, position: int, first: int) -> None:
         """Kafka's retention ate messages while nobody read them: loud, and visible until acknowledged."""
-        detail = {"topic": key[0], "partition": key[1], "from": position, "to": first - 1, "messages_at_most": first - position}
+        detail = {
+            "topic": key[0],
+            "partition": key[1],
+            "from": position,
+            "to": first - 1,
+            "messages_at_most": first - position,
+        }
         self._log.error("position.below_first", **detail)
         await self._positions.open_incident("messages-lost", f"{key[0]}/{key[1]}", detail)
         await self._positions.skip_to(key, first)
@@ -202,7 +210,10 @@ class KafkaSource:
         for event in events:
             key = (event.message.topic, event.message.partition)
             # Not ours any more, refused, braked, or read again after a seek: left alone.
-            if event.message.offset >= self._next.get(key, 1 << 62) and self._trust_of_topic[key[0]] not in self._braked:
+            if (
+                event.message.offset >= self._next.get(key, 1 << 62)
+                and self._trust_of_topic[key[0]] not in self._braked
+            ):
                 by_partition.setdefault(key, []).append(event.message)
         careful = {key: by_partition.pop(key) for key in list(by_partition) if self._cautious.get(key)}
         await self._together(by_partition)
@@ -223,7 +234,11 @@ class KafkaSource:
             if self._trust_of_topic[key[0]] in self._braked:
                 return
             begun = await self._positions.begin_suspect(key, message.offset) if self._cautious.get(key) else 0
-            unread = f"The process died {begun} times while reading it." if begun >= _DEATHS_BEFORE_UNREAD else None
+            unread = (
+                f"The process died {begun} times while reading it."
+                if begun >= _DEATHS_BEFORE_UNREAD
+                else None
+            )
             await self._done(await self._intake.take([self._received(message, unread)]))
             self._cautious[key] = max(0, self._cautious.get(key, 0) - 1)
 
@@ -239,7 +254,10 @@ class KafkaSource:
         """Offsets that did not arrive are a real gap only if a second reader does not see them either."""
         expected = self._next[key]
         for offset in offsets:
-            if offset > expected and await first_record_from(self._reader_options(), key, expected, offset) is not None:
+            if (
+                offset > expected
+                and await first_record_from(self._reader_options(), key, expected, offset) is not None
+            ):
                 self._log.error("position.missed", topic=key[0], partition=key[1], offset=expected)
                 self._leave(ExitCode.MESSAGE_MISSED)
             expected = offset + 1
@@ -266,7 +284,11 @@ class KafkaSource:
         """Pause a trust's partitions on the client; its messages wait in Kafka."""
         self._braked |= trusts
         for trust in trusts:
-            self._log.error("brake.pulled", trust=trust, mend=f"hub quarantine list --trust {trust}, then hub brake release {trust}")
+            self._log.error(
+                "brake.pulled",
+                trust=trust,
+                mend=f"hub quarantine list --trust {trust}, then hub brake release {trust}",
+            )
         await self.app.consumer._thread.hold(self._partitions_of(trusts), still=True)  # noqa: SLF001
 
     async def _look_at_brakes(self) -> None:
@@ -284,7 +306,9 @@ class KafkaSource:
     async def _release(self, trusts: frozenset[OdsCode]) -> None:
         partitions = self._partitions_of(trusts)
         found = await self._positions.load({(tp.topic, tp.partition) for tp in partitions})
-        offsets = {tp: found[(tp.topic, tp.partition)] for tp in partitions if (tp.topic, tp.partition) in found}
+        offsets = {
+            tp: found[(tp.topic, tp.partition)] for tp in partitions if (tp.topic, tp.partition) in found
+        }
         await self.app.consumer.go_to(offsets)
         for tp, offset in offsets.items():
             self._next[(tp.topic, tp.partition)] = offset
@@ -294,11 +318,13 @@ class KafkaSource:
             self._log.info("brake.released", trust=trust)
 
     def _partitions_of(self, trusts: frozenset[OdsCode]) -> set[TP]:
-        return {TP(topic, partition) for topic, partition in self._next if self._trust_of_topic[topic] in trusts}
+        return {
+            TP(topic, partition) for topic, partition in self._next if self._trust_of_topic[topic] in trusts
+        }
 
     # ------------------------------------------------------------ leaving
 
-    def _leave(self, code: ExitCode) -> Any:
+    def _leave(self, code: ExitCode) -> NoReturn:
         """End now, acknowledging nothing: Faust's own way out would commit offsets of what was not done."""
         sys.stderr.flush()
         sys.stdout.flush()
@@ -315,9 +341,15 @@ class KafkaSource:
             still_s = time.monotonic() - self._moved_at
             if still_s < self._config.watchdog_s or not self._next:
                 continue
-            positions = {key: offset for key, offset in self._next.items() if self._trust_of_topic[key[0]] not in self._braked}
+            positions = {
+                key: offset
+                for key, offset in self._next.items()
+                if self._trust_of_topic[key[0]] not in self._braked
+            }
             try:
-                stuck = asyncio.run(asyncio.wait_for(waiting(self._reader_options(), positions), self._config.watchdog_s))
+                stuck = asyncio.run(
+                    asyncio.wait_for(waiting(self._reader_options(), positions), self._config.watchdog_s)
+                )
             except Exception as error:  # noqa: BLE001
                 self._log.error("watchdog.blind", seconds=int(still_s), fault=fault_of(error))
                 self._leave(ExitCode.KAFKA_UNSEEN)
@@ -331,6 +363,7 @@ class KafkaSource:
         threading.Thread(target=self.watch, name="watchdog", daemon=True).start()
         self._log.info("service.started", service="worker", pid=os.getpid())
         worker = faust.Worker(self.app, loglevel="ERROR", redirect_stdouts=False, quiet=True)
+        worker.spinner = None
         try:
             worker.execute_from_commandline()
         except SystemExit as left:

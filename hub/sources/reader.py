@@ -11,9 +11,12 @@ from hub.store.intake import PartitionKey
 _PATIENCE_MS = 2000
 
 
-async def first_record_from(options: Mapping[str, Any], partition: PartitionKey, start: int, end: int) -> int | None:
+async def first_record_from(
+    options: Mapping[str, Any], partition: PartitionKey, start: int, end: int
+) -> int | None:
     """The offset of the first committed record in ``[start, end)``, or None if there is none: then those offsets are
-    transaction markers, aborted or compacted records. Raises aiokafka's errors if Kafka cannot be asked."""
+    transaction markers, aborted or compacted records. Raises aiokafka's errors if Kafka cannot be asked.
+    """
     tp = TopicPartition(*partition)
     consumer = aiokafka.AIOKafkaConsumer(**options, enable_auto_commit=False)
     await consumer.start()

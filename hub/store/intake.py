@@ -30,7 +30,9 @@ class Taken:
 class Intake(Protocol):
     """The one transaction, seen from a door."""
 
-    async def take(self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None) -> Taken:
+    async def take(
+        self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None
+    ) -> Taken:
         """Commit everything the batch causes, positions included, in one transaction.
 
         Messages below their partition's recorded position are skipped (they were taken in before).

@@ -42,11 +42,14 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
         if isinstance(meaning, Canonical):
             names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.keys}
             names |= {f"r|{each.system}|{each.value}" for each in meaning.refs.requests}
-    numbers = sorted(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in names)
+    numbers = sorted(
+        int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+        for name in names
+    )
     await connection.execute(
-        text("SELECT pg_advisory_xact_lock(n) FROM (SELECT unnest(:numbers) AS n ORDER BY 1) AS ordered").bindparams(
-            bindparam("numbers", type_=ARRAY(BigInteger))
-        ),
+        text(
+            "SELECT pg_advisory_xact_lock(n) FROM (SELECT unnest(:numbers) AS n ORDER BY 1) AS ordered"
+        ).bindparams(bindparam("numbers", type_=ARRAY(BigInteger))),
         {"numbers": numbers},
     )
 
@@ -71,7 +74,15 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
     m = t.message
     rows = await connection.execute(
         select(
-            m.c.trust, m.c.message_id, m.c.event_id, m.c.sha256, m.c.disposition, m.c.why, m.c.at, m.c.detail, t.event.c.transfer_id
+            m.c.trust,
+            m.c.message_id,
+            m.c.event_id,
+            m.c.sha256,
+            m.c.disposition,
+            m.c.why,
+            m.c.at,
+            m.c.detail,
+            t.event.c.transfer_id,
         )
         .outerjoin(t.event, t.event.c.event_id == m.c.event_id)
         .where(among(m.c.first_key, keys, connection))
@@ -94,12 +105,16 @@ async def _person_ids(connection: AsyncConnection, canonicals: Sequence[Canonica
         return set()
     p = t.person_identifier
     rows = await connection.execute(
-        select(p.c.authority, p.c.value, p.c.person_id).where(among(p.c.value, (key.value for key in keys), connection))
+        select(p.c.authority, p.c.value, p.c.person_id).where(
+            among(p.c.value, (key.value for key in keys), connection)
+        )
     )
     return {row.person_id for row in rows if PersonKey(row.authority, row.value) in keys}
 
 
-async def _persons_of_named_transfers(connection: AsyncConnection, canonicals: Sequence[Canonical]) -> set[str]:
+async def _persons_of_named_transfers(
+    connection: AsyncConnection, canonicals: Sequence[Canonical]
+) -> set[str]:
     """Persons of the transfers that messages name. Somebody else's numbers are harmless here: `named_transfer` checks the parties."""
     ids = {c.refs.hub_id for c in canonicals if c.refs.hub_id}
     requests = {each.value for c in canonicals for each in c.refs.requests}
@@ -124,7 +139,10 @@ async def _persons_of_named_transfers(connection: AsyncConnection, canonicals: S
 async def _persons(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
     person, identifier = t.person, t.person_identifier
     rows = await connection.execute(
-        select(person).where(among(person.c.person_id, person_ids, connection)).order_by(person.c.person_id).with_for_update()
+        select(person)
+        .where(among(person.c.person_id, person_ids, connection))
+        .order_by(person.c.person_id)
+        .with_for_update()
     )
     found = {
         row.person_id: Person(PersonId(row.person_id), row.birth_date, row.created_at, set()) for row in rows
@@ -141,7 +159,11 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
 
 
 async def _transfers(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
-    rows = (await connection.execute(select(t.transfer).where(among(t.transfer.c.person_id, person_ids, connection)))).all()
+    rows = (
+        await connection.execute(
+            select(t.transfer).where(among(t.transfer.c.person_id, person_ids, connection))
+        )
+    ).all()
     for transfer in await with_facts(connection, rows):
         known.add_transfer(transfer)
 
@@ -156,15 +178,30 @@ async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[T
     e, identifier = t.event, t.transfer_identifier
     for row in await connection.execute(
         select(
-            e.c.transfer_id, e.c.event_id, e.c.step, e.c.trust, e.c.occurred_at, e.c.received_at, e.c.sequence, e.c.because
+            e.c.transfer_id,
+            e.c.event_id,
+            e.c.step,
+            e.c.trust,
+            e.c.occurred_at,
+            e.c.received_at,
+            e.c.sequence,
+            e.c.because,
         ).where(among(e.c.transfer_id, ids, connection), e.c.step.is_not(None))
     ):
         facts[row.transfer_id].append(
             Fact(
-                EventId(row.event_id), Step(row.step), OdsCode(row.trust), row.occurred_at, row.received_at, row.sequence, row.because
+                EventId(row.event_id),
+                Step(row.step),
+                OdsCode(row.trust),
+                row.occurred_at,
+                row.received_at,
+                row.sequence,
+                row.because,
             )
         )
-    for row in await connection.execute(select(identifier).where(among(identifier.c.transfer_id, ids, connection))):
+    for row in await connection.execute(
+        select(identifier).where(among(identifier.c.transfer_id, ids, connection))
+    ):
         requests[row.transfer_id].append(Identifier(row.system, row.value))
     return [
         Transfer(

@@ -94,8 +94,14 @@ async def pending(
     visible later. The rows that are held back are walked over, which costs as much as there are of them.
     """
     skipped = sorted(set(without_topics))
-    wanted = and_(outbox.c.receiver == receiver, _PENDING, *((outbox.c.topic.not_in(skipped),) if skipped else ()))
-    narrow = select(outbox.c.seq, outbox.c.topic, outbox.c.key, outbox.c.next_attempt_at).where(wanted).order_by(outbox.c.seq)
+    wanted = and_(
+        outbox.c.receiver == receiver, _PENDING, *((outbox.c.topic.not_in(skipped),) if skipped else ())
+    )
+    narrow = (
+        select(outbox.c.seq, outbox.c.topic, outbox.c.key, outbox.c.next_attempt_at)
+        .where(wanted)
+        .order_by(outbox.c.seq)
+    )
     seqs: list[int] = []
     held: set[tuple[str, str]] = set()
     async with _reading(store) as connection:
@@ -129,16 +135,26 @@ def _whole() -> Select[Any]:
 async def receivers_with_pending(store: Store) -> list[str]:
     """Who has rows that wait, due or not. One index probe per receiver, however long the queue is."""
     first = select(func.min(outbox.c.receiver).label("receiver")).where(_PENDING).cte("found", recursive=True)
-    after = select(func.min(outbox.c.receiver)).where(_PENDING, outbox.c.receiver > first.c.receiver).scalar_subquery()
+    after = (
+        select(func.min(outbox.c.receiver))
+        .where(_PENDING, outbox.c.receiver > first.c.receiver)
+        .scalar_subquery()
+    )
     found = first.union_all(select(after).where(first.c.receiver.is_not(None)))
     async with _reading(store) as connection:
-        return list((await connection.execute(select(found.c.receiver).where(found.c.receiver.is_not(None)))).scalars())
+        return list(
+            (
+                await connection.execute(select(found.c.receiver).where(found.c.receiver.is_not(None)))
+            ).scalars()
+        )
 
 
 async def topics_with_pending(store: Store, receiver: str) -> list[str]:
     """The topics that rows waiting for ``receiver`` go to: what has to be read back. Reads the whole queue."""
     async with _reading(store) as connection:
-        topics = await connection.execute(select(outbox.c.topic).distinct().where(outbox.c.receiver == receiver, _PENDING))
+        topics = await connection.execute(
+            select(outbox.c.topic).distinct().where(outbox.c.receiver == receiver, _PENDING)
+        )
         return sorted(topics.scalars())
 
 
@@ -149,7 +165,11 @@ async def highest_sent(store: Store, topic: str) -> dict[int, int]:
     """
     ours = and_(outbox.c.topic == topic, outbox.c.sent_partition.is_not(None))
     first = select(func.min(outbox.c.sent_partition).label("part")).where(ours).cte("parts", recursive=True)
-    after = select(func.min(outbox.c.sent_partition)).where(ours, outbox.c.sent_partition > first.c.part).scalar_subquery()
+    after = (
+        select(func.min(outbox.c.sent_partition))
+        .where(ours, outbox.c.sent_partition > first.c.part)
+        .scalar_subquery()
+    )
     parts = first.union_all(select(after).where(first.c.part.is_not(None)))
     highest = (
         select(func.max(outbox.c.sent_offset))
@@ -182,7 +202,11 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
                     .with_for_update()
                 )
             )
-        rows = [row for row in rows if (row.topic, row.event_id) == (place[row.seq].topic, place[row.seq].event_id)]
+        rows = [
+            row
+            for row in rows
+            if (row.topic, row.event_id) == (place[row.seq].topic, place[row.seq].event_id)
+        ]
         if not rows:
             return 0
         await connection.execute(
@@ -197,11 +221,18 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
                 last_error=None,
             ),
             [
-                {"of_seq": row.seq, "of_at": at, "of_partition": place[row.seq].partition, "of_offset": place[row.seq].offset}
+                {
+                    "of_seq": row.seq,
+                    "of_at": at,
+                    "of_partition": place[row.seq].partition,
+                    "of_offset": place[row.seq].offset,
+                }
                 for row in rows
             ],
         )
-        await connection.execute(insert(delivery_attempt), _attempts(rows, at, "found-sent" if found else "sent", None))
+        await connection.execute(
+            insert(delivery_attempt), _attempts(rows, at, "found-sent" if found else "sent", None)
+        )
         await connection.execute(
             insert(audit_entry),
             [
@@ -250,7 +281,9 @@ def _attempts(rows: Iterable[Any], at: datetime, outcome: str, error: str | None
     ]
 
 
-async def mark_failed(store: Store, rows: Sequence[Outgoing], error: str, next_attempt_at: datetime, at: datetime) -> None:
+async def mark_failed(
+    store: Store, rows: Sequence[Outgoing], error: str, next_attempt_at: datetime, at: datetime
+) -> None:
     """Write down one attempt that failed: on each row, as a delivery attempt, and as one audit entry per topic.
 
     ``error`` is `str(Fault)`: it must hold nothing of a message. Rows that were sent meanwhile keep their state.
@@ -261,8 +294,15 @@ async def mark_failed(store: Store, rows: Sequence[Outgoing], error: str, next_a
         await connection.execute(
             update(outbox)
             .where(outbox.c.seq == bindparam("of_seq"), _PENDING)
-            .values(attempts=outbox.c.attempts + 1, last_error=bindparam("of_error"), next_attempt_at=bindparam("of_next")),
-            [{"of_seq": row.seq, "of_error": error, "of_next": next_attempt_at} for row in sorted(rows, key=lambda r: r.seq)],
+            .values(
+                attempts=outbox.c.attempts + 1,
+                last_error=bindparam("of_error"),
+                next_attempt_at=bindparam("of_next"),
+            ),
+            [
+                {"of_seq": row.seq, "of_error": error, "of_next": next_attempt_at}
+                for row in sorted(rows, key=lambda r: r.seq)
+            ],
         )
         attempts = _attempts(rows, at, "failed", error)
         await connection.execute(insert(delivery_attempt), attempts)
@@ -279,7 +319,10 @@ async def mark_failed(store: Store, rows: Sequence[Outgoing], error: str, next_a
                     "counterpart": attempt["receiver"],
                     "event_id": only.event_id if only else None,
                     "detail": {
-                        **{name: attempt[name] for name in ("topic", "first_seq", "last_seq", "rows", "error")},
+                        **{
+                            name: attempt[name]
+                            for name in ("topic", "first_seq", "last_seq", "rows", "error")
+                        },
                         "next_attempt_at": next_attempt_at.isoformat(),
                     },
                 }
@@ -307,10 +350,19 @@ async def waiting(store: Store) -> list[Waiting]:
     async with _reading(store) as connection:
         errors: Mapping[str, str] = {
             row.receiver: row.last_error
-            for row in await connection.execute(select(c.receiver, c.last_error).where(c.seq.in_(oldest_failed)))
+            for row in await connection.execute(
+                select(c.receiver, c.last_error).where(c.seq.in_(oldest_failed))
+            )
         }
         return [
-            Waiting(row.receiver, row.rows, row.oldest, row.attempts, errors.get(row.receiver), row.next_attempt_at)
+            Waiting(
+                row.receiver,
+                row.rows,
+                row.oldest,
+                row.attempts,
+                errors.get(row.receiver),
+                row.next_attempt_at,
+            )
             for row in await connection.execute(summary)
         ]
 

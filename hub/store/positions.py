@@ -28,13 +28,16 @@ class Positions:
         p = t.position
         async with self._engine.connect() as connection:
             rows = await connection.execute(
-                select(p.c.topic, p.c.partition, p.c.next_offset).where(tuple_(p.c.topic, p.c.partition).in_(sorted(partitions)))
+                select(p.c.topic, p.c.partition, p.c.next_offset).where(
+                    tuple_(p.c.topic, p.c.partition).in_(sorted(partitions))
+                )
             )
             return {(row.topic, row.partition): row.next_offset for row in rows}
 
     async def take_up(self, starts: Mapping[PartitionKey, int]) -> dict[PartitionKey, int]:
         """Note that these partitions are being read from these offsets. Returns how often each was taken up at
-        its offset without getting past it, this time included."""
+        its offset without getting past it, this time included.
+        """
         p = t.position
         async with self._engine.begin() as connection:
             for (topic, partition), offset in sorted(starts.items()):
@@ -42,10 +45,15 @@ class Positions:
                 await connection.execute(
                     update(p)
                     .where(p.c.topic == topic, p.c.partition == partition)
-                    .values(taken_up=case((p.c.taken_up_at == offset, p.c.taken_up + 1), else_=1), taken_up_at=offset)
+                    .values(
+                        taken_up=case((p.c.taken_up_at == offset, p.c.taken_up + 1), else_=1),
+                        taken_up_at=offset,
+                    )
                 )
             rows = await connection.execute(
-                select(p.c.topic, p.c.partition, p.c.taken_up).where(tuple_(p.c.topic, p.c.partition).in_(sorted(starts)))
+                select(p.c.topic, p.c.partition, p.c.taken_up).where(
+                    tuple_(p.c.topic, p.c.partition).in_(sorted(starts))
+                )
             )
             return {(row.topic, row.partition): row.taken_up for row in rows}
 
@@ -58,7 +66,10 @@ class Positions:
             await connection.execute(
                 update(p)
                 .where(*this)
-                .values(suspect_begun=case((p.c.suspect_offset == offset, p.c.suspect_begun + 1), else_=1), suspect_offset=offset)
+                .values(
+                    suspect_begun=case((p.c.suspect_offset == offset, p.c.suspect_begun + 1), else_=1),
+                    suspect_offset=offset,
+                )
             )
             return int((await connection.execute(select(p.c.suspect_begun).where(*this))).scalar_one())
 
@@ -82,13 +93,24 @@ class Positions:
         """Open an incident and write it into the audit; the same one is not opened twice while it is open."""
         now, i = self._clock(), t.incident
         async with self._engine.begin() as connection:
-            same = select(i.c.incident_id).where(i.c.kind == kind, i.c.subject == subject, i.c.closed_at.is_(None))
+            same = select(i.c.incident_id).where(
+                i.c.kind == kind, i.c.subject == subject, i.c.closed_at.is_(None)
+            )
             if (await connection.execute(same)).first() is not None:
                 return
-            row = {"incident_id": str(uuid.uuid4()), "kind": kind, "subject": subject, "opened_at": now, "detail": dict(detail)}
+            row = {
+                "incident_id": str(uuid.uuid4()),
+                "kind": kind,
+                "subject": subject,
+                "opened_at": now,
+                "detail": dict(detail),
+            }
             await connection.execute(i.insert(), [row])
             said = {"incident": row["incident_id"], "kind": kind, "subject": subject, **detail}
-            await write_audit(connection, [AuditEntry(Code.INCIDENT_OPENED, now, "worker", Outcome.MAJOR_FAILURE, detail=said)])
+            await write_audit(
+                connection,
+                [AuditEntry(Code.INCIDENT_OPENED, now, "worker", Outcome.MAJOR_FAILURE, detail=said)],
+            )
 
 
 async def _ensure(connection: AsyncConnection, topic: str, partition: int, offset: int) -> None:

@@ -63,7 +63,13 @@ async def audit_search(
         }
         person_id = persons[0] if len(persons) == 1 else None
         read = AuditEntry(
-            Code.AUDIT_READ, now, "cli", trust=trust, person_id=person_id, transfer_id=transfer_id, detail=asked
+            Code.AUDIT_READ,
+            now,
+            "cli",
+            trust=trust,
+            person_id=person_id,
+            transfer_id=transfer_id,
+            detail=asked,
         )
         await write_audit(connection, [read])
     return rows
@@ -84,7 +90,11 @@ async def _persons_known_as(connection: AsyncConnection, number: str) -> list[st
 async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:
     """One transfer as it stands. Raises NotFoundError."""
     async with engine.connect() as connection:
-        row = (await connection.execute(select(t.transfer).where(t.transfer.c.transfer_id == transfer_id))).mappings().one_or_none()
+        row = (
+            (await connection.execute(select(t.transfer).where(t.transfer.c.transfer_id == transfer_id)))
+            .mappings()
+            .one_or_none()
+        )
     if row is None:
         raise NotFoundError(transfer_id)
     return dict(row)
@@ -96,19 +106,34 @@ async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:
     return await _all(engine, select(h).where(h.c.transfer_id == transfer_id).order_by(h.c.version))
 
 
-async def quarantined(engine: AsyncEngine, *, trust: str | None = None, why: str | None = None, limit: int = 200) -> list[Row]:
+async def quarantined(
+    engine: AsyncEngine, *, trust: str | None = None, why: str | None = None, limit: int = 200
+) -> list[Row]:
     """Messages in quarantine, oldest first, without their content; who mends each and how."""
     m = t.message
-    columns = (m.c.event_id, m.c.trust, m.c.message_id, m.c.received_at, m.c.why, m.c.at, m.c.detail, m.c.retries, m.c.raw_size)
-    query = select(*columns).where(m.c.disposition == Disposition.QUARANTINED.value).order_by(m.c.received_at).limit(limit)
+    columns = (
+        m.c.event_id,
+        m.c.trust,
+        m.c.message_id,
+        m.c.received_at,
+        m.c.why,
+        m.c.at,
+        m.c.detail,
+        m.c.retries,
+        m.c.raw_size,
+    )
+    query = (
+        select(*columns)
+        .where(m.c.disposition == Disposition.QUARANTINED.value)
+        .order_by(m.c.received_at)
+        .limit(limit)
+    )
     if trust:
         query = query.where(m.c.trust == trust)
     if why:
         query = query.where(m.c.why == why)
     rows = await _all(engine, query)
-    for row in rows:
-        row |= advice(row["why"])
-    return rows
+    return [row | advice(row["why"]) for row in rows]
 
 
 def advice(why: str | None) -> Row:
@@ -120,7 +145,11 @@ def advice(why: str | None) -> Row:
 async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None]:
     """One message's record and its raw bytes as received. Raises NotFoundError."""
     async with engine.connect() as connection:
-        found = (await connection.execute(select(t.message).where(t.message.c.event_id == event_id))).mappings().one_or_none()
+        found = (
+            (await connection.execute(select(t.message).where(t.message.c.event_id == event_id)))
+            .mappings()
+            .one_or_none()
+        )
     if found is None:
         raise NotFoundError(event_id)
     row = dict(found)
@@ -140,7 +169,9 @@ async def close_incident(engine: AsyncEngine, incident_id: str, because: str, no
     i = t.incident
     async with engine.begin() as connection:
         changed = await connection.execute(
-            update(i).where(i.c.incident_id == incident_id, i.c.closed_at.is_(None)).values(closed_at=now, closed_because=because)
+            update(i)
+            .where(i.c.incident_id == incident_id, i.c.closed_at.is_(None))
+            .values(closed_at=now, closed_because=because)
         )
         if changed.rowcount == 0:
             raise NotFoundError(incident_id)
@@ -169,16 +200,22 @@ async def release_brake(engine: AsyncEngine, trust: str, because: str, now: date
 async def dispositions(engine: AsyncEngine) -> dict[str, int]:
     """How many messages ended in each disposition."""
     m = t.message
-    rows = await _all(engine, select(m.c.disposition, func.count().label("messages")).group_by(m.c.disposition))
+    rows = await _all(
+        engine, select(m.c.disposition, func.count().label("messages")).group_by(m.c.disposition)
+    )
     return {row["disposition"]: row["messages"] for row in rows}
 
 
-async def set_position(engine: AsyncEngine, topic: str, partition: int, offset: int, because: str, now: datetime) -> None:
+async def set_position(
+    engine: AsyncEngine, topic: str, partition: int, offset: int, because: str, now: datetime
+) -> None:
     """Say from where a partition is to be read: the mend of a position that does not fit the topic. Audited."""
     p = t.position
     async with engine.begin() as connection:
         changed = await connection.execute(
-            update(p).where(p.c.topic == topic, p.c.partition == partition).values(next_offset=offset, moved_at=now)
+            update(p)
+            .where(p.c.topic == topic, p.c.partition == partition)
+            .values(next_offset=offset, moved_at=now)
         )
         if changed.rowcount == 0:
             raise NotFoundError(f"{topic}/{partition}")

@@ -51,5 +51,9 @@ async def require_current(engine: AsyncEngine) -> None:
         return
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if found is not None and found not in known:
-        raise SchemaError(f"The database is at version {found}, newer than this program ({head()}). Install the newer hub.")
-    raise SchemaError(f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade")
+        raise SchemaError(
+            f"The database is at version {found}, newer than this program ({head()}). Install the newer hub."
+        )
+    raise SchemaError(
+        f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade"
+    )

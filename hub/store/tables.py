@@ -25,7 +25,11 @@ from sqlalchemy import (
 )
 
 metadata = MetaData(
-    naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
 )
 
 
@@ -40,7 +44,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
@@ -209,7 +213,13 @@ outbox = Table(
     Column("sent_offset", BigInteger),
     comment="What must reach whom; state is pending or sent",
 )
-Index("ix_outbox_pending", outbox.c.receiver, outbox.c.seq, postgresql_where=outbox.c.state == "pending", sqlite_where=outbox.c.state == "pending")
+Index(
+    "ix_outbox_pending",
+    outbox.c.receiver,
+    outbox.c.seq,
+    postgresql_where=outbox.c.state == "pending",
+    sqlite_where=outbox.c.state == "pending",
+)
 Index("ix_outbox_sent", outbox.c.topic, outbox.c.sent_partition, outbox.c.sent_offset)
 
 delivery_attempt = Table(

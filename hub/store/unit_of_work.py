@@ -52,7 +52,13 @@ class UnitOfWork:
     """Takes in batches and runs quarantined messages again. Safe to use from one task at a time."""
 
     def __init__(
-        self, engine: AsyncEngine, journey: Journey, clock: Callable[[], datetime], log: Log, *, quarantine_in_a_row_max: int = 50
+        self,
+        engine: AsyncEngine,
+        journey: Journey,
+        clock: Callable[[], datetime],
+        log: Log,
+        *,
+        quarantine_in_a_row_max: int = 50,
     ) -> None:
         self._engine = engine
         self._journey = journey
@@ -60,7 +66,9 @@ class UnitOfWork:
         self._log = log
         self._in_a_row_max = quarantine_in_a_row_max
 
-    async def take(self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None) -> Taken:
+    async def take(
+        self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None
+    ) -> Taken:
         """See `hub.store.intake.Intake.take`."""
         understood = [understand(received, self._journey) for received in batch]
         taken, effects = await self._until_committed(lambda: self._take_once(understood, next_after or {}))
@@ -106,7 +114,11 @@ class UnitOfWork:
         return Taken(dict(Counter(each.disposition for each in effects)), positions | moved, braked), effects
 
     async def _decide_all(
-        self, connection: AsyncConnection, fresh: Sequence[Understood], brakes: Mapping[OdsCode, _Brake], now: datetime
+        self,
+        connection: AsyncConnection,
+        fresh: Sequence[Understood],
+        brakes: Mapping[OdsCode, _Brake],
+        now: datetime,
     ) -> list[Effects]:
         """Decide in order, each message as if it came alone after those before it; a trust's brake ends its part."""
         if not fresh:
@@ -200,7 +212,8 @@ async def _lock_positions(
     connection: AsyncConnection, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]
 ) -> dict[PartitionKey, int]:
     """The recorded position of every partition of the batch, locked: for a moment of a rebalance two workers can
-    hold the same partition. A partition met for the first time starts where its first message stands."""
+    hold the same partition. A partition met for the first time starts where its first message stands.
+    """
     first: dict[PartitionKey, int] = dict(next_after)
     for each in understood:
         key = _partition(each.received)
@@ -243,7 +256,9 @@ def _moved(
     return {key: offset for key, offset in moved.items() if offset > positions[key]}
 
 
-async def _write_positions(connection: AsyncConnection, moved: Mapping[PartitionKey, int], now: datetime) -> None:
+async def _write_positions(
+    connection: AsyncConnection, moved: Mapping[PartitionKey, int], now: datetime
+) -> None:
     if not moved:
         return
     p = t.position
@@ -251,7 +266,10 @@ async def _write_positions(connection: AsyncConnection, moved: Mapping[Partition
         update(p)
         .where(p.c.topic == bindparam("topic_"), p.c.partition == bindparam("partition_"))
         .values(next_offset=bindparam("offset_"), moved_at=now, suspect_offset=None, suspect_begun=0),
-        [{"topic_": topic, "partition_": partition, "offset_": offset} for (topic, partition), offset in sorted(moved.items())],
+        [
+            {"topic_": topic, "partition_": partition, "offset_": offset}
+            for (topic, partition), offset in sorted(moved.items())
+        ],
     )
 
 
@@ -265,20 +283,28 @@ async def _write_brakes(connection: AsyncConnection, brakes: Mapping[OdsCode, _B
     for trust, brake in brakes.items():
         if not brake.touched:
             continue
-        await connection.execute(insert_ignoring(connection, t.brake), [{"trust": trust, "in_a_row": 0, "pulled": False}])
+        await connection.execute(
+            insert_ignoring(connection, t.brake), [{"trust": trust, "in_a_row": 0, "pulled": False}]
+        )
         values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why}
         await connection.execute(
-            update(t.brake).where(t.brake.c.trust == trust).values(**values, pulled_at=now if brake.pulled else None)
+            update(t.brake)
+            .where(t.brake.c.trust == trust)
+            .values(**values, pulled_at=now if brake.pulled else None)
         )
         if brake.pulled:
             detail = {"in_a_row": brake.in_a_row, "why": brake.why}
-            pulled = AuditEntry(Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=trust, detail=detail)
+            pulled = AuditEntry(
+                Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=trust, detail=detail
+            )
             await write_audit(connection, [pulled])
 
 
 async def _stored(connection: AsyncConnection, event_id: str) -> Received:
     m = t.message
-    row = (await connection.execute(select(m).where(m.c.event_id == event_id).with_for_update())).one_or_none()
+    row = (
+        await connection.execute(select(m).where(m.c.event_id == event_id).with_for_update())
+    ).one_or_none()
     if row is None or row.disposition != Disposition.QUARANTINED or row.raw is None:
         raise NotQuarantinedError(event_id)
     return Received(

@@ -29,7 +29,9 @@ def unpack(stored: bytes) -> bytes:
     return zlib.decompress(stored)
 
 
-async def write_effects(connection: AsyncConnection, effects: Sequence[Effects], now: datetime, *, again: bool = False) -> None:
+async def write_effects(
+    connection: AsyncConnection, effects: Sequence[Effects], now: datetime, *, again: bool = False
+) -> None:
     """Write what a batch causes. ``again``: the message rows exist (a retry) and are brought up to date."""
     if again:
         await _update_messages(connection, effects, now)
@@ -37,7 +39,9 @@ async def write_effects(connection: AsyncConnection, effects: Sequence[Effects],
         await _insert(connection, t.message, [_message(each) for each in effects])
     happened = [each.happened for each in effects if each.happened is not None]
     await _insert(connection, t.person, [_person(each) for each in happened if each.identified.created])
-    await _insert(connection, t.person_identifier, [row for each in happened for row in _person_identifiers(each)])
+    await _insert(
+        connection, t.person_identifier, [row for each in happened for row in _person_identifiers(each)]
+    )
     await _insert(connection, t.event, [_event(each) for each in happened])
     await _write_transfers(connection, happened)
     await _insert(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
@@ -163,9 +167,16 @@ async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happe
         await connection.execute(
             update(t.transfer)
             .where(t.transfer.c.transfer_id == bindparam("id_"))
-            .values(state=bindparam("state_"), version=bindparam("version_"), changed_at=bindparam("changed_")),
+            .values(
+                state=bindparam("state_"), version=bindparam("version_"), changed_at=bindparam("changed_")
+            ),
             [
-                {"id_": row["transfer_id"], "state_": row["state"], "version_": row["version"], "changed_": row["changed_at"]}
+                {
+                    "id_": row["transfer_id"],
+                    "state_": row["state"],
+                    "version_": row["version"],
+                    "changed_": row["changed_at"],
+                }
                 for row in changed
             ],
         )
@@ -179,7 +190,9 @@ async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happe
             for request in each.requests
         ],
     )
-    await _insert(connection, t.transfer_history, [_history(each) for each in happened if each.fact is not None])
+    await _insert(
+        connection, t.transfer_history, [_history(each) for each in happened if each.fact is not None]
+    )
 
 
 def _history(happened: Happened) -> Row:

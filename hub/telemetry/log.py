@@ -57,7 +57,9 @@ LogEvent = Literal[
     "fault",
 ]
 
-_IDENTIFIERS = frozenset({"nhs_number", "name", "family", "given", "birth_date", "address", "telecom", "raw", "body", "payload"})
+_IDENTIFIERS = frozenset(
+    {"nhs_number", "name", "family", "given", "birth_date", "address", "telecom", "raw", "body", "payload"}
+)
 
 
 class Log(Protocol):
@@ -91,7 +93,11 @@ def fault_of(error: BaseException) -> str:
 def set_up(log_format: str = "auto", level: str = "info") -> None:
     """Configure structlog for this process. Other libraries' warnings go to standard error as they are."""
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

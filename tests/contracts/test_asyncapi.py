@@ -22,7 +22,12 @@ DOCUMENT: dict[str, Any] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text(
 DIRECTORY = load_directory(SCHEMAS)
 CHANNELS, MESSAGES = DOCUMENT["channels"], DOCUMENT["components"]["messages"]
 
-_REF = {"type": "object", "required": ["$ref"], "additionalProperties": False, "properties": {"$ref": {"type": "string"}}}
+_REF = {
+    "type": "object",
+    "required": ["$ref"],
+    "additionalProperties": False,
+    "properties": {"$ref": {"type": "string"}},
+}
 _KEYED = {"type": "object", "minProperties": 1}
 # The parts of AsyncAPI 3.0 that this document uses; the whole was checked with AsyncAPI's own schema.
 OUTLINE = {
@@ -102,7 +107,11 @@ def test_every_operation_uses_messages_of_its_own_channel():
 
 
 def test_every_message_is_used_and_every_schema_is_a_schema():
-    used = {message["$ref"].rpartition("/")[2] for channel in CHANNELS.values() for message in channel["messages"].values()}
+    used = {
+        message["$ref"].rpartition("/")[2]
+        for channel in CHANNELS.values()
+        for message in channel["messages"].values()
+    }
     assert used == set(MESSAGES)
     for name, schema in DOCUMENT["components"]["schemas"].items():
         assert isinstance(schema, dict), name
@@ -111,7 +120,10 @@ def test_every_message_is_used_and_every_schema_is_a_schema():
 
 def test_the_addresses_are_the_topics_of_a_trust():
     for profile in DIRECTORY:
-        addresses = {name: channel["address"].replace("{ods}", profile.ods.lower()) for name, channel in CHANNELS.items()}
+        addresses = {
+            name: channel["address"].replace("{ods}", profile.ods.lower())
+            for name, channel in CHANNELS.items()
+        }
         assert addresses == {
             "events": profile.events_topic,
             "inbox": profile.inbox_topic,
@@ -127,7 +139,10 @@ def test_a_channel_has_the_parameter_its_address_names():
 
 def test_the_settings_of_a_topic_are_those_it_is_made_with():
     profile = next(iter(DIRECTORY))
-    made = {topic.name: topic.config for topic in wanted_topics(DIRECTORY, partitions=6, replication=1, retention_days=14)}
+    made = {
+        topic.name: topic.config
+        for topic in wanted_topics(DIRECTORY, partitions=6, replication=1, retention_days=14)
+    }
     for channel in CHANNELS.values():
         config = made[channel["address"].replace("{ods}", profile.ods.lower())]
         said = channel["bindings"]["kafka"]["topicConfiguration"]
@@ -136,7 +151,10 @@ def test_the_settings_of_a_topic_are_those_it_is_made_with():
 
 
 def test_the_hub_reads_events_and_writes_the_rest():
-    actions = {operation["channel"]["$ref"].rpartition("/")[2]: operation["action"] for operation in DOCUMENT["operations"].values()}
+    actions = {
+        operation["channel"]["$ref"].rpartition("/")[2]: operation["action"]
+        for operation in DOCUMENT["operations"].values()
+    }
     assert actions == {"events": "receive", "inbox": "send", "receipts": "send", "audit": "send"}
 
 

@@ -48,7 +48,9 @@ def test_a_services_command_exists(name):
 
 
 def test_what_asks_for_health_exists():
-    asked = [service["healthcheck"]["test"][1:] for service in OURS.values() if "test" in service["healthcheck"]]
+    asked = [
+        service["healthcheck"]["test"][1:] for service in OURS.values() if "test" in service["healthcheck"]
+    ]
     (in_image,) = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     for program, *words in [*asked, yaml.safe_load(in_image)]:
         assert program == "hub"
@@ -109,7 +111,9 @@ def test_what_lives_on_has_a_health_check():
     for name, service in SERVICES.items():
         if service["restart"] != "no":
             assert service["healthcheck"]["test"][0] == "CMD", name
-            assert seconds(service["healthcheck"]["timeout"]) <= seconds(service["healthcheck"]["interval"]), name
+            assert seconds(service["healthcheck"]["timeout"]) <= seconds(
+                service["healthcheck"]["interval"]
+            ), name
 
 
 def test_passwords_come_from_the_environment_and_their_defaults_say_what_they_are():
@@ -140,5 +144,7 @@ def test_docker_compose_accepts_the_file():
     if which.returncode == 3:
         pytest.skip("no Docker Compose here; deploy/validate.sh builds one")
     assert which.returncode == 0, which.stderr
-    checked = subprocess.run([VALIDATE], capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
+    checked = subprocess.run(
+        [VALIDATE], capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ)
+    )
     assert checked.returncode == 0, checked.stderr

@@ -93,7 +93,10 @@ class GivenPostgres:
         execute(self._url.render_as_string(hide_password=False), f"create database {_quoted(name)}")
 
     def drop_database(self, name: str) -> None:
-        execute(self._url.render_as_string(hide_password=False), f"drop database if exists {_quoted(name)} with (force)")
+        execute(
+            self._url.render_as_string(hide_password=False),
+            f"drop database if exists {_quoted(name)} with (force)",
+        )
 
 
 class PostgresServer:
@@ -161,7 +164,19 @@ class PostgresServer:
                 os.chown(self.directory, *self._account)
             run_tool(
                 # --no-sync is about creating the cluster only. C with UTF-8: the same order on every machine.
-                [str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+                [
+                    str(tools / "initdb"),
+                    "-D",
+                    str(data),
+                    "-U",
+                    "postgres",
+                    "-A",
+                    "trust",
+                    "-E",
+                    "UTF8",
+                    "--locale=C",
+                    "--no-sync",
+                ],
                 what="Creating the PostgreSQL cluster",
                 timeout=_START_PATIENCE_S,
                 cwd=self.directory,

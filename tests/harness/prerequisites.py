@@ -81,7 +81,9 @@ def _java_is_new_enough() -> bool:
     if java is None:
         return False
     try:
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+        said = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, timeout=30, check=False
+        ).stderr
     except (OSError, subprocess.TimeoutExpired):
         return False
     version = re.search(r'version "(\d+)', said)

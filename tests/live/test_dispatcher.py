@@ -87,13 +87,28 @@ def inbox(ods):
 def directory(*codes):
     systems = IdentifierSystems(patient="urn:p", encounter="urn:e", request="urn:r")
     return Directory(
-        TrustProfile(ods=ods, name=ods, illustration=True, epr="none", sites=(Site(ods=ods, name=ods),), identifier_systems=systems)
+        TrustProfile(
+            ods=ods,
+            name=ods,
+            illustration=True,
+            epr="none",
+            sites=(Site(ods=ods, name=ods),),
+            identifier_systems=systems,
+        )
         for ods in codes
     )
 
 
 def dispatcher(
-    engine, bootstrap_servers, codes, log, *, patience_s=10, lease_s=5, transactions=True, wrap=lambda door: door
+    engine,
+    bootstrap_servers,
+    codes,
+    log,
+    *,
+    patience_s=10,
+    lease_s=5,
+    transactions=True,
+    wrap=lambda door: door,
 ):
     access = KafkaAccess(bootstrap_servers)
     return Dispatcher(
@@ -128,7 +143,9 @@ async def engine(database_url):
 
 def create(bootstrap_servers, *topics, partitions=3, **config):
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for made in admin.create_topics([NewTopic(topic, partitions, 1, config=config) for topic in topics]).values():
+    for made in admin.create_topics(
+        [NewTopic(topic, partitions, 1, config=config) for topic in topics]
+    ).values():
         made.result(30)
 
 
@@ -188,7 +205,9 @@ async def write(engine, ods, keys, *, topic=None, payload=b'{"resourceType":"Bun
 
 async def rows_of(engine, ods):
     async with engine.connect() as connection:
-        return (await connection.execute(select(table).where(table.c.receiver == ods).order_by(table.c.seq))).all()
+        return (
+            await connection.execute(select(table).where(table.c.receiver == ods).order_by(table.c.seq))
+        ).all()
 
 
 async def until(check, timeout_s=30):
@@ -201,7 +220,11 @@ async def until(check, timeout_s=30):
 
 async def all_sent(engine, *codes):
     async with engine.connect() as connection:
-        left = select(func.count()).select_from(table).where(table.c.state == "pending", table.c.receiver.in_(codes))
+        left = (
+            select(func.count())
+            .select_from(table)
+            .where(table.c.state == "pending", table.c.receiver.in_(codes))
+        )
         return (await connection.execute(left)).scalar_one() == 0
 
 
@@ -220,7 +243,9 @@ async def assert_each_once_and_in_order(engine, bootstrap_servers, ods):
     assert len({(row.sent_partition, row.sent_offset) for row in rows}) == len(rows)
     async with engine.connect() as connection:
         audited = await connection.execute(
-            select(audit_entry.c.event_id).where(audit_entry.c.code == "delivery-sent", audit_entry.c.counterpart == ods)
+            select(audit_entry.c.event_id).where(
+                audit_entry.c.code == "delivery-sent", audit_entry.c.counterpart == ods
+            )
         )
         assert sorted(audited.scalars()) == sorted(row.event_id for row in rows)
 
@@ -250,7 +275,9 @@ async def _main(database_url, bootstrap_servers, ods, lease_s, die_at):
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = open_engine(database_url)
-    await dispatcher(engine, bootstrap_servers, [ods], Printer(), lease_s=float(lease_s), wrap=Mortal).run(stop)
+    await dispatcher(engine, bootstrap_servers, [ods], Printer(), lease_s=float(lease_s), wrap=Mortal).run(
+        stop
+    )
     await engine.dispose()
 
 
@@ -306,7 +333,9 @@ async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_w
             die_at = random.randint(1, 6) if life % 3 else 0
             with dispatcher_process(database_url, bootstrap_servers, ods, output, die_at=die_at) as process:
                 if die_at:
-                    assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL, output.read_text()[-2000:]
+                    assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL, output.read_text()[
+                        -2000:
+                    ]
                 else:
                     await asyncio.sleep(random.uniform(1.0, 2.5))
                     process.kill()
@@ -321,7 +350,9 @@ async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_w
 
 
 @pytest.mark.timeout(180)
-async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(engine, database_url, bootstrap_servers, tmp_path):
+async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(
+    engine, database_url, bootstrap_servers, tmp_path
+):
     ods, first_log, second_log = new_ods(), tmp_path / "first.log", tmp_path / "second.log"
     create(bootstrap_servers, inbox(ods))
     async with writing(engine, ods):
@@ -340,7 +371,12 @@ async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(engine, database
         await until(lambda: all_sent(engine, ods), 60)
 
     await assert_each_once_and_in_order(engine, bootstrap_servers, ods)
-    taken_over = [each for log in (first_log, second_log) for each in events(log) if each["event"] == "delivery.taken_over"]
+    taken_over = [
+        each
+        for log in (first_log, second_log)
+        for each in events(log)
+        if each["event"] == "delivery.taken_over"
+    ]
     assert len(taken_over) > 3, "nobody took over: the test tested nothing"
 
 
@@ -391,7 +427,9 @@ async def test_reading_back_begins_behind_what_is_known_and_passes_the_markers(b
     assert sorted(back.found, key=lambda each: each.seq) == second
     assert len((await door.read_back([inbox(ods)], {})).found) == 40
     beyond = dict.fromkeys(known, 1_000_000)
-    assert len((await door.read_back([inbox(ods)], beyond)).found) == 40, "a topic that was made anew is read whole"
+    assert len((await door.read_back([inbox(ods)], beyond)).found) == 40, (
+        "a topic that was made anew is read whole"
+    )
     missing = await door.read_back([inbox(ods), "hub.nowhere.inbox"], beyond)
     assert "hub topics apply" in str(missing.closed["hub.nowhere.inbox"])
     await door.close()
@@ -435,18 +473,24 @@ async def test_a_missing_topic_delays_nobody_and_says_why(engine, bootstrap_serv
     assert log.of("delivery.recovered")
     await assert_failures_are_in_the_book(engine, bad)
     wire = on_the_wire(bootstrap_servers, inbox(bad))
-    assert sorted(seq for _, seq in wire) == [row.seq for row in await rows_of(engine, bad) if row.topic == inbox(bad)]
+    assert sorted(seq for _, seq in wire) == [
+        row.seq for row in await rows_of(engine, bad) if row.topic == inbox(bad)
+    ]
 
 
 async def assert_failures_are_in_the_book(engine, ods):
     async with engine.connect() as connection:
-        failed = select(audit_entry.c.detail).where(audit_entry.c.code == "delivery-failed", audit_entry.c.counterpart == ods)
+        failed = select(audit_entry.c.detail).where(
+            audit_entry.c.code == "delivery-failed", audit_entry.c.counterpart == ods
+        )
         details = (await connection.execute(failed)).scalars().all()
     assert details
     assert all("Bundle" not in json.dumps(detail) for detail in details)
 
 
-async def test_a_topic_that_is_deleted_and_made_anew_delays_nobody_and_gets_what_is_new(engine, bootstrap_servers):
+async def test_a_topic_that_is_deleted_and_made_anew_delays_nobody_and_gets_what_is_new(
+    engine, bootstrap_servers
+):
     bad, good = new_ods(), new_ods()
     create(bootstrap_servers, inbox(bad), inbox(good))
     await write(engine, bad, [f"k{n}" for n in range(30)])
@@ -497,7 +541,9 @@ async def test_without_permission_to_write_the_reason_is_visible(engine, guarded
     async with running(engine, guarded_servers, [ods, other]):
 
         async def said():
-            return any("not authorised to write" in (each.last_error or "") for each in await outbox.waiting(engine))
+            return any(
+                "not authorised to write" in (each.last_error or "") for each in await outbox.waiting(engine)
+            )
 
         await until(said)
         await _trickle(engine, other, 40)
@@ -536,7 +582,9 @@ async def test_a_record_that_is_too_large_waits_with_its_key_only(engine, bootst
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("server", ["kafka", "postgres"])
-async def test_a_server_that_dies_and_comes_back_costs_time_only(engine, bootstrap_servers, kafka, postgres, server):
+async def test_a_server_that_dies_and_comes_back_costs_time_only(
+    engine, bootstrap_servers, kafka, postgres, server
+):
     ods, victim = new_ods(), {"kafka": kafka, "postgres": postgres}[server]
     if not victim.controllable:
         pytest.skip("this server is not ours to kill")

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.live
 
 def _read_one(bootstrap_servers: str, topic: str) -> bytes | None:
     consumer = Consumer(
-        {"bootstrap.servers": bootstrap_servers, "group.id": f"group-{topic}", "auto.offset.reset": "earliest"}
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": f"group-{topic}",
+            "auto.offset.reset": "earliest",
+        }
     )
     try:
         consumer.subscribe([topic])
@@ -36,7 +40,9 @@ def _produce(bootstrap_servers: str, topic: str, value: bytes) -> None:
     assert not failures
 
 
-def test_kafka_keeps_an_acknowledged_message_across_sigkill(kafka: KafkaServer, bootstrap_servers: str) -> None:
+def test_kafka_keeps_an_acknowledged_message_across_sigkill(
+    kafka: KafkaServer, bootstrap_servers: str
+) -> None:
     if not kafka.controllable:
         pytest.skip("this Kafka is not ours to kill")
     topic = f"kept-{uuid.uuid4().hex}"

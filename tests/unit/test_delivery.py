@@ -11,7 +11,11 @@ TOPIC = "hub.ra9.inbox"
     ("name", "scope", "says"),
     [
         ("MessageSizeTooLargeError", Scope.RECORD, "max.message.bytes"),
-        ("UnknownTopicOrPartitionError", Scope.TOPIC, "topic hub.ra9.inbox does not exist: run `hub topics apply`"),
+        (
+            "UnknownTopicOrPartitionError",
+            Scope.TOPIC,
+            "topic hub.ra9.inbox does not exist: run `hub topics apply`",
+        ),
         ("TopicAuthorizationFailedError", Scope.TOPIC, "not authorised to write"),
         ("ProducerFenced", Scope.OWNER, "another dispatcher"),
         ("KafkaConnectionError", Scope.RECEIVER, "does not answer"),
@@ -42,4 +46,9 @@ def test_waits_double_up_to_the_longest():
 def test_jitter_takes_away_at_most_half_and_adds_nothing(failures):
     plain = backoff_s(failures, first_s=1, max_s=60, jitter=0)
 
-    assert plain / 2 < backoff_s(failures, first_s=1, max_s=60, jitter=0.999) < backoff_s(failures, first_s=1, max_s=60, jitter=0.5) < plain
+    assert (
+        plain / 2
+        < backoff_s(failures, first_s=1, max_s=60, jitter=0.999)
+        < backoff_s(failures, first_s=1, max_s=60, jitter=0.5)
+        < plain
+    )

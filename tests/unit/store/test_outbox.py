@@ -64,7 +64,10 @@ def placed(seq, offset=None, topic=INBOX, event_id=None, partition=0):
 
 
 async def seqs(engine, **more):
-    return [each.seq for each in await outbox.pending(engine, "RA9", more.pop("limit", 100), more.pop("now", NOW), **more)]
+    return [
+        each.seq
+        for each in await outbox.pending(engine, "RA9", more.pop("limit", 100), more.pop("now", NOW), **more)
+    ]
 
 
 async def test_rows_come_in_sequence_for_one_receiver_only(engine):
@@ -73,7 +76,12 @@ async def test_rows_come_in_sequence_for_one_receiver_only(engine):
     (first, second) = await outbox.pending(engine, "RA9", 10, NOW)
 
     assert (first.seq, second.seq) == (1, 3)
-    assert (first.topic, first.key, first.headers, first.payload) == (INBOX, "a", {"event-type": "admit"}, b"{}")
+    assert (first.topic, first.key, first.headers, first.payload) == (
+        INBOX,
+        "a",
+        {"event-type": "admit"},
+        b"{}",
+    )
     assert (first.event_id, first.attempts) == ("e1", 0)
     assert await seqs(engine, limit=1) == [1]
 
@@ -92,7 +100,13 @@ async def test_a_row_goes_before_the_one_of_its_key_that_waits_behind_it(engine)
 
 
 async def test_a_long_queue_that_is_held_back_is_walked_over(engine):
-    await fill(engine, row(1, "a", next_attempt_at=LATER), *(row(n, "a") for n in range(2, 2500)), row(2500, "b"), row(2501, "c"))
+    await fill(
+        engine,
+        row(1, "a", next_attempt_at=LATER),
+        *(row(n, "a") for n in range(2, 2500)),
+        row(2500, "b"),
+        row(2501, "c"),
+    )
 
     assert await seqs(engine, limit=2) == [2500, 2501]
 
@@ -106,7 +120,13 @@ async def test_one_key_in_two_topics_is_two_orders(engine):
 
 async def test_receivers_and_topics_that_have_rows_waiting(engine):
     assert await outbox.receivers_with_pending(engine) == []
-    await fill(engine, row(1, receiver="RH8"), row(2), row(3, topic="hub.ra9.receipts"), row(4, receiver="RK9", state="sent"))
+    await fill(
+        engine,
+        row(1, receiver="RH8"),
+        row(2),
+        row(3, topic="hub.ra9.receipts"),
+        row(4, receiver="RK9", state="sent"),
+    )
 
     assert await outbox.receivers_with_pending(engine) == ["RA9", "RH8"]
     assert await outbox.topics_with_pending(engine, "RA9") == [INBOX, "hub.ra9.receipts"]
@@ -119,12 +139,27 @@ async def test_sent_rows_say_where_they_lie_and_are_in_the_book(engine):
 
     assert await seqs(engine) == [3]
     sent = (await rows_of(engine, table))[0]
-    assert (sent["state"], sent["sent_at"], sent["sent_partition"], sent["sent_offset"]) == ("sent", LATER, 0, 101)
+    assert (sent["state"], sent["sent_at"], sent["sent_partition"], sent["sent_offset"]) == (
+        "sent",
+        LATER,
+        0,
+        101,
+    )
     assert (sent["last_error"], sent["next_attempt_at"]) == (None, None)
     (attempt,) = await rows_of(engine, delivery_attempt)
-    assert (attempt["first_seq"], attempt["last_seq"], attempt["rows"], attempt["outcome"]) == (1, 2, 2, "sent")
+    assert (attempt["first_seq"], attempt["last_seq"], attempt["rows"], attempt["outcome"]) == (
+        1,
+        2,
+        2,
+        "sent",
+    )
     entry, other = await rows_of(engine, audit_entry)
-    assert (entry["code"], entry["system"], entry["trust"], entry["counterpart"]) == ("delivery-sent", "dispatcher", None, "RA9")
+    assert (entry["code"], entry["system"], entry["trust"], entry["counterpart"]) == (
+        "delivery-sent",
+        "dispatcher",
+        None,
+        "RA9",
+    )
     assert (entry["event_id"], entry["person_id"], entry["transfer_id"]) == ("e1", "p-a", "a")
     assert entry["detail"] == {"seq": 1, "topic": INBOX, "partition": 0, "offset": 101, "attempts": 3}
     assert other["detail"]["seq"] == 2
@@ -202,7 +237,12 @@ async def test_a_row_that_was_sent_meanwhile_does_not_fail(engine):
 async def test_the_highest_offset_of_each_partition(engine):
     await fill(engine, *(row(n, f"k{n}") for n in range(1, 6)), row(6, topic="hub.ra9.receipts"))
     assert await outbox.highest_sent(engine, INBOX) == {}
-    places = [placed(1, 5, partition=0), placed(2, 9, partition=0), placed(3, 2, partition=3), placed(4, 0, partition=1)]
+    places = [
+        placed(1, 5, partition=0),
+        placed(2, 9, partition=0),
+        placed(3, 2, partition=3),
+        placed(4, 0, partition=1),
+    ]
     await outbox.mark_sent(engine, [*places, placed(6, 77, topic="hub.ra9.receipts")], NOW)
 
     assert await outbox.highest_sent(engine, INBOX) == {0: 9, 1: 0, 3: 2}
@@ -216,7 +256,9 @@ async def test_a_lease_has_one_holder_until_it_runs_out_or_is_given_back(engine)
     assert not await outbox.hold_lease(engine, "x", "two", NOW + 3 * a_while, NOW + a_while)
     assert await outbox.hold_lease(engine, "x", "two", NOW + 4 * a_while, NOW + 2 * a_while), "it ran out"
     await outbox.release_lease(engine, "x", "one")
-    assert not await outbox.hold_lease(engine, "x", "one", NOW + 5 * a_while, NOW + 2 * a_while), "not ours to give back"
+    assert not await outbox.hold_lease(engine, "x", "one", NOW + 5 * a_while, NOW + 2 * a_while), (
+        "not ours to give back"
+    )
     await outbox.release_lease(engine, "x", "two")
     assert await outbox.hold_lease(engine, "x", "one", NOW + 5 * a_while, NOW + 2 * a_while)
 
