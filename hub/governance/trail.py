@@ -101,8 +101,8 @@ def tell(
     sender, receiver = (_name(names, transfer_row[end]) for end in ("sender", "receiver"))
     events = _in_order(audit_entries)
     requested_at: datetime = transfer_row["requested_at"]
-    days = [requested_at, *(event.happened_at for event in events)]
-    clock = "%H:%M:%S" if max(days) - min(days) < _SHORT else "%H:%M"
+    times_told = [requested_at, *(at for event in events for at in (event.happened_at, event.heard_at))]
+    clock = "%H:%M:%S" if max(times_told) - min(times_told) < _SHORT else "%H:%M"
     day = _london(requested_at).date()
     yield f"Transfer from {sender} to {receiver}, asked for on {_day(day)}"
     yield ""

@@ -1,118 +1,161 @@
-"""Where every partition stands, in the store: what a worker starts from, and what it remembers about trouble there."""
+"""Where each partition stands, in the database. Implements `hub.sources.positions.Positions`."""
 
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, insert, select, tuple_, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.domain.ids import OdsCode
-from hub.store import tables as t
-from hub.store.intake import PartitionKey
+from hub.domain.ids import OdsCode, time_ordered_id
+from hub.store.intake import PartitionKey, StoreUnavailableError
+from hub.store.tables import brake, incident, position
 from hub.store.unit_of_work import insert_ignoring
 from hub.store.write import write_audit
+from hub.telemetry.log import fault_of
+
+MESSAGES_LOST = "messages-lost"
+POSITION_ABOVE_END = "position-above-end"
+
+_p = position.c
 
 
-class Positions:
-    """See the methods. Every one is a transaction of its own; the database's errors come through as they are."""
+class StoredPositions:
+    """One transaction per call. Every method raises StoreUnavailableError when it could not be written."""
 
     def __init__(self, engine: AsyncEngine, clock: Callable[[], datetime]) -> None:
         self._engine = engine
         self._clock = clock
 
-    async def load(self, partitions: Iterable[PartitionKey]) -> dict[PartitionKey, int]:
-        """The next offset of each partition that was ever read."""
-        p = t.position
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(
-                select(p.c.topic, p.c.partition, p.c.next_offset).where(
-                    tuple_(p.c.topic, p.c.partition).in_(sorted(partitions))
-                )
-            )
-            return {(row.topic, row.partition): row.next_offset for row in rows}
+    async def load(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, int]:
+        """See Positions."""
+        async with self._transaction() as connection:
+            return {(row.topic, row.partition): row.next_offset for row in await _rows(connection, keys)}
 
     async def take_up(self, starts: Mapping[PartitionKey, int]) -> dict[PartitionKey, int]:
-        """Note that these partitions are being read from these offsets. Returns how often each was taken up at
-        its offset without getting past it, this time included.
-        """
-        p = t.position
-        async with self._engine.begin() as connection:
-            for (topic, partition), offset in sorted(starts.items()):
-                await _ensure(connection, topic, partition, offset)
-                await connection.execute(
-                    update(p)
-                    .where(p.c.topic == topic, p.c.partition == partition)
-                    .values(
-                        taken_up=case((p.c.taken_up_at == offset, p.c.taken_up + 1), else_=1),
-                        taken_up_at=offset,
-                    )
-                )
-            rows = await connection.execute(
-                select(p.c.topic, p.c.partition, p.c.taken_up).where(
-                    tuple_(p.c.topic, p.c.partition).in_(sorted(starts))
-                )
-            )
-            return {(row.topic, row.partition): row.taken_up for row in rows}
-
-    async def begin_suspect(self, partition: PartitionKey, offset: int) -> int:
-        """Note, before a message is tried by itself, that it is. Returns how often it was, this time included."""
-        p = t.position
-        this = (p.c.topic == partition[0], p.c.partition == partition[1])
-        async with self._engine.begin() as connection:
-            await _ensure(connection, *partition, offset)
+        """See Positions."""
+        times: dict[PartitionKey, int] = {}
+        if not starts:
+            return times
+        async with self._transaction() as connection:
+            now = self._clock()
             await connection.execute(
-                update(p)
-                .where(*this)
-                .values(
-                    suspect_begun=case((p.c.suspect_offset == offset, p.c.suspect_begun + 1), else_=1),
-                    suspect_offset=offset,
-                )
+                insert_ignoring(connection, position),
+                [
+                    {"topic": topic, "partition": partition, "next_offset": start, "moved_at": now, "taken_up": 0, "suspect_begun": 0}
+                    for (topic, partition), start in sorted(starts.items())
+                ],
             )
-            return int((await connection.execute(select(p.c.suspect_begun).where(*this))).scalar_one())
+            for row in await _rows(connection, starts, lock=True):
+                key = (row.topic, row.partition)
+                again = row.taken_up_at == row.next_offset
+                taken_up = row.taken_up + 1 if again else 1
+                unfinished = row.suspect_begun > 0 and row.suspect_offset is not None and row.suspect_offset >= row.next_offset
+                times[key] = max(taken_up, 2) if unfinished else taken_up
+                await connection.execute(update(position).where(_is(key)).values(taken_up_at=row.next_offset, taken_up=taken_up))
+        return times
 
-    async def skip_to(self, partition: PartitionKey, offset: int) -> None:
-        """Move on to where the topic begins now; the messages before it are gone from Kafka."""
-        p = t.position
-        async with self._engine.begin() as connection:
+    async def lay_down(self, keys: Iterable[PartitionKey]) -> None:
+        """See Positions."""
+        wanted = sorted(keys)
+        if not wanted:
+            return
+        async with self._transaction() as connection:
             await connection.execute(
-                update(p)
-                .where(p.c.topic == partition[0], p.c.partition == partition[1], p.c.next_offset < offset)
-                .values(next_offset=offset)
+                update(position)
+                .where(tuple_(_p.topic, _p.partition).in_(wanted), _p.taken_up_at == _p.next_offset, _p.taken_up > 0)
+                # Deaths before this taking up still count; only this one was none.
+                .values(taken_up=_p.taken_up - 1)
+            )
+
+    async def begin_suspect(self, topic: str, partition: int, offset: int) -> int:
+        """See Positions. The partition must have been taken up."""
+        key = (topic, partition)
+        async with self._transaction() as connection:
+            row = (await _rows(connection, [key], lock=True))[0]
+            begun: int = row.suspect_begun + 1 if row.suspect_offset == offset else 1
+            await connection.execute(update(position).where(_is(key)).values(suspect_offset=offset, suspect_begun=begun))
+        return begun
+
+    async def acquit(self, topic: str, partition: int, offset: int) -> None:
+        """See Positions."""
+        async with self._transaction() as connection:
+            await connection.execute(
+                update(position)
+                .where(_is((topic, partition)), _p.suspect_offset == offset, _p.suspect_begun > 0)
+                .values(suspect_begun=_p.suspect_begun - 1)
             )
 
     async def braked(self) -> frozenset[OdsCode]:
-        """The trusts that are paused."""
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(select(t.brake.c.trust).where(t.brake.c.pulled))
-            return frozenset(OdsCode(row.trust) for row in rows)
+        """See Positions."""
+        async with self._transaction() as connection:
+            trusts = (await connection.execute(select(brake.c.trust).where(brake.c.pulled))).scalars()
+            return frozenset(OdsCode(trust) for trust in trusts)
 
-    async def open_incident(self, kind: str, subject: str, detail: Mapping[str, Any]) -> None:
-        """Open an incident and write it into the audit; the same one is not opened twice while it is open."""
-        now, i = self._clock(), t.incident
-        async with self._engine.begin() as connection:
-            same = select(i.c.incident_id).where(
-                i.c.kind == kind, i.c.subject == subject, i.c.closed_at.is_(None)
-            )
-            if (await connection.execute(same)).first() is not None:
+    async def lost(self, key: PartitionKey, position: int, first: int) -> None:  # noqa: F811
+        """See Positions. Where the position has moved on meanwhile, nothing is done."""
+        async with self._transaction() as connection:
+            row = (await _rows(connection, [key], lock=True))[0]
+            if row.next_offset != position:
                 return
-            row = {
-                "incident_id": str(uuid.uuid4()),
-                "kind": kind,
-                "subject": subject,
-                "opened_at": now,
-                "detail": dict(detail),
-            }
-            await connection.execute(i.insert(), [row])
-            said = {"incident": row["incident_id"], "kind": kind, "subject": subject, **detail}
-            await write_audit(
-                connection,
-                [AuditEntry(Code.INCIDENT_OPENED, now, "worker", Outcome.MAJOR_FAILURE, detail=said)],
-            )
+            # Every loss is an incident of its own: another range may be lost before the first is acknowledged.
+            await self._open(connection, MESSAGES_LOST, f"{_name(key)} {position}-{first - 1}", {"from": position, "to": first - 1}, key)
+            await self._move(connection, key, first)
+
+    async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
+        """See Positions."""
+        async with self._transaction() as connection:
+            await _rows(connection, [key], lock=True)
+            await self._open(connection, POSITION_ABOVE_END, _name(key), {"position": position, "end": end}, key)
+
+    async def _move(self, connection: AsyncConnection, key: PartitionKey, offset: int) -> None:
+        values = {"next_offset": offset, "moved_at": self._clock(), "suspect_offset": None, "suspect_begun": 0}
+        await connection.execute(update(position).where(_is(key)).values(**values))
+
+    async def _open(
+        self, connection: AsyncConnection, kind: str, subject: str, detail: Mapping[str, Any], key: PartitionKey
+    ) -> None:
+        """Open an incident and audit it, unless the same one is open. The caller holds the partition's row lock."""
+        i = incident.c
+        same = select(i.incident_id).where(i.kind == kind, i.subject == subject, i.closed_at.is_(None))
+        if (await connection.execute(same)).first() is not None:
+            return
+        now = self._clock()
+        full = {"topic": key[0], "partition": key[1], **detail}
+        incident_id = time_ordered_id(now, kind, subject)
+        await connection.execute(
+            insert(incident).values(incident_id=incident_id, kind=kind, subject=subject, opened_at=now, detail=full)
+        )
+        entry = AuditEntry(
+            Code.INCIDENT_OPENED,
+            now,
+            "worker",
+            Outcome.SERIOUS_FAILURE,
+            detail={"incident": incident_id, "kind": kind, **full},
+        )
+        await write_audit(connection, [entry])
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except (OSError, TimeoutError, SQLAlchemyError) as error:
+            raise StoreUnavailableError(fault_of(error)) from error
 
 
-async def _ensure(connection: AsyncConnection, topic: str, partition: int, offset: int) -> None:
-    row = {"topic": topic, "partition": partition, "next_offset": offset, "taken_up": 0, "suspect_begun": 0}
-    await connection.execute(insert_ignoring(connection, t.position), [row])
+def _is(key: PartitionKey) -> ColumnElement[bool]:
+    return and_(_p.topic == key[0], _p.partition == key[1])
+
+
+def _name(key: PartitionKey) -> str:
+    return f"{key[0]}/{key[1]}"
+
+
+async def _rows(connection: AsyncConnection, keys: Iterable[PartitionKey], *, lock: bool = False) -> list[Row[Any]]:
+    """The rows of these partitions, in one order everywhere, so that two workers cannot lock crosswise."""
+    query = select(position).where(tuple_(_p.topic, _p.partition).in_(sorted(keys))).order_by(_p.topic, _p.partition)
+    return list((await connection.execute(query.with_for_update() if lock else query)).all())

@@ -36,6 +36,14 @@ LogEvent = Literal[
     "position.above_end",
     "position.gap",
     "position.missed",
+    # A trust has a profile but its topic is not on the cluster (yet), or is there now. Bind: topic.
+    "topic.missing",
+    "topic.found",
+    # A worker died at this position: messages are tried one by one; or, after three deaths, not read. Bind: topic, partition, offset.
+    "suspect.alone",
+    "suspect.unread",
+    # Kafka cannot be used; the worker leaves, nothing acknowledged. Bind: fault.
+    "kafka.unavailable",
     # Too many quarantined in a row; the trust's partitions are paused, or run again. Bind: trust, in_a_row.
     "brake.pulled",
     "brake.released",

@@ -1,0 +1,144 @@
+"""Faust's consumer, changed where it was measured to be wrong for us: see `hub/decisions` and the comments.
+
+Private parts of faust-streaming 0.15 and aiokafka 0.14 are used here and nowhere else.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import faust
+from aiokafka.errors import KafkaError
+from faust.app.base import BootStrategy
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, ensure_aiokafka_TP
+from faust.types import TP
+
+from hub.store.intake import PartitionKey
+
+_COMMIT_S = 5.0
+
+
+class Steering(Protocol):
+    """Who decides where the consumer reads. None of these raises."""
+
+    async def take_up(self, consumer: "HubConsumer") -> None:
+        """Partitions were assigned, or Faust lost its place: say from where to read."""
+        ...
+
+    async def laid_down(self, keys: Iterable[PartitionKey]) -> None:
+        """These are no longer ours, and no message of theirs is in hand."""
+        ...
+
+    def next_offset(self, key: PartitionKey) -> int | None:
+        """The position as committed in the database."""
+        ...
+
+
+class _Boot(BootStrategy):  # type: ignore[misc]
+    enable_web = False
+    # Nothing is sent from here: no producer, so no connection and no permission for one.
+    enable_kafka_producer = False
+
+
+class HubApp(faust.App):  # type: ignore[misc]
+    """A Faust app that only consumes: no web server, no producer, no folder on the disk."""
+
+    BootStrategy = _Boot
+    steering: Steering
+    read_committed: bool
+
+    def _create_directories(self) -> None:
+        """Faust would make a folder for tables; the container's file system is read-only."""
+
+
+class HubConsumer(Consumer):  # type: ignore[misc]
+    """Starts from the database's positions; Kafka's own commits are for monitoring only."""
+
+    _thread: "HubConsumerThread"
+
+    def _new_consumer_thread(self) -> "HubConsumerThread":
+        return HubConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def _steering(self) -> Steering:
+        steering: Steering = self.app.steering
+        return steering
+
+    async def perform_seek(self) -> None:
+        """Faust calls this on every assignment. The group's committed offsets are not even asked for."""
+        await self._steering.take_up(self)
+
+    async def on_partitions_revoked(self, revoked: set[Any]) -> None:
+        """After Faust has waited for the batch in hand."""
+        await super().on_partitions_revoked(revoked)
+        await self._steering.laid_down((tp.topic, tp.partition) for tp in revoked)
+
+    def keys(self) -> list[PartitionKey]:
+        """The partitions that are ours now."""
+        return sorted((tp.topic, tp.partition) for tp in self.assignment())
+
+    async def read_from(self, starts: Mapping[PartitionKey, int]) -> None:
+        """Go to these offsets, in the consumer's own thread, and forget what Faust thought of these partitions."""
+        if not starts:
+            return
+        seeks = {TP(*key): offset for key, offset in starts.items()}
+        await self.seek_wait(seeks)
+        for tp, offset in seeks.items():
+            self._committed_offset[tp] = offset or None
+            self._acked[tp].clear()
+            self._acked_index[tp].clear()
+
+    async def pause(self, keys: Iterable[PartitionKey]) -> None:
+        """Fetch no more from these partitions. A rebalance forgets it."""
+        await self._thread.call_thread(self._thread.pause_on_client, [TP(*key) for key in keys])
+
+    async def resume(self, keys: Iterable[PartitionKey]) -> None:
+        """Fetch from these partitions again."""
+        await self._thread.call_thread(self._thread.resume_on_client, [TP(*key) for key in keys])
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        """Gaps are judged by `KafkaSource`; Faust's bookkeeping of them stalls its commits for ever."""
+
+    def _new_offset(self, tp: Any) -> int | None:
+        """What to commit to Kafka: the database's position, so that lag as others measure it is the truth."""
+        if not self._acked[tp]:
+            return None
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        return self._steering.next_offset((tp.topic, tp.partition))
+
+
+class HubConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    """The thread that owns the aiokafka client."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        if self.app.read_committed:
+            # Faust in at_least_once reads aborted records too.
+            consumer._isolation_level = "read_committed"  # noqa: SLF001
+        # A fetch without an answer holds up the end of the client; Faust's 1.5 s is for brokers far away.
+        consumer._fetch_max_wait_ms = 500  # noqa: SLF001
+        return consumer
+
+    def highwater(self, tp: Any) -> Any:
+        """The last stable offset where aborted and open records are not for us."""
+        return self._ensure_consumer().last_stable_offset(tp) if self.app.read_committed else super().highwater(tp)
+
+    async def _commit(self, offsets: Mapping[Any, int]) -> bool:
+        """Advisory, so a failure is none; Faust would crash on it."""
+        ours = self.assignment()
+        wanted = {ensure_aiokafka_TP(tp): offset for tp, offset in offsets.items() if tp in ours}
+        try:
+            async with asyncio.timeout(_COMMIT_S):
+                await self._ensure_consumer().commit(wanted)
+        except (KafkaError, OSError, TimeoutError):
+            return False
+        return True
+
+    async def pause_on_client(self, tps: Iterable[Any]) -> None:
+        consumer = self._ensure_consumer()
+        consumer.pause(*(ensure_aiokafka_TP(tp) for tp in tps if tp in self.assignment()))
+
+    async def resume_on_client(self, tps: Iterable[Any]) -> None:
+        consumer = self._ensure_consumer()
+        consumer.resume(*(ensure_aiokafka_TP(tp) for tp in tps if tp in self.assignment()))

@@ -1,0 +1,396 @@
+"""What happens between Kafka and the one transaction. The rules, in the order in which a message meets them:
+
+* A partition is read from the position in the database. A position below the topic's first offset means that
+  messages were lost to retention: an incident, and on from the first. One above its end means that topic and
+  database do not belong together: an incident, and the partition is left alone.
+* A message of a partition that is no longer ours, or of a trust that is paused, is left alone. One below the
+  position was taken in before.
+* Offsets that were skipped are looked for by an independent reader. What it sees was missed: the process ends
+  before anything is written. What it does not see either is a real gap (markers, aborted records, compaction).
+* Where a worker died, messages are tried one by one, with a mark committed before. One that was begun three
+  times and never finished is handed over unread.
+
+No exception leaves this object: Faust would acknowledge the batch. Whatever was not foreseen ends the process.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from hub.domain.ids import EventId, OdsCode, time_ordered_id
+from hub.domain.message import Position, Received
+from hub.domain.rejection import Disposition
+from hub.sources.kafka_config import ExitCode, Leave, WorkerConfig
+from hub.sources.kafka_consumer import HubConsumer
+from hub.sources.kafka_reader import KafkaUnavailableError, Reader
+from hub.sources.positions import Positions
+from hub.store.intake import Intake, PartitionKey, StoreUnavailableError
+from hub.telemetry.log import Log, fault_of
+
+DEATHS_MAX = 3
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_SECOND_LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What the watchdog looks at."""
+
+    beat_at: float
+    """When (monotonic) the event loop was last seen alive with a database that answers."""
+    waiting_at: Mapping[PartitionKey, int]
+    """The positions at which a message ought to be taken in soon, if there is one."""
+
+
+class KafkaSource:
+    """The state of one worker between assignments and batches. Lives in the app's event loop."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        trust_of_topic: Mapping[str, OdsCode],
+        intake: Intake,
+        positions: Positions,
+        reader: Reader,
+        log: Log,
+        leave: Leave,
+    ) -> None:
+        self._config = config
+        self._trust_of_topic = trust_of_topic
+        self._intake = intake
+        self._positions = positions
+        self._reader = reader
+        self._log = log
+        self._leave = leave
+        self._consumer: HubConsumer | None = None
+        # One at a time: a batch, or a change of positions.
+        self._turn = asyncio.Lock()
+        self._next: dict[PartitionKey, int] = {}
+        self._refused: set[PartitionKey] = set()
+        self._braked: frozenset[OdsCode] = frozenset()
+        # Messages still to be tried one by one, per partition.
+        self._alone: dict[PartitionKey, int] = {}
+        # Where this process has taken up what; to take it up there again is no sign of a death.
+        self._taken_up_at: dict[PartitionKey, int] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._elsewhere: Mapping[PartitionKey, int] = {}
+        self._beat_at = time.monotonic()
+
+    # -- what others ask --------------------------------------------------------------------------------
+
+    def next_offset(self, key: PartitionKey) -> int | None:
+        """See Steering."""
+        return self._next.get(key)
+
+    def vitals(self) -> Vitals:
+        """May be called from another thread: it only copies."""
+        # Without a partition of our own we look after everybody's: the group itself may be stuck.
+        positions = self._next.copy() or dict(self._elsewhere)
+        braked = self._braked
+        return Vitals(self._beat_at, {k: offset for k, offset in positions.items() if self._trust_of_topic[k[0]] not in braked})
+
+    # -- assignments ------------------------------------------------------------------------------------
+
+    async def take_up(self, consumer: HubConsumer) -> None:
+        """See Steering."""
+        async def work() -> None:
+            async with self._turn:
+                await self._take_up(consumer)
+
+        await self._or_leave(work)
+
+    async def _take_up(self, consumer: HubConsumer) -> None:
+        self._consumer = consumer
+        keys = [key for key in consumer.keys() if key[0] in self._trust_of_topic]
+        held = await self._positions.load(keys)
+        bounds = await self._reader.bounds(keys)
+        self._braked = await self._positions.braked()
+        self._refused &= set(keys)
+        starts: dict[PartitionKey, int] = {}
+        for key in keys:
+            start = await self._start_of(key, held.get(key), bounds[key])
+            if start is not None:
+                starts[key] = start
+        await self._mark_suspects(starts)
+        self._next = starts
+        await consumer.read_from(starts)
+        await consumer.pause([key for key in keys if key in self._refused or self._is_braked(key)])
+        self._log.info("worker.assigned", partitions=[_name(key) for key in keys])
+        for (topic, partition), offset in starts.items():
+            self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
+
+    async def _start_of(self, key: PartitionKey, position: int | None, bounds: tuple[int, int]) -> int | None:
+        """From where to read; None if this partition must not be read."""
+        first, end = bounds
+        if position is None:
+            # Never from the group's commits: they are not ours, and what they skip would be lost silently.
+            self._refused.discard(key)
+            return first
+        if position > end:
+            # Once more: for a moment after a change of leader a broker may know less than there is.
+            await asyncio.sleep(_SECOND_LOOK_S)
+            first, end = (await self._reader.bounds([key]))[key]
+        if position > end:
+            await self._refuse(key, position, end)
+            return None
+        self._refused.discard(key)
+        if position < first:
+            await self._say_lost(key, position, first)
+            return first
+        return position
+
+    async def _say_lost(self, key: PartitionKey, position: int, first: int) -> None:
+        self._log.error("position.below_first", topic=key[0], partition=key[1], offset=position, first=first)
+        await self._positions.lost(key, position, first)
+
+    async def _refuse(self, key: PartitionKey, position: int, end: int) -> None:
+        await self._positions.out_of_reach(key, position, end)
+        self._log.error(
+            "position.above_end",
+            topic=key[0],
+            partition=key[1],
+            offset=position,
+            end=end,
+            todo="The topic was made anew, or the database is from another day. This partition is not read. "
+            "Find out which; then `hub positions set` to the offset to read from, and restart the workers.",
+        )
+        self._refused.add(key)
+        self._next.pop(key, None)
+
+    async def _mark_suspects(self, starts: Mapping[PartitionKey, int]) -> None:
+        new = {key: offset for key, offset in starts.items() if self._taken_up_at.get(key) != offset}
+        times = await self._positions.take_up(new)
+        self._taken_up_at |= new
+        for key, count in times.items():
+            if count >= 2:
+                # A batch holds at most this many messages of the partition: the one that kills is among them.
+                self._alone[key] = self._config.batch_messages_max
+                self._log.warning("suspect.alone", topic=key[0], partition=key[1], offset=new[key], times=count)
+
+    async def laid_down(self, keys: Iterable[PartitionKey]) -> None:
+        """See Steering."""
+        async def work() -> None:
+            async with self._turn:
+                ours = [key for key in keys if key in self._taken_up_at]
+                await self._positions.lay_down(ours)
+                for key in ours:
+                    del self._taken_up_at[key]
+                    self._next.pop(key, None)
+                    self._alone.pop(key, None)
+                if ours:
+                    self._log.info("worker.revoked", partitions=[_name(key) for key in ours])
+
+        await self._or_leave(work)
+
+    async def stopped(self) -> None:
+        """The app has ended in good order: nothing that is held was a death."""
+        await self.laid_down(list(self._taken_up_at))
+
+    # -- batches ----------------------------------------------------------------------------------------
+
+    async def handle(self, messages: Sequence[Any]) -> None:
+        """Take in a batch of Faust's messages. Returns when it is committed or is to be left alone; never raises."""
+        async def work() -> None:
+            async with self._turn:
+                await self._handle(messages)
+
+        await self._or_leave(work)
+
+    async def _handle(self, messages: Sequence[Any]) -> None:
+        of_partition: dict[PartitionKey, dict[int, Any]] = {}
+        for message in messages:
+            of_partition.setdefault((message.topic, message.partition), {}).setdefault(message.offset, message)
+        ours = set(self._consumer.keys()) if self._consumer else set()
+        batch: list[Received] = []
+        alone: list[Received] = []
+        for key, by_offset in of_partition.items():
+            if key not in ours or key not in self._next or self._is_braked(key):
+                continue
+            fresh = [by_offset[offset] for offset in sorted(by_offset) if offset >= self._next[key]]
+            if fresh and await self._nothing_missed(key, [message.offset for message in fresh]):
+                (alone if key in self._alone else batch).extend(self._received(message) for message in fresh)
+        if batch:
+            await self._take(batch)
+        for each in alone:
+            await self._take_alone(each)
+
+    async def _nothing_missed(self, key: PartitionKey, offsets: Sequence[int]) -> bool:
+        """Whether the messages may be taken in after the position. Leaves if one was missed."""
+        expected, here = self._next[key], set(offsets)
+        # Usually nothing is absent; a set of the whole range could be large when something is.
+        absent = offsets[-1] - expected + 1 - len(here)
+        if absent == 0:
+            return True
+        first, end = (await self._reader.bounds([key]))[key]
+        if first > expected:
+            # Retention overtook us while we ran. What it left of the batch is still to be taken in.
+            await self._say_lost(key, expected, first)
+            self._next[key] = first
+            return await self._nothing_missed(key, offsets) if offsets[-1] >= first else False
+        if end <= offsets[-1]:
+            raise KafkaUnavailableError("the end of the topic is behind a message that was read from it")
+        begin = next(offset for offset in range(expected, offsets[-1]) if offset not in here)
+        missed = [offset for offset in await self._reader.offsets_in(key, begin, offsets[-1]) if offset not in here]
+        if missed:
+            self._log.error("position.missed", topic=key[0], partition=key[1], offset=missed[0], messages=len(missed))
+            self._leave(ExitCode.MISSED)
+        if absent > 1:  # one alone is nearly always the marker that ends a transaction
+            self._log.info("position.gap", topic=key[0], partition=key[1], offset=begin, offsets=absent)
+        return True
+
+    async def _take(self, batch: Sequence[Received]) -> None:
+        began = time.monotonic()
+        taken = await self._intake.take(batch)
+        for key, offset in taken.positions.items():
+            if key in self._next:
+                self._next[key] = offset
+        accepted = taken.dispositions.get(Disposition.ACCEPTED, 0)
+        self._log.info(
+            "batch.committed",
+            messages=len(batch),
+            accepted=accepted,
+            other=sum(taken.dispositions.values()) - accepted,
+            ms=round((time.monotonic() - began) * 1000),
+        )
+        await self._pull_brakes(taken.braked)
+
+    async def _take_alone(self, received: Received) -> None:
+        at = received.position
+        key = (at.topic, at.partition)
+        if self._is_braked(key):
+            return
+        begun = await self._positions.begin_suspect(at.topic, at.partition, at.offset)
+        if begun > DEATHS_MAX:
+            self._log.error("suspect.unread", topic=at.topic, partition=at.partition, offset=at.offset, times=begun - 1)
+            received = replace(received, unread=f"the worker died {begun - 1} times when it read this message")
+        try:
+            await self._take([received])
+        except (StoreUnavailableError, asyncio.CancelledError):
+            with suppress(StoreUnavailableError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._positions.acquit(at.topic, at.partition, at.offset)
+            raise
+        left = self._alone.get(key, 1) - 1
+        if left > 0:
+            self._alone[key] = left
+        else:
+            self._alone.pop(key, None)
+
+    def _received(self, message: Any) -> Received:
+        topic, partition, offset = message.topic, message.partition, message.offset
+        return Received(
+            event_id=EventId(time_ordered_id(_instant(message.timestamp), topic, partition, offset)),
+            trust=self._trust_of_topic[topic],
+            position=Position(topic, partition, offset),
+            headers=_headers(message.headers),
+            key=message.key,
+            raw=message.value or b"",
+            received_at=datetime.now(UTC),
+        )
+
+    # -- brakes, and what changes while we read -----------------------------------------------------------
+
+    def _is_braked(self, key: PartitionKey) -> bool:
+        return self._trust_of_topic[key[0]] in self._braked
+
+    async def _pull_brakes(self, trusts: Iterable[OdsCode]) -> None:
+        pulled = frozenset(trusts) - self._braked
+        if not pulled or self._consumer is None:
+            return
+        self._braked |= pulled
+        await self._consumer.pause([key for key in self._consumer.keys() if self._trust_of_topic[key[0]] in pulled])
+        for trust in sorted(pulled):
+            self._log.error("brake.pulled", trust=trust)
+
+    async def _release_brakes(self, trusts: frozenset[OdsCode]) -> None:
+        if not trusts or self._consumer is None:
+            return
+        self._braked -= trusts
+        keys = [key for key in self._next if self._trust_of_topic[key[0]] in trusts]
+        # What was fetched before the brake was let go by: back to the position.
+        starts = await self._positions.load(keys)
+        self._next |= starts
+        await self._consumer.read_from(starts)
+        await self._consumer.resume(starts)
+        for trust in sorted(trusts):
+            self._log.warning("brake.released", trust=trust)
+
+    async def tend(self) -> NoReturn:
+        """For as long as the worker runs: brakes, topics that were made anew, topics that do not exist yet."""
+        while True:
+            await self._or_leave(self._tend_once)
+            self._beat_at = time.monotonic()
+            await asyncio.sleep(self._config.poll_s)
+
+    async def _tend_once(self) -> None:
+        async with self._turn:
+            braked = await self._positions.braked()
+            await self._release_brakes(self._braked - braked)
+            await self._pull_brakes(braked)
+        # Kafka's absence here is the watchdog's to judge: a broker may be restarted under a worker that has nothing to do.
+        with suppress(KafkaUnavailableError):
+            await self._look_at_topics()
+
+    async def _look_at_topics(self) -> None:
+        there = await self._reader.partitions(self._trust_of_topic)
+        missing = frozenset(self._trust_of_topic) - frozenset(there)
+        for topic in sorted(missing - self._missing):
+            self._log.warning("topic.missing", topic=topic, todo="`hub topics apply`; it is read as soon as it is there")
+        for topic in sorted(self._missing - missing):
+            self._log.info("topic.found", topic=topic)
+        self._missing = missing
+        if not self._next:
+            self._elsewhere = await self._positions.load((topic, number) for topic, numbers in there.items() for number in numbers)
+        await self._look_for_topics_made_anew({(topic, number) for topic, numbers in there.items() for number in numbers})
+
+    async def _look_for_topics_made_anew(self, there: set[PartitionKey]) -> None:
+        bounds = await self._reader.bounds([key for key in self._next.copy() if key in there])
+        for key, (_, end) in bounds.items():
+            if end >= self._next.get(key, 0):
+                continue
+            async with self._turn:
+                position = self._next.get(key)
+                if position is not None and self._consumer is not None and await self._start_of(key, position, (0, end)) is None:
+                    await self._consumer.pause([key])
+
+    # -- the end ----------------------------------------------------------------------------------------
+
+    async def _or_leave(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Only a cancellation may pass: it is the app's own, and nothing was committed."""
+        try:
+            await work()
+        except StoreUnavailableError as error:
+            self._log.error("store.unavailable", fault=str(error))
+            self._leave(ExitCode.STORE_UNAVAILABLE)
+        except KafkaUnavailableError as error:
+            self._log.error("kafka.unavailable", fault=str(error))
+            self._leave(ExitCode.KAFKA_UNAVAILABLE)
+        except Exception as error:  # noqa: BLE001 - that is the point
+            self._log.error("fault", fault=fault_of(error))
+            self._leave(ExitCode.UNFORESEEN)
+
+
+def _instant(timestamp: float | None) -> datetime:
+    """A record's time, for its id. The producer chooses it, so any number may come; what is no time is 1970."""
+    try:
+        return datetime.fromtimestamp(timestamp, UTC) if timestamp is not None and timestamp >= 0 else _EPOCH
+    except (OverflowError, ValueError, OSError):
+        return _EPOCH
+
+
+def _headers(headers: Any) -> dict[str, str]:
+    """Lower-case names and text values; of several with one name the first holds."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        text = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value or "")
+        found.setdefault(str(name).lower(), text)
+    return found
+
+
+def _name(key: PartitionKey) -> str:
+    return f"{key[0]}/{key[1]}"

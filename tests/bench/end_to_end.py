@@ -1,0 +1,474 @@
+"""How much one worker and one dispatcher carry on this machine, and how soon a message arrives.
+
+Run: python -m tests.bench.end_to_end [--seconds 20] [--events N]
+What is measured and how to read it: tests/bench/README.md. Exit 1 unless every message arrived exactly once.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+import psutil
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from confluent_kafka import Consumer, Producer
+
+from hub.demo.people import check_digit
+from hub.domain.trust import Directory, TrustProfile
+from hub.fhir import headers
+from hub.fhir.systems import BARS_EVENTS, BARS_REASONS, NHS_NUMBER, ODS_ORGANISATION
+from hub.settings import HubSettings
+from hub.trusts import load_directory
+from tests.harness.kafka_server import KafkaServer, ServerProcess, create_topics, log_tail, run_tool, spawn
+from tests.harness.postgres_server import PostgresServer
+
+PARTITIONS = 6
+BATCH = 200
+"""Of the passthrough; the hub's own default."""
+AHEAD = 3000
+"""Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
+WARM_UP_S = 6.0
+EVENTS_PER_SECOND_MAX = 2000
+"""How many messages are built for each second of each measurement."""
+PATIENCE_S = 60.0
+"""So long nothing may arrive before the rest counts as lost."""
+PACE_S = 0.005
+
+
+# -- the messages --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record for a trust's events topic. ``number`` is also what its correlation id says."""
+
+    topic: str
+    key: bytes
+    headers: list[tuple[str, bytes]]
+    body: bytes
+
+
+def correlation_of(number: int) -> str:
+    return str(UUID(int=number, version=4))
+
+
+def number_of(correlation_id: bytes) -> int:
+    return UUID(correlation_id.decode()).int & 0xFFFFFFFFFFFF
+
+
+def nhs_numbers() -> Iterator[str]:
+    """Different synthetic NHS numbers: 999 is never issued."""
+    for middle in range(1_000_000):
+        start = f"999{middle:06d}"
+        digit = check_digit(start)
+        if digit is not None:
+            yield f"{start}{digit}"
+
+
+def build(count: int, trusts: Directory) -> list[Event]:
+    """Transfer requests from every trust to every other in turn, each for a patient of its own."""
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
+    profiles = list(trusts)
+    pairs = [(sender, receiver) for sender in profiles for receiver in profiles if sender is not receiver]
+    random.Random(1).shuffle(pairs)
+    return [
+        request(number, *pairs[number % len(pairs)], nhs_number, at)
+        for number, nhs_number in zip(range(count), nhs_numbers(), strict=False)
+    ]
+
+
+def request(number: int, sender: TrustProfile, receiver: TrustProfile, nhs_number: str, at: datetime) -> Event:
+    """A message Bundle of four resources and about 2 KB that asks ``receiver`` to take a patient over."""
+
+    def url(kind: int) -> str:
+        return f"urn:uuid:{UUID(int=(kind << 64) | number, version=4)}"
+
+    systems, hospital_number, now = sender.identifier_systems, f"{4_000_000 + number}", at.isoformat()
+    head, wish, patient, stay = url(1), url(2), url(3), url(4)
+    subject = {"reference": patient}
+    resources: dict[str, dict[str, Any]] = {
+        head: {
+            "resourceType": "MessageHeader",
+            "eventCoding": {"system": BARS_EVENTS, "code": "servicerequest-request"},
+            "reason": {"coding": [{"system": BARS_REASONS, "code": "new"}]},
+            "source": {"name": f"{sender.ods} EPR", "endpoint": f"{ODS_ORGANISATION}|{sender.ods}"},
+            "sender": organisation(sender.ods),
+            "destination": [{"endpoint": f"{ODS_ORGANISATION}|{receiver.ods}"}],
+            "focus": [{"reference": wish}],
+        },
+        wish: {
+            "resourceType": "ServiceRequest",
+            "meta": {"versionId": "1", "lastUpdated": now},
+            "identifier": [{"system": systems.request, "value": f"R{number}"}],
+            "status": "active",
+            "intent": "order",
+            "priority": "urgent",
+            "code": coded("http://snomed.info/sct", "19712007", "Patient transfer"),
+            "subject": subject,
+            "encounter": {"reference": stay},
+            "authoredOn": now,
+            "performer": [organisation(receiver.ods)],
+            "reasonCode": [{"text": "Needs a specialty that this hospital does not have"}],
+        },
+        patient: {
+            "resourceType": "Patient",
+            "identifier": [
+                {"system": NHS_NUMBER, "value": nhs_number},
+                {"system": systems.patient, "value": hospital_number},
+            ],
+            "name": [{"use": "official", "family": "Marshwiggle", "given": ["Aldous"]}],
+            "birthDate": (date(1930, 1, 1) + timedelta(days=number % 30_000)).isoformat(),
+        },
+        stay: {
+            "resourceType": "Encounter",
+            "identifier": [{"system": systems.encounter, "value": f"E{number}"}],
+            "status": "in-progress",
+            "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+            "subject": subject,
+            "period": {"start": now},
+            "serviceProvider": organisation(sender.ods),
+        },
+    }
+    bundle = {
+        "resourceType": "Bundle",
+        "id": url(5).removeprefix("urn:uuid:"),
+        "type": "message",
+        "timestamp": now,
+        "entry": [{"fullUrl": each, "resource": resource} for each, resource in resources.items()],
+    }
+    said = {
+        headers.REQUEST_ID: url(6).removeprefix("urn:uuid:"),
+        headers.CORRELATION_ID: correlation_of(number),
+        headers.CONTENT_TYPE: headers.CONTENT_TYPE_FHIR,
+    }
+    pairs = [(name, value.encode()) for name, value in said.items()]
+    return Event(sender.events_topic, hospital_number.encode(), pairs, orjson.dumps(bundle))
+
+
+def organisation(ods: str) -> dict[str, Any]:
+    return {"type": "Organization", "identifier": {"system": ODS_ORGANISATION, "value": ods}}
+
+
+def coded(system: str, code: str, display: str) -> dict[str, Any]:
+    return {"coding": [{"system": system, "code": code, "display": display}]}
+
+
+# -- the measure: Kafka alone --------------------------------------------------------------------------------
+
+
+async def raw_passthrough(bootstrap_servers: str, events: list[Event], seconds: float) -> float:
+    """Messages a second that bare aiokafka reads and writes again: a batch, its acknowledgements, its commit."""
+    source, target = "bench.source", "bench.target"
+    await asyncio.to_thread(create_topics, bootstrap_servers, [source, target], partitions=PARTITIONS)
+    await asyncio.to_thread(fill, bootstrap_servers, source, events)
+    consumer = AIOKafkaConsumer(
+        source,
+        bootstrap_servers=bootstrap_servers,
+        group_id="bench.passthrough",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", max_batch_size=131_072)
+    async with consumer, producer:
+        done, begun = 0, 0.0
+        while done < len(events):
+            batches = await consumer.getmany(timeout_ms=1000, max_records=BATCH)
+            begun = begun or time.monotonic()
+            records = [record for batch in batches.values() for record in batch]
+            futures = [
+                await producer.send(target, record.value, record.key, headers=list(record.headers))
+                for record in records
+            ]
+            await asyncio.gather(*futures)
+            await consumer.commit()
+            done += len(records)
+            if time.monotonic() - begun > seconds:
+                break
+        return done / (time.monotonic() - begun)
+
+
+def fill(bootstrap_servers: str, topic: str, events: Iterable[Event]) -> None:
+    producer = new_producer(bootstrap_servers)
+    for event in events:
+        producer.produce(topic, event.body, event.key, headers=event.headers)
+        producer.poll(0)
+    producer.flush()
+
+
+def new_producer(bootstrap_servers: str) -> Producer:
+    """librdkafka, so that making the load costs the two cores little."""
+    return Producer(
+        {"bootstrap.servers": bootstrap_servers, "acks": "all", "linger.ms": 0, "queue.buffering.max.messages": 1_000_000}
+    )
+
+
+# -- the receivers -------------------------------------------------------------------------------------------
+
+
+class Inboxes(threading.Thread):
+    """Reads every trust's inbox, committed messages only, and writes down when it could read which."""
+
+    def __init__(self, bootstrap_servers: str, trusts: Directory) -> None:
+        super().__init__(name="inboxes", daemon=True)
+        self.arrived: dict[int, float] = {}
+        self.twice = 0
+        self.last = time.monotonic()
+        self._ended = threading.Event()
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "bench.inboxes",
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        self._consumer.subscribe([profile.inbox_topic for profile in trusts])
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            records = self._consumer.consume(500, timeout=0.002)
+            now = time.monotonic()
+            for record in records:
+                if (error := record.error()) is not None:
+                    raise RuntimeError(error)
+                number = number_of(dict(record.headers() or ())[headers.CORRELATION_ID])
+                if number in self.arrived:
+                    self.twice += 1
+                else:
+                    self.arrived[number] = now
+                self.last = now
+
+    def close(self) -> None:
+        self._ended.set()
+        self.join()
+        self._consumer.close()
+
+
+# -- the load ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Load:
+    """The events that are still to be produced, and when the others were."""
+
+    producer: Producer
+    events: list[Event]
+    produced: list[float]
+
+    def next(self, count: int) -> None:
+        for event in self.events[len(self.produced) : len(self.produced) + max(0, count)]:
+            self.produced.append(time.monotonic())
+            self.producer.produce(event.topic, event.body, event.key, headers=event.headers)
+        self.producer.poll(0)
+
+    @property
+    def used_up(self) -> bool:
+        return len(self.produced) >= len(self.events)
+
+
+def drain(load: Load, inboxes: Inboxes) -> None:
+    """Until all that was produced has arrived, or nothing has for a long time."""
+    load.producer.flush()
+    inboxes.last = time.monotonic()
+    while len(inboxes.arrived) < len(load.produced) and time.monotonic() - inboxes.last < PATIENCE_S:
+        time.sleep(0.1)
+
+
+# -- the processes -------------------------------------------------------------------------------------------
+
+
+class Usage:
+    """CPU seconds of processes and their children, and the highest memory that was seen of one."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self.rss_mb = dict.fromkeys(pids, 0.0)
+
+    def look(self) -> None:
+        for name, process in self._processes.items():
+            self.rss_mb[name] = max(self.rss_mb[name], process.memory_info().rss / 1e6)
+
+    def cpu_s(self) -> dict[str, float]:
+        return {name: sum(map(used_s, family(process))) for name, process in self._processes.items()}
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def used_s(process: psutil.Process) -> float:
+    try:
+        used = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(used.user + used.system)
+
+
+@contextmanager
+def service(name: str, folder: Path) -> Iterator[ServerProcess]:
+    """`hub NAME` as its own process, in an empty folder."""
+    process = ServerProcess(f"hub {name}", folder / f"{name}.log")
+    command = [*os.environ.get(f"BENCH_{name.upper()}_UNDER", "").split(), sys.executable, "-m", "hub.cli", name]
+    process.adopt(spawn(command, log_path=process.log_path, cwd=folder, death_signal=signal.SIGKILL))
+    try:
+        yield process
+    finally:
+        process.end(signal.SIGTERM, 30)
+
+
+# -- the measurements ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """The steady middle of a backlog that is fed: ``cpu_us`` is per event and process."""
+
+    events_per_s: float
+    cpu_us: dict[str, float]
+
+
+def sustained(load: Load, inboxes: Inboxes, usage: Usage, seconds: float, most: int) -> Sustained:
+    """Keep `AHEAD` messages on their way; count those that arrive once the pace is steady."""
+    begun: float | None = None
+    before: dict[str, float] = {}
+    arrived_before = len(inboxes.arrived)
+    while True:
+        load.next(min(AHEAD - (len(load.produced) - len(inboxes.arrived)), most - len(load.produced)))
+        time.sleep(PACE_S)
+        now = time.monotonic()
+        if not inboxes.arrived:
+            if now - inboxes.last > PATIENCE_S:
+                raise RuntimeError("no message arrived")
+            continue
+        if begun is None:
+            if now - min(inboxes.arrived.values()) >= WARM_UP_S:
+                begun, before, arrived_before = now, usage.cpu_s(), len(inboxes.arrived)
+            continue
+        usage.look()
+        if now - begun >= seconds or len(load.produced) >= most:
+            break
+    after, arrived, lasted = usage.cpu_s(), len(inboxes.arrived) - arrived_before, time.monotonic() - begun
+    if lasted < seconds:
+        print(f"The messages ran out after {lasted:.1f} s; give more with --events.")
+    cpu_us = {name: (after[name] - before[name]) * 1e6 / arrived for name in after}
+    return Sustained(arrived / lasted, cpu_us)
+
+
+def latencies_ms(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> tuple[list[float], float]:
+    """Produce evenly, ``per_s``; how long each message took (the first two seconds do not count), and the rate
+    that was really offered."""
+    begun, first = time.monotonic(), len(load.produced)
+    while (passed := time.monotonic() - begun) < seconds and not load.used_up:
+        load.next(int(passed * per_s) - (len(load.produced) - first))
+        time.sleep(PACE_S)
+    lasted = time.monotonic() - begun
+    drain(load, inboxes)
+    counted = range(first + int(2 * per_s), len(load.produced))
+    took = [(inboxes.arrived[number] - load.produced[number]) * 1000 for number in counted if number in inboxes.arrived]
+    return sorted(took), (len(load.produced) - first) / lasted
+
+
+def percentile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else float("nan")
+
+
+def measure(seconds: float, count: int) -> bool:
+    """The whole run; whether every message arrived exactly once."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
+        kafka = stack.enter_context(KafkaServer(quick_start=False, heap_mb=1024))
+        postgres = stack.enter_context(PostgresServer())
+        kafka.start()
+        postgres.create_database("bench")
+        os.environ |= {
+            "HUB_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "HUB_DATABASE_URL": postgres.url("bench"),
+            "HUB_TOPIC_PARTITIONS": str(PARTITIONS),
+            "HUB_LOG_LEVEL": "warning",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        for command in ("db upgrade", "topics apply"):
+            hub = [sys.executable, "-m", "hub.cli", *command.split()]
+            run_tool(hub, what=f"hub {command}", timeout=120, cwd=folder)
+        trusts = load_directory(HubSettings().schemas_dir)
+        events = build(count, trusts)
+        print(f"{len(events)} messages from {len(list(trusts))} trusts, {sum(len(e.body) for e in events) / len(events):.0f} bytes each")
+
+        raw = asyncio.run(raw_passthrough(kafka.bootstrap_servers, events[:40_000], seconds / 2))
+        print(f"passthrough  {raw:8.0f}/s")
+
+        inboxes = Inboxes(kafka.bootstrap_servers, trusts)
+        inboxes.start()
+        stack.callback(inboxes.close)
+        services = {name: stack.enter_context(service(name, folder)) for name in ("worker", "dispatcher")}
+        pids = {name: process.pid for name, process in services.items()}
+        usage = Usage(pids | {"kafka": kafka.pid, "postgres": postgres_pid(postgres), "bench": os.getpid()})
+        load = Load(new_producer(kafka.bootstrap_servers), events, [])
+        try:
+            flow = sustained(load, inboxes, usage, seconds, most=len(events) * 2 // 3)
+            drain(load, inboxes)
+            took, offered = latencies_ms(load, inboxes, flow.events_per_s / 2, seconds)
+        except (RuntimeError, psutil.NoSuchProcess):
+            said(services)
+            raise
+        usage.look()
+        time.sleep(1)  # a second copy would follow on the heels of the first
+        lost = len(load.produced) - len(inboxes.arrived)
+        print(f"sustained    {flow.events_per_s:8.0f}/s")
+        print(f"at half load {offered:8.0f}/s: half within {percentile(took, 0.5):.0f} ms, 99 % within {percentile(took, 0.99):.0f} ms")
+        print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
+        print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
+        print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
+        if lost or inboxes.twice:
+            said(services)
+    figures = {
+        "events_per_s": round(flow.events_per_s, 1),
+        "p50_ms": round(percentile(took, 0.5), 1),
+        "p99_ms": round(percentile(took, 0.99), 1),
+        "offered_per_s": round(offered, 1),
+        "raw_passthrough_per_s": round(raw, 1),
+        "ratio": round(flow.events_per_s / raw, 3),
+        "worker_rss_mb": round(usage.rss_mb["worker"], 1),
+        "cpu_us_per_event": round(flow.cpu_us["worker"] + flow.cpu_us["dispatcher"], 1),
+    }
+    print(json.dumps(figures))
+    return not lost and not inboxes.twice
+
+
+def postgres_pid(postgres: PostgresServer) -> int:
+    return int((postgres.directory / "data" / "postmaster.pid").read_text().split()[0])
+
+
+def said(services: Mapping[str, ServerProcess]) -> None:
+    for process in services.values():
+        print(f"--- {process.what}:\n{log_tail(process.log_path)}")
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20, help="how long each measurement lasts")
+    parser.add_argument("--events", type=int, help="messages to build; a third of them is for the latency")
+    arguments = parser.parse_args()
+    per_second = int(arguments.seconds + WARM_UP_S) * EVENTS_PER_SECOND_MAX
+    return 0 if measure(arguments.seconds, arguments.events or per_second) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What goes wrong: a plan that the seed alone decides, and its execution."""
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.chaos.fleet import Fleet, Member
+from tests.harness.kafka_server import KafkaServer
+from tests.harness.postgres_server import PostgresServer
+
+What = Literal["kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`at` and `lasts` in seconds; `who` is a member's place among those of its kind."""
+
+    at: float
+    what: What
+    kind: str = ""
+    who: int = 0
+    lasts: float = 0
+
+
+def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s: float) -> list[Fault]:
+    """Something of everything, at moments of the seed's choice.
+
+    One outage of Kafka, because its start takes longest; three of PostgreSQL; one worker sleeps past its session, one
+    dispatcher past its lease; and a process is hit every second or two.
+    """
+    faults = [
+        Fault(rng.uniform(4, length_s - 10), rng.choice(["kafka-kill", "kafka-kill", "kafka-stop"]), lasts=rng.uniform(1, 4)),
+        Fault(
+            rng.uniform(2, length_s - session_timeout_s - 4),
+            "freeze",
+            "worker",
+            rng.randrange(2),
+            session_timeout_s + rng.uniform(1, 3),
+        ),
+        Fault(rng.uniform(2, length_s - lease_s - 3), "freeze", "dispatcher", rng.randrange(2), lease_s + rng.uniform(0.5, 2)),
+    ]
+    for n in range(3):
+        slot = (length_s - 6) / 3
+        what: What = rng.choice(["postgres-kill", "postgres-stop"])
+        faults.append(Fault(3 + n * slot + rng.uniform(0, slot - 4), what, lasts=rng.choice([0.0, 1.0, 2.0, rng.uniform(2, 8)])))
+    at = rng.uniform(2, 4)
+    while at < length_s:
+        kind = rng.choice(["worker", "dispatcher"])
+        deed: What = rng.choices(["kill", "term"], [3, 1])[0]
+        faults.append(Fault(at, deed, kind, rng.randrange(2)))
+        at += rng.uniform(0.5, 2.6)
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+class Trouble:
+    """Carries a plan out. `done` counts what hit something."""
+
+    def __init__(self, fleet: Fleet, kafka: KafkaServer, postgres: PostgresServer) -> None:
+        self._fleet, self._kafka, self._postgres = fleet, kafka, postgres
+        self._kafka_lock, self._postgres_lock = asyncio.Lock(), asyncio.Lock()
+        self.done: Counter[str] = Counter()
+
+    async def make(self, faults: Sequence[Fault]) -> None:
+        """All of them, and everything is up again at the end."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            for fault in faults:
+                await asyncio.sleep(max(0.0, began + fault.at - time.monotonic()))
+                tasks.create_task(self._make(fault))
+
+    async def _make(self, fault: Fault) -> None:
+        if fault.what in {"kafka-kill", "kafka-stop"}:
+            async with self._kafka_lock:
+                await asyncio.to_thread(self._kafka.kill if fault.what == "kafka-kill" else self._kafka.stop)
+                self.done[fault.what] += 1
+                await asyncio.sleep(fault.lasts)
+                await asyncio.to_thread(self._kafka.start)
+        elif fault.what in {"postgres-kill", "postgres-stop"}:
+            async with self._postgres_lock:
+                await asyncio.to_thread(self._postgres.kill if fault.what == "postgres-kill" else self._postgres.stop)
+                self.done[fault.what] += 1
+                await asyncio.sleep(fault.lasts)
+                await asyncio.to_thread(self._postgres.start)
+        else:
+            await self._hit(fault)
+
+    async def _hit(self, fault: Fault) -> None:
+        of_kind = self._fleet.of(fault.kind)
+        member: Member = of_kind[fault.who % len(of_kind)]
+        if fault.what == "freeze":
+            if member.hit(signal.SIGSTOP):
+                frozen = member.process
+                self.done[f"freeze {fault.kind}"] += 1
+                await asyncio.sleep(fault.lasts)
+                if member.process is frozen:
+                    member.hit(signal.SIGCONT)
+        elif member.hit(signal.SIGKILL if fault.what == "kill" else signal.SIGTERM):
+            self.done[f"{fault.what} {fault.kind}"] += 1

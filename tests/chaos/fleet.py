@@ -1,0 +1,141 @@
+"""The hub's processes: started, hit, and started again whenever they end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness.kafka_server import log_tail, spawn
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PLANTS = Path(__file__).resolve().parent / "plants"
+_RESTART_S = 0.3
+
+
+def environment(settings: Mapping[str, str], plant: str | None) -> dict[str, str]:
+    """Of the hub's processes: nobody else's HUB_ settings; the planted bug, if there is one, comes by PYTHONPATH."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(("HUB_", "CHAOS_"))}
+    found |= {f"HUB_{name.upper()}": value for name, value in settings.items()}
+    found["PYTHONPATH"] = str(ROOT)
+    if plant is not None:
+        found["PYTHONPATH"] = f"{PLANTS}{os.pathsep}{ROOT}"
+        found["CHAOS_PLANT"] = plant
+    return found
+
+
+def hub_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "hub.cli", *arguments]
+
+
+async def run_once(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+    """A command that ends by itself. Raises RuntimeError with its output when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=dict(env), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 90)
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[2:])} ended with {process.returncode}:\n{output.decode()[-3000:]}")
+
+
+@dataclass
+class Member:
+    """One process that should always run. `exits`: how it ended where nobody had hit it."""
+
+    name: str
+    kind: str
+    command: Sequence[str]
+    env: Mapping[str, str]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    exits: list[int] = field(default_factory=list)
+    stopping: bool = False
+    _hit: bool = False
+    _frozen: bool = False
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        self._hit = self._frozen = False
+        # spawn: the kernel ends it when we die.
+        self.process = spawn_in(self)
+
+    def hit(self, number: signal.Signals) -> bool:
+        """Send a signal; False if there is no process to be hit."""
+        if self.process is None or not self.running:
+            return False
+        if number in {signal.SIGKILL, signal.SIGTERM}:
+            self._hit = True
+        self.process.send_signal(number)
+        if self._frozen and number is signal.SIGTERM:
+            self.process.send_signal(signal.SIGCONT)
+        if number in {signal.SIGSTOP, signal.SIGCONT}:
+            self._frozen = number is signal.SIGSTOP
+        return True
+
+    async def keep(self) -> None:
+        """Start it whenever it does not run; until `stopping`."""
+        while not self.stopping:
+            self.start()
+            began = time.monotonic()
+            while self.running:
+                await asyncio.sleep(0.05)
+            assert self.process is not None
+            if self._hit or self.stopping:
+                continue
+            self.exits.append(int(self.process.returncode or 0))
+            # One that cannot start must not take the whole machine.
+            await asyncio.sleep(_RESTART_S if time.monotonic() - began > 2 else 1.0)
+
+    async def end(self, patience_s: float) -> bool:
+        """SIGTERM, and SIGKILL when that is not obeyed in time: then False."""
+        self.stopping = True
+        self.hit(signal.SIGCONT)
+        self.hit(signal.SIGTERM)
+        deadline = time.monotonic() + patience_s
+        while self.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        obeyed = not self.running
+        if not obeyed and self.process is not None:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+        return obeyed
+
+    def tail(self, size: int = 1500) -> str:
+        return log_tail(self.log_path, size)
+
+
+def spawn_in(member: Member) -> subprocess.Popen[bytes]:
+    """`spawn` takes no environment, so `env` passes it on."""
+    env = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in member.env.items())]
+    return spawn([*env, *member.command], log_path=member.log_path, cwd=member.folder, death_signal=signal.SIGKILL)
+
+
+class Fleet:
+    """All members; `started` keeps them alive until `end`."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def started(self) -> None:
+        self._keepers = [asyncio.create_task(member.keep()) for member in self.members]
+
+    def of(self, kind: str) -> list[Member]:
+        return [member for member in self.members if member.kind == kind]
+
+    async def end(self) -> list[str]:
+        """Orderly; returns the names of those that did not obey SIGTERM in 20 s."""
+        obeyed = await asyncio.gather(*(member.end(20) for member in self.members))
+        await asyncio.gather(*self._keepers)
+        return [member.name for member, well in zip(self.members, obeyed, strict=True) if not well]

@@ -1,0 +1,60 @@
+"""What was sent and what must have become of it: plain values. The simulation writes them, the checker reads them.
+
+Nothing of `hub` is imported here, because the checker must owe the hub nothing.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One record that Kafka acknowledged. `expected`: the dispositions it may have, empty if any is right.
+
+    `story` is the request number (or a name of the patient's own) that it belongs to. `news`: the event type of the
+    inbox record that it must cause at `news_to`; None where it must cause none, "?" where both can be right.
+    """
+
+    trust: str
+    topic: str
+    partition: int
+    offset: int
+    message_id: str
+    sha256: str
+    what: str
+    story: str
+    attempts: int
+    expected: frozenset[str]
+    news: str | None = None
+    news_to: str | None = None
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return (self.topic, self.partition, self.offset)
+
+
+@dataclass(slots=True)
+class Story:
+    """One transfer as it must end: between whom, in which state. `finished`: its simulation came to the end."""
+
+    request_number: str
+    sender: str
+    receiver: str
+    final_state: str
+    finished: bool = False
+    waited_for: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All that one seed sent."""
+
+    trusts: tuple[str, ...]
+    sent: list[Sent] = field(default_factory=list)
+    stories: dict[str, Story] = field(default_factory=dict)
+
+    def topic(self, trust: str, purpose: str) -> str:
+        """`events`, `inbox` or `receipts`: the names are part of the contract with the trusts."""
+        return f"epr.{trust.lower()}.events" if purpose == "events" else f"hub.{trust.lower()}.{purpose}"
+
+    def topics(self, purpose: str) -> list[str]:
+        return [self.topic(trust, purpose) for trust in self.trusts]

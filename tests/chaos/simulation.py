@@ -1,0 +1,448 @@
+"""The hospitals: stories of transfers, told by simulated EPRs that answer what they have seen on their inbox."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from hub.demo.epr import Epr, Message, Patient, correlation_of
+from hub.demo.people import patient_number
+from hub.domain.trust import Directory, TrustProfile
+from tests.chaos.ledger import Ledger, Sent, Story
+
+_ACCEPTED = frozenset({"accepted"})
+_REPEATED = frozenset({"duplicate"})
+_JUNK = (b"not JSON at all", b"{\"resourceType\":", b"[]", b"{\"resourceType\":\"Nonsense\"}", b"   ", b"\xff\xfe\x00")
+
+Ending = Literal["completed", "rejected", "cancelled", "requested"]
+_ENDINGS: tuple[tuple[Ending, int], ...] = (("completed", 62), ("rejected", 14), ("cancelled", 16), ("requested", 8))
+
+
+class GaveUpError(Exception):
+    """The hub did not say within the patience what a hospital had to see before it could go on."""
+
+
+class Post:
+    """The trusts' way into Kafka: one idempotent producer, made anew when it breaks, until every record is acknowledged."""
+
+    def __init__(self, bootstrap_servers: str, ledger: Ledger) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._ledger = ledger
+        self._producer: AIOKafkaProducer | None = None
+        self._lock = asyncio.Lock()
+
+    async def send(
+        self,
+        trust: str,
+        message: Message,
+        *,
+        what: str,
+        story: str,
+        expected: frozenset[str],
+        news: str | None = None,
+        news_to: str | None = None,
+    ) -> Sent:
+        """Until it is acknowledged. An attempt whose end is unknown can leave a copy: then either may be the first."""
+        topic = self._ledger.topic(trust, "events")
+        headers = [(name, value.encode()) for name, value in message.headers.items()]
+        attempts = 0
+        while True:
+            attempts += 1
+            producer = None
+            try:
+                producer = await self._usable()
+                done = await producer.send(topic, value=message.body, key=message.key, headers=headers)
+                metadata = await asyncio.wait_for(done, 60)
+                if metadata.offset < 0:
+                    raise RuntimeError("acknowledged without an offset")
+                break
+            except Exception:
+                await self._drop(producer)
+                await asyncio.sleep(0.3)
+        if attempts > 1 and expected == _ACCEPTED:
+            expected = _ACCEPTED | _REPEATED
+        sent = Sent(
+            trust,
+            topic,
+            metadata.partition,
+            metadata.offset,
+            message.headers.get("x-request-id", ""),
+            hashlib.sha256(message.body).hexdigest(),
+            what,
+            story,
+            attempts,
+            expected,
+            news,
+            news_to,
+        )
+        self._ledger.sent.append(sent)
+        return sent
+
+    async def close(self) -> None:
+        await self._drop(self._producer)
+
+    async def _usable(self) -> AIOKafkaProducer:
+        async with self._lock:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._bootstrap_servers,
+                    enable_idempotence=True,
+                    acks="all",
+                    request_timeout_ms=5000,
+                    retry_backoff_ms=200,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        await producer.stop()
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _drop(self, producer: AIOKafkaProducer | None) -> None:
+        if producer is None or producer is not self._producer:
+            return
+        self._producer = None
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(producer.stop(), 3)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a hospital's system keeps of an inbox record."""
+
+    event_type: str
+    transfer_id: str
+    correlation_id: str
+
+
+@dataclass
+class Inbox:
+    """One trust's inbox, read as an EPR reads it: committed records only, from the start, through every outage."""
+
+    trust: str
+    topic: str
+    bootstrap_servers: str
+    seen: list[News] = field(default_factory=list)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def read_on(self) -> None:
+        """Until it is cancelled."""
+        reached: dict[TopicPartition, int] = {}
+        while True:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self.bootstrap_servers,
+                isolation_level="read_committed",
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                request_timeout_ms=5000,
+                retry_backoff_ms=200,
+            )
+            try:
+                await consumer.start()
+                parts = [TopicPartition(self.topic, p) for p in consumer.partitions_for_topic(self.topic) or ()]
+                if not parts:
+                    await consumer._client.fetch_all_metadata()
+                    await asyncio.sleep(0.2)
+                    continue
+                consumer.assign(parts)
+                for part in parts:
+                    consumer.seek(part, reached.get(part, 0))
+                while True:
+                    await self._take(consumer, reached)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                await asyncio.sleep(0.5)
+            finally:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(consumer.stop(), 3)
+
+    async def _take(self, consumer: AIOKafkaConsumer, reached: dict[TopicPartition, int]) -> None:
+        batches = await consumer.getmany(timeout_ms=200)
+        for part, records in batches.items():
+            for record in records:
+                reached[part] = record.offset + 1
+                said = {name: value.decode() for name, value in record.headers}
+                self.seen.append(
+                    News(said.get("event-type", ""), said.get("transfer-id", ""), said.get("x-correlation-id", ""))
+                )
+        if batches:
+            async with self.changed:
+                self.changed.notify_all()
+
+    async def wait(self, event_type: str, matches: Callable[[News], bool], deadline: float) -> News:
+        """The first news of this type that matches. Raises GaveUpError."""
+        looked = 0
+        while True:
+            for news in self.seen[looked:]:
+                if news.event_type == event_type and matches(news):
+                    return news
+            looked = len(self.seen)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise GaveUpError(f"{event_type} at {self.trust}")
+            async with self.changed:
+                if len(self.seen) == looked:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.changed.wait(), min(left, 2))
+
+
+class Hospitals:
+    """All stories of one seed. `rng` decides who, what and when; only the machine's speed adds to that."""
+
+    def __init__(
+        self, directory: Directory, ledger: Ledger, bootstrap_servers: str, seed: int, rng: random.Random
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._seed = seed
+        self._rng = rng
+        self._post = Post(bootstrap_servers, ledger)
+        self._inboxes = {
+            each.ods: Inbox(each.ods, each.inbox_topic, bootstrap_servers) for each in directory
+        }
+        self._deadline = float("inf")
+
+    def give_up_at(self, moment: float) -> None:
+        """No hospital waits longer than until then (monotonic)."""
+        self._deadline = moment
+
+    async def tell(self, transfers: int, spread_s: float, patience_s: float) -> None:
+        """All stories, begun over `spread_s` seconds; each has `patience_s` from the end of that until it gives up."""
+        self.give_up_at(time.monotonic() + spread_s + patience_s)
+        readers = [asyncio.create_task(inbox.read_on()) for inbox in self._inboxes.values()]
+        tellers: list[Awaitable[None]] = []
+        for n in range(transfers):
+            # A generator of its own for each story: what one draws does not depend on how far the others are.
+            tellers.append(self._transfer(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))))
+        for n in range(transfers // 5):
+            tellers.append(
+                self._stay_without_transfer(
+                    transfers + n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))
+                )
+            )
+        for n in range(max(3, transfers // 8)):
+            tellers.append(self._junk(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))))
+        try:
+            await asyncio.gather(*tellers)
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            await self._post.close()
+
+    async def _transfer(self, n: int, delay: float, rng: random.Random) -> None:
+        odses = [each.ods for each in self._directory]
+        sender, receiver = rng.sample(odses, 2)
+        number = f"TR-{self._seed}-{n}"
+        ending = rng.choices([name for name, _ in _ENDINGS], [weight for _, weight in _ENDINGS])[0]
+        story = Story(number, sender, receiver, ending)
+        self._ledger.stories[number] = story
+        telling = _Transfer(self, story, patient_number(self._seed * 1000 % 800_000 + n), rng)
+        await asyncio.sleep(delay)
+        try:
+            await telling.tell(ending)
+            story.finished = True
+        except GaveUpError as late:
+            story.waited_for = str(late)
+
+    async def _stay_without_transfer(self, n: int, delay: float, rng: random.Random) -> None:
+        """Somebody who comes, is moved and goes home: taken in, and nobody else's business."""
+        profile = rng.choice(list(self._directory))
+        epr, patient, stay = Epr(profile), patient_number(self._seed * 1000 % 800_000 + n), f"{profile.ods}-S-{self._seed}-{n}"
+        await asyncio.sleep(delay)
+        began = _now()
+        say = {"story": stay, "expected": _ACCEPTED}
+        form: Any = rng.choice(["collection", "message", "bare"])
+        await self._post.send(
+            profile.ods, epr.admits(patient, encounter_number=stay, ward="AMU", at=began, form=form), what="stay: admitted", **say
+        )
+        await asyncio.sleep(rng.uniform(0, 3))
+        moved = epr.moves(patient, encounter_number=stay, from_ward="AMU", to_ward="Six", at=_now(), admitted_at=began)
+        await self._post.send(profile.ods, moved, what="stay: moved", **say)
+        await asyncio.sleep(rng.uniform(0, 3))
+        left = epr.discharges(patient, encounter_number=stay, at=_now(), disposition="19", admitted_at=began)
+        await self._post.send(profile.ods, left, what="stay: discharged home", **say)
+
+    async def _junk(self, n: int, delay: float, rng: random.Random) -> None:
+        """What cannot be read, and what claims to come from somebody else: quarantined, each alone."""
+        profile, other = rng.sample(list(self._directory), 2)
+        await asyncio.sleep(delay)
+        name = f"junk-{self._seed}-{n}"
+        if rng.random() < 0.5:
+            body = rng.choice(_JUNK)
+            headers = {"x-request-id": name, "content-type": "application/fhir+json; fhirVersion=4.0"}
+            message = Message(headers, f"junk-{rng.randrange(8)}".encode(), body)
+            what = "junk"
+        else:
+            patient = patient_number(700_000 + self._seed * 100 % 90_000 + n)
+            message = Epr(other).admits(patient, encounter_number=f"{other.ods}-W-{n}", ward="Nine", at=_now())
+            what = "wrong sender"
+        quarantined = frozenset({"quarantined"})
+        await self._post.send(profile.ods, message, what=what, story=name, expected=quarantined | ({"duplicate"} if not message.body else set()))
+        if rng.random() < 0.5:
+            await self._post.send(profile.ods, message, what=f"{what}, again", story=name, expected=_REPEATED)
+
+    async def send(self, *args: Any, **more: Any) -> Sent:
+        return await self._post.send(*args, **more)
+
+    def inbox(self, trust: str) -> Inbox:
+        return self._inboxes[trust]
+
+    def profile(self, trust: str) -> TrustProfile:
+        return self._directory[trust]
+
+    @property
+    def deadline(self) -> float:
+        return self._deadline
+
+
+class _Transfer:
+    """One patient's move, told by both hospitals."""
+
+    def __init__(self, hospitals: Hospitals, story: Story, patient: Patient, rng: random.Random) -> None:
+        self._hospitals, self._story, self._patient, self._rng = hospitals, story, patient, rng
+        self._asks, self._answers = hospitals.profile(story.sender), hospitals.profile(story.receiver)
+        self._sender, self._receiver = Epr(self._asks), Epr(self._answers)
+        self._stay = f"{story.sender}-V-{story.request_number}"
+        self._correlation = correlation_of(story.sender, story.request_number)
+        self._transfer_id = ""
+
+    async def tell(self, ending: Ending) -> None:
+        rng, story = self._rng, self._story
+        began = _now()
+        admitted = self._sender.admits(self._patient, encounter_number=self._stay, ward="AMU", at=began)
+        await self._post(story.sender, admitted, "admitted at the sender", None)
+        await self._pause(0.5)
+        request = self._sender.asks_to_transfer(
+            self._patient,
+            to=story.receiver,
+            request_number=story.request_number,
+            encounter_number=self._stay,
+            at=_now(),
+            admitted_at=began,
+        )
+        await self._post(story.sender, request, "request", "transfer.requested")
+        if rng.random() < 0.2:
+            update = self._sender.updates_request(
+                self._patient,
+                to=story.receiver,
+                request_number=story.request_number,
+                encounter_number=self._stay,
+                at=_now(),
+                priority="asap",
+            )
+            await self._post(story.sender, update, "update", "transfer.updated")
+        requested = await self._seen(
+            story.receiver, "transfer.requested", lambda news: news.correlation_id == self._correlation
+        )
+        self._transfer_id = requested.transfer_id
+        if ending == "requested":
+            return
+        if rng.random() < 0.8:
+            await self._answer("received", "transfer.received")
+            await self._pause(0.5)
+        if ending == "rejected":
+            await self._answer("rejected", "transfer.rejected", reason="RRNA")
+        elif ending == "cancelled":
+            await self._cancelled()
+        else:
+            await self._completed(began)
+
+    async def _cancelled(self) -> None:
+        how = self._rng.choice(["at once", "after acceptance", "after refusal"])
+        if how == "after acceptance":
+            await self._answer("accepted", "transfer.accepted")
+            await self._told_sender("transfer.accepted")
+        elif how == "after refusal":
+            await self._answer("rejected", "transfer.rejected", reason="OTH")
+            await self._told_sender("transfer.rejected")
+        cancel = self._sender.cancels_request(
+            self._patient, to=self._story.receiver, request_number=self._story.request_number, at=_now()
+        )
+        await self._post(self._story.sender, cancel, "cancel", "transfer.cancelled")
+
+    async def _completed(self, began: datetime) -> None:
+        rng, story = self._rng, self._story
+        await self._answer("accepted", "transfer.accepted")
+        if rng.random() < 0.6:
+            await self._told_sender("transfer.accepted")
+        if rng.random() < 0.8:
+            await self._pause(0.5)
+            await self._answer("ready", "transfer.bed.allocated", bed="Ward 9, bed 3")
+            if rng.random() < 0.6:
+                await self._told_sender("transfer.bed.allocated")
+        serial = rng.random() < 0.6
+        site = self._answers.sites[0].ods
+        leaves = self._sender.discharges(
+            self._patient, encounter_number=self._stay, at=_now(), to_site=site, admitted_at=began
+        )
+        # If the arrival overtakes it, the departure moves nothing and is nobody's news.
+        await self._post(story.sender, leaves, "departure", "transfer.departed" if serial else "?")
+        if serial:
+            await self._seen(story.receiver, "transfer.departed", lambda news: news.transfer_id == self._transfer_id)
+        await self._pause(0.5)
+        arrives = self._receiver.admits(
+            self._patient,
+            encounter_number=f"{story.receiver}-V-{story.request_number}",
+            ward="Nine",
+            at=_now(),
+            form=rng.choice(["collection", "message", "bare"]),
+        )
+        await self._post(story.receiver, arrives, "arrival", "transfer.completed")
+
+    async def _answer(self, status: Any, event_type: str, **more: Any) -> None:
+        answer = self._receiver.answers(
+            self._patient,
+            status,
+            requester=self._asks,
+            request_number=self._story.request_number,
+            at=_now(),
+            **more,
+        )
+        await self._post(self._story.receiver, answer, f"answer: {status}", event_type)
+
+    async def _told_sender(self, event_type: str) -> None:
+        await self._seen(self._story.sender, event_type, lambda news: news.transfer_id == self._transfer_id)
+
+    async def _seen(self, trust: str, event_type: str, matches: Callable[[News], bool]) -> News:
+        return await self._hospitals.inbox(trust).wait(event_type, matches, self._hospitals.deadline)
+
+    async def _post(self, trust: str, message: Message, what: str, news: str | None) -> None:
+        """Send, and now and then send the same again, or something else under the same id."""
+        story = self._story
+        to = story.receiver if trust == story.sender else story.sender
+        named = {"story": story.request_number}
+        await self._hospitals.send(trust, message, what=what, expected=_ACCEPTED, news=news, news_to=to, **named)
+        if self._rng.random() < 0.07:
+            await self._hospitals.send(trust, message, what=f"{what}, again", expected=_REPEATED, **named)
+        if self._rng.random() < 0.03:
+            other = Message(message.headers, message.key, message.body + b" ")
+            await self._hospitals.send(
+                trust, other, what=f"{what}, other bytes", expected=frozenset({"conflict"}), **named
+            )
+
+    async def _pause(self, longest: float) -> None:
+        await asyncio.sleep(self._rng.uniform(0, longest))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def story_names(stories: Collection[Story]) -> str:
+    """For people: which stories did not come to their end, and what they waited for."""
+    left = [f"{each.request_number} ({each.waited_for})" for each in stories if not each.finished]
+    return ", ".join(left)
+
+
+__all__ = ["GaveUpError", "Hospitals", "story_names"]

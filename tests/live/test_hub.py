@@ -1,0 +1,301 @@
+"""The hub as processes, on real Kafka and PostgreSQL: a patient crosses while things are killed."""
+
+import asyncio
+import os
+from collections import Counter
+
+import psutil
+import pytest
+from aiokafka import AIOKafkaProducer
+from confluent_kafka import TopicPartition as Partition
+from confluent_kafka.admin import AdminClient
+
+from hub.demo.epr import Message
+from hub.demo.people import patient_number
+from tests.harness.kafka_server import KafkaServer
+from tests.harness.postgres_server import PostgresServer
+from tests.live.hub_process import LiveHub, live_hub, now
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def hub(tmp_path, bootstrap_servers, database_url):
+    with live_hub(tmp_path, bootstrap_servers, database_url) as found:
+        yield found
+
+
+def _request(hub: LiveHub, number: int) -> Message:
+    profile = hub.two.profile
+    return hub.one.asks_to_transfer(
+        patient_number(number),
+        to=profile.ods,
+        request_number=f"R{number}",
+        encounter_number=f"E{number}",
+        at=now(),
+    )
+
+
+def _header(record, name):
+    return dict(record.headers).get(name, b"").decode()
+
+
+async def test_a_patient_crosses_from_one_trust_to_another(hub):
+    """Asked, accepted, bed ready, left, admitted: each step is seen at the other trust, and the audit tells it."""
+    hub.start("worker")
+    hub.start("dispatcher")
+    patient, one, two = patient_number(1), hub.one, hub.two
+    await hub.produce((one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+    for status in ("received", "accepted", "ready"):
+        answer = two.answers(
+            patient, status, requester=one.profile, request_number="R1", at=now(), bed="Bed 4"
+        )
+        await hub.produce((two, answer))
+    await hub.until_taken_in(4)
+    await hub.produce(
+        (one, one.discharges(patient, encounter_number="E1", at=now(), to_site=two.profile.sites[0].ods))
+    )
+    await hub.until_taken_in(5)
+    await hub.produce((two, two.admits(patient, encounter_number="A1", ward="Cardiology", at=now())))
+    await hub.until_taken_in(6)
+    await hub.until_delivered()
+
+    inbox_of_two = [_header(record, "event-type") for record in await hub.on(two.profile.inbox_topic)]
+    inbox_of_one = [_header(record, "event-type") for record in await hub.on(one.profile.inbox_topic)]
+    assert ["transfer.requested", "transfer.departed"] == inbox_of_two
+    assert [
+        "transfer.received",
+        "transfer.accepted",
+        "transfer.bed.allocated",
+        "transfer.completed",
+    ] == inbox_of_one
+    transfer = (await hub.rows("select * from transfer"))[0]
+    assert "completed" == transfer["state"]
+    assert (
+        "admitted the patient" in hub.run("audit", "trail", transfer["transfer_id"])
+        or transfer["version"] == 6
+    )
+    assert "delivery-sent" in hub.run("audit", "search", "--transfer", transfer["transfer_id"], "--json")
+    assert [] == await hub.on(hub.three.profile.inbox_topic)
+
+
+async def test_nothing_is_lost_or_doubled_while_worker_and_dispatcher_are_killed(hub):
+    """200 requests; both processes die by SIGKILL four times each while they work."""
+    requests = [(hub.one, _request(hub, number)) for number in range(200)]
+    producing = asyncio.create_task(hub.produce(*requests))
+    for _ in range(4):
+        worker, dispatcher = (
+            hub.start("worker", HUB_BATCH_MESSAGES_MAX="7"),
+            hub.start("dispatcher", HUB_DISPATCH_BATCH_MAX="5"),
+        )
+        taken_in = (await hub.rows("select count(*) as n from message"))[0]["n"]
+
+        async def moved(before=taken_in) -> bool:
+            return (await hub.rows("select count(*) as n from message"))[0]["n"] > min(before + 10, 199)
+
+        await hub.until(moved, "some more messages taken in")
+        worker.kill()
+        dispatcher.kill()
+    await producing
+    hub.start("worker")
+    hub.start("dispatcher")
+    await hub.until_taken_in(200)
+    await hub.until_delivered()
+
+    inbox, receipts = await hub.on(hub.two.profile.inbox_topic), await hub.on(hub.one.profile.receipts_topic)
+    assert 200 == len({_header(record, "transfer-id") for record in inbox}) == len(inbox)
+    assert 200 == len({_header(record, "x-request-id") for record in receipts}) == len(receipts)
+    assert {"accepted"} == {row["disposition"] for row in await hub.rows("select disposition from message")}
+    audited = Counter(row["code"] for row in await hub.rows("select code from audit_entry"))
+    assert 200 == audited["msg-received"] == audited["transfer-created"] == audited["routed"]
+    assert 400 == audited["delivery-sent"]
+
+
+async def test_a_worker_opens_no_port_and_leaves_in_order_when_asked(hub):
+    worker = hub.start("worker")
+    await hub.produce((hub.one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+
+    assert [] == [
+        c for c in psutil.Process(worker.process.pid).net_connections() if c.status == psutil.CONN_LISTEN
+    ]
+    assert 0 == worker.stop()
+    assert "worker.leaving" in worker.log_path.read_text()
+
+
+async def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_dies(hub):
+    first, second = hub.start("worker"), hub.start("worker")
+
+    async def shared() -> bool:
+        counts = [
+            w.said("worker.assigned")[-1]["partitions"] for w in (first, second) if w.said("worker.assigned")
+        ]
+        return len(counts) == 2 and sum(counts) == 9 and min(counts) > 0
+
+    await hub.until(shared, "nine partitions on two workers")
+    first.kill()
+    await hub.produce(*[(hub.one, _request(hub, number)) for number in range(30)])
+    await hub.until_taken_in(30)
+
+    assert 30 == (await hub.rows("select count(distinct transfer_id) as n from transfer"))[0]["n"]
+
+
+async def test_a_database_that_is_gone_stops_the_worker_and_loses_nothing(hub, postgres):
+    if not isinstance(postgres, PostgresServer):
+        pytest.skip("the PostgreSQL given by HUB_DATABASE_URL is not ours to stop")
+    worker = hub.start("worker", HUB_STORE_PATIENCE_S="2")
+    await hub.produce((hub.one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+    postgres.kill()
+    await hub.produce(*[(hub.one, _request(hub, number)) for number in range(2, 12)])
+
+    assert 75 == await asyncio.to_thread(worker.process.wait, 60)
+    assert worker.said("store.unavailable")
+    postgres.start()
+    hub.start("worker")
+    await hub.until_taken_in(11)
+    assert 11 == (await hub.rows("select count(*) as n from transfer"))[0]["n"]
+
+
+async def test_kafka_gone_for_a_while_costs_time_only(hub, kafka):
+    if not isinstance(kafka, KafkaServer):
+        pytest.skip("the Kafka given by HUB_KAFKA_BOOTSTRAP_SERVERS is not ours to stop")
+    hub.start("run")
+    await hub.produce(*[(hub.one, _request(hub, number)) for number in range(10)])
+    await hub.until_taken_in(10)
+    kafka.kill()
+    await asyncio.sleep(15)
+    kafka.start()
+    await hub.produce(*[(hub.one, _request(hub, number)) for number in range(10, 20)])
+    await hub.until_taken_in(20, within_s=120)
+    await hub.until_delivered(within_s=120)
+
+    inbox = await hub.on(hub.two.profile.inbox_topic)
+    assert 20 == len({_header(record, "transfer-id") for record in inbox}) == len(inbox)
+
+
+async def test_only_committed_records_are_read_and_their_gaps_are_no_loss(hub):
+    """A trust whose exporter uses Kafka transactions aborts one; its offsets stay empty for ever."""
+    worker = hub.start("worker")
+    topic = hub.one.profile.events_topic
+    producer = AIOKafkaProducer(bootstrap_servers=hub.bootstrap_servers, transactional_id=f"epr.{topic}")
+    await producer.start()
+    for number, keep in ((1, True), (2, False), (3, True)):
+        await producer.begin_transaction()
+        message = _request(hub, number)
+        headers = [(name, value.encode()) for name, value in message.headers.items()]
+        await producer.send_and_wait(topic, message.body, key=b"one key", headers=headers)
+        await (producer.commit_transaction() if keep else producer.abort_transaction())
+    await producer.stop()
+    await hub.until_taken_in(2)
+    await asyncio.sleep(2)
+
+    assert 2 == (await hub.rows("select count(*) as n from message"))[0]["n"]
+    assert worker.process.poll() is None
+
+
+async def test_messages_that_retention_ate_are_an_incident_and_the_rest_goes_on(hub):
+    worker = hub.start("worker")
+    sent = [(hub.one, _request(hub, number)) for number in range(6)]
+    one_key = [(epr, Message(headers=m.headers, key=b"k", body=m.body)) for epr, m in sent]
+    await hub.produce(*one_key[:2])
+    await hub.until_taken_in(2)
+    worker.stop()
+    await hub.produce(*one_key[2:])
+    row = (await hub.rows("select * from position where next_offset > 0"))[0]
+    admin = AdminClient({"bootstrap.servers": hub.bootstrap_servers})
+    for done in admin.delete_records([Partition(row["topic"], row["partition"], 4)]).values():
+        done.result()
+    hub.start("worker")
+    await hub.until_taken_in(4)
+
+    incident = (await hub.rows("select * from incident"))[0]
+    assert "messages-lost" == incident["kind"]
+    assert "messages-lost" in hub.run("incidents", "list", "--json")
+    assert 1 == len(await hub.rows("select * from audit_entry where code = 'incident-opened'"))
+    hub.run("incidents", "acknowledge", incident["incident_id"], "--because", "told the trust")
+    assert "No incident is open." in hub.run("incidents", "list")
+
+
+async def test_a_position_beyond_the_end_is_refused_and_the_other_topics_go_on(hub):
+    """The topic was made anew, or the database is from another day: nobody may guess."""
+    worker = hub.start("worker")
+    await hub.produce((hub.one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+    worker.stop()
+    row = (await hub.rows("select * from position where next_offset > 0"))[0]
+    hub.run("positions", "set", row["topic"], str(row["partition"]), "1000", "--because", "a restored backup")
+    worker = hub.start("worker")
+
+    async def refused() -> bool:
+        return bool(await hub.rows("select * from incident where kind = 'position-above-end'"))
+
+    await hub.until(refused, "an incident")
+    back = hub.two.asks_to_transfer(
+        patient_number(9), to=hub.one.profile.ods, request_number="B1", encounter_number="B1", at=now()
+    )
+    await hub.produce((hub.two, back))
+    await hub.until_taken_in(2)
+    said = worker.said("position.above_end")[0]
+    assert "hub positions set" in said["mend"]
+
+
+async def test_a_message_that_kills_the_process_is_set_aside_unread_after_the_third_death(hub, tmp_path):
+    """The reader is made to die on one message, as a crash in native code would; the supervisor keeps restarting."""
+    plant = tmp_path / "plant"
+    plant.mkdir()
+    (plant / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'worker' in sys.argv or 'worker' in ' '.join(sys.orig_argv):\n"
+        "    import orjson\n"
+        "    loads = orjson.loads\n"
+        "    def deadly(raw):\n"
+        "        if isinstance(raw, bytes) and b'DEADLY' in raw:\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return loads(raw)\n"
+        "    orjson.loads = deadly\n"
+    )
+    good = [(hub.one, _request(hub, number)) for number in range(4)]
+    deadly = hub.one.asks_to_transfer(
+        patient_number(77),
+        to=hub.two.profile.ods,
+        request_number="DEADLY",
+        encounter_number="E77",
+        at=now(),
+    )
+    await hub.produce(*good[:2], (hub.one, deadly), *good[2:])
+    path = os.pathsep.join(filter(None, (str(plant), os.environ.get("PYTHONPATH", ""))))
+    hub.start("run", PYTHONPATH=path, HUB_RESTART_BACKOFF_S="0.2", HUB_RESTART_BACKOFF_MAX_S="0.5")
+    await hub.until_taken_in(5, within_s=150)
+
+    rows = await hub.rows("select disposition, why, count(*) as n from message group by 1, 2")
+    assert {("accepted", None, 4), ("quarantined", "process-killed", 1)} == {
+        tuple(row.values()) for row in rows
+    }
+
+
+async def test_a_trust_that_sends_only_junk_is_paused_and_the_others_are_not(hub):
+    hub.start("worker", HUB_QUARANTINE_IN_A_ROW_MAX="5")
+    junk = [
+        (hub.three, Message(headers={"x-request-id": f"junk-{number}"}, key=b"one key", body=b"{not json"))
+        for number in range(12)
+    ]
+    await hub.produce(*junk)
+
+    async def paused() -> bool:
+        return bool(await hub.rows("select * from brake where pulled"))
+
+    await hub.until(paused, "the brake")
+    await hub.produce((hub.one, _request(hub, 1)))
+    await hub.until_taken_in(6)
+    await asyncio.sleep(1)
+    assert (
+        5 == (await hub.rows("select count(*) as n from message where disposition = 'quarantined'"))[0]["n"]
+    )
+    for _ in range(3):
+        if not await paused():
+            break
+        hub.run("brake", "release", hub.three.profile.ods, "--because", "the export was mended")
+        await asyncio.sleep(4)
+    await hub.until_taken_in(13)
