@@ -19,9 +19,10 @@ from hub.journey.normalise import Rules
 from hub.journey.read import Limits
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.settings import HubSettings
-from hub.sources.kafka import KafkaSource, WorkerConfig
+from hub.sources.kafka import WorkerConfig
+from hub.sources.kafka import run_worker as run_kafka_worker
 from hub.store.engine import is_sqlite, open_engine
-from hub.store.positions import Positions
+from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
@@ -142,7 +143,7 @@ def run_worker(settings: HubSettings) -> int:
     lock = hold_sqlite_alone(engine)
     config = WorkerConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,
-        client_options=access.client_options(),
+        security_protocol=settings.kafka_security_protocol,
         group=settings.worker_group,
         instance=settings.worker_instance,
         batch_messages_max=settings.batch_messages_max,
@@ -154,15 +155,9 @@ def run_worker(settings: HubSettings) -> int:
         password=access.password,
         ca_file=access.ca_file,
     )
-    source = KafkaSource(
-        config,
-        trusts,
-        unit_of_work(settings, engine, trusts),
-        Positions(engine, now),
-        get_log(service="worker"),
-    )
+    work, positions = unit_of_work(settings, engine, trusts), StoredPositions(engine, now)
     try:
-        return source.run()
+        return int(run_kafka_worker(config, trusts, work, positions, get_log(service="worker")))
     finally:
         if lock is not None:
             lock.close()

@@ -145,7 +145,11 @@ def _depart(eprs: Eprs, case: Case, at: datetime) -> Message:
 
 def _admit(eprs: Eprs, case: Case, at: datetime) -> Message:
     return eprs[case.asked].admits(
-        case.patient, encounter_number=f"{case.asked}-V-{case.number}", ward="Taw Ward", at=at, site=case.to_site
+        case.patient,
+        encounter_number=f"{case.asked}-V-{case.number}",
+        ward="Taw Ward",
+        at=at,
+        site=case.to_site,
     )
 
 
@@ -185,22 +189,43 @@ def _story() -> tuple[Case, Sequence[tuple[Case, Step]]]:
     quarantined, duplicate = Disposition.QUARANTINED, Disposition.DUPLICATE
     return main, (
         (main, Step("Torbay asks Exeter to take a patient", TORBAY, _ask, (EXETER, "transfer.requested"))),
-        (main, Step("Exeter has seen the request", EXETER, _answer("received"), (TORBAY, "transfer.received"))),
+        (
+            main,
+            Step("Exeter has seen the request", EXETER, _answer("received"), (TORBAY, "transfer.received")),
+        ),
         (main, Step("Exeter accepts", EXETER, _answer("accepted"), (TORBAY, "transfer.accepted"))),
-        (main, Step("Exeter has a bed ready", EXETER, _answer("ready", bed="Taw Ward, bed 12"), (TORBAY, "transfer.bed.allocated"))),
+        (
+            main,
+            Step(
+                "Exeter has a bed ready",
+                EXETER,
+                _answer("ready", bed="Taw Ward, bed 12"),
+                (TORBAY, "transfer.bed.allocated"),
+            ),
+        ),
         (main, Step("The patient leaves Torbay for Exeter", TORBAY, _depart, (EXETER, "transfer.departed"))),
         (main, Step("Exeter admits the patient: complete", EXETER, _admit, (TORBAY, "transfer.completed"))),
-        (refused, Step("Torbay asks Plymouth to take another patient", TORBAY, _ask, (PLYMOUTH, "transfer.requested"))),
+        (
+            refused,
+            Step(
+                "Torbay asks Plymouth to take another patient", TORBAY, _ask, (PLYMOUTH, "transfer.requested")
+            ),
+        ),
         (refused, Step("Plymouth refuses and says why", PLYMOUTH, no_bed, (TORBAY, "transfer.rejected"))),
         (refused, Step("Torbay withdraws the request", TORBAY, _cancel, (PLYMOUTH, "transfer.cancelled"))),
-        (nobody, Step("Torbay names a patient without any number", TORBAY, _ask_for_nobody, None, quarantined)),
+        (
+            nobody,
+            Step("Torbay names a patient without any number", TORBAY, _ask_for_nobody, None, quarantined),
+        ),
         (main, Step("Torbay sends its first message once more", TORBAY, _again, None, duplicate)),
     )
 
 
 def _crowd(number: int) -> Sequence[tuple[Case, Step]]:
     """One more transfer of the trickle; every third is refused."""
-    asks, asked, site = ((TORBAY, EXETER, "RH801"), (EXETER, PLYMOUTH, "RK950"), (PLYMOUTH, TORBAY, "RA901"))[number % 3]
+    asks, asked, site = ((TORBAY, EXETER, "RH801"), (EXETER, PLYMOUTH, "RK950"), (PLYMOUTH, TORBAY, "RA901"))[
+        number % 3
+    ]
     case = Case(patient_number(number % PATIENTS_MAX), asks, asked, site, f"{900_000 + number}")
     a, b, who = _TOWNS[asks], _TOWNS[asked], f"patient {number}"
     ask = Step(f"{a} asks {b} to take {who}", asks, _ask, (asked, "transfer.requested"))
@@ -301,7 +326,9 @@ class Stage:
         seen = disposition == step.receipt and (step.told is None or arrived is not None)
         if receipt and disposition != step.receipt:
             self.say(f"  ✗ NOT AS EXPECTED: the receipt should say {step.receipt}", "red")
-        return Outcome(step.title, profile.events_topic, disposition, arrived.topic if arrived else None, seen)
+        return Outcome(
+            step.title, profile.events_topic, disposition, arrived.topic if arrived else None, seen
+        )
 
     async def _send(self, topic: str, message: Message) -> bool:
         try:
@@ -340,14 +367,19 @@ class Stage:
         if "to do" in lines:
             self.say(f"    {'':20} {lines['to do']}", colour)
 
-    def _tell_arrival(self, told: tuple[str, str], arrived: Record | None, took_s: float, within_s: float) -> None:
+    def _tell_arrival(
+        self, told: tuple[str, str], arrived: Record | None, took_s: float, within_s: float
+    ) -> None:
         ods, event_type = told
         topic = self.directory[ods].inbox_topic
         if arrived is None:
             self.say(f"  ✗ NOT SEEN: no {event_type} on {topic} within {within_s:g} s", "red")
             return
         transfer_id = arrived.header(headers.TRANSFER_ID)
-        self.say(f"  ✓ {topic:20} {_TOWNS[ods]} is told: {event_type}, transfer {transfer_id}, {took_s:.2f} s", "green")
+        self.say(
+            f"  ✓ {topic:20} {_TOWNS[ods]} is told: {event_type}, transfer {transfer_id}, {took_s:.2f} s",
+            "green",
+        )
 
     def tell_faults(self) -> None:
         """What the hub itself complained of."""
@@ -387,7 +419,13 @@ async def _tell_surprises(stage: Stage) -> list[Outcome]:
         what = record.header(headers.EVENT_TYPE) or record.header(headers.DISPOSITION)
         stage.say(f"\n✗ NOT EXPECTED: {what} on {record.topic} (number {record.header(SEQ_HEADER)})", "red")
     return [
-        Outcome(f"Nothing that no step explains ({each.topic})", "", each.headers.get(headers.DISPOSITION), each.topic, seen=False)
+        Outcome(
+            f"Nothing that no step explains ({each.topic})",
+            "",
+            each.headers.get(headers.DISPOSITION),
+            each.topic,
+            seen=False,
+        )
         for each in surprises
     ]
 
@@ -522,7 +560,11 @@ async def _stage(console: Console) -> AsyncIterator[Stage]:
         trusts = [directory[ods] for ods in _TOWNS]
         await asyncio.to_thread(
             broker.ensure_topics,
-            [topic for each in directory for topic in (each.events_topic, each.inbox_topic, each.receipts_topic)],
+            [
+                topic
+                for each in directory
+                for topic in (each.events_topic, each.inbox_topic, each.receipts_topic)
+            ],
         )
         async with wiring.opened(settings, check_schema=False) as engine:
             await schema.upgrade(engine)

@@ -1,6 +1,8 @@
 """DOORS IN. Each hands `Received` messages to the one transaction and acknowledges nothing before its commit.
 
-* `kafka`     the Faust worker: batches, positions, what to do when something is wrong
-* `consumer`  how Faust's consumer is made to start from the database and to read committed records only
-* `reader`    a second, independent look at a topic, for gaps and for the watchdog
+* `kafka`            the Faust worker: how it is put together, started and stopped
+* `kafka_source`     the rules: positions, gaps, brakes, messages that kill
+* `kafka_consumer`   what of Faust's consumer had to be changed
+* `kafka_reader`     a second, independent look at a topic
+* `kafka_watchdog`   leaves when nothing moves
 """

@@ -24,12 +24,16 @@ from hub.telemetry.log import Log, fault_of
 __all__ = ["ExitCode", "WorkerConfig", "run_worker", "serve"]
 
 
-def run_worker(config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log) -> ExitCode:
+def run_worker(
+    config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log
+) -> ExitCode:
     """`serve` in an event loop of its own. ``intake`` and ``positions`` must not have connections of another loop."""
     return asyncio.run(serve(config, directory, intake, positions, log))
 
 
-async def serve(config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log) -> ExitCode:
+async def serve(
+    config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log
+) -> ExitCode:
     """Take in the messages of all trusts until SIGTERM or SIGINT. Call it in the main thread.
 
     Returns STOPPED after an orderly end, or KAFKA_UNAVAILABLE if Kafka cannot be reached at the start.
@@ -47,7 +51,7 @@ async def serve(config: WorkerConfig, directory: Directory, intake: Intake, posi
             source = KafkaSource(config, directory.trust_of_topic, intake, positions, reader, log, leave)
             await _run(_app(config, source, sorted(directory.trust_of_topic)), source, stop, config, log)
     except KafkaUnavailableError as error:
-        log.error("kafka.unavailable", fault=str(error))
+        log.error("kafka.unavailable", fault=str(error))  # noqa: TRY400 - a trace can quote a message
         return ExitCode.KAFKA_UNAVAILABLE
     return ExitCode.STOPPED
 
@@ -61,7 +65,9 @@ async def _run(app: HubApp, source: KafkaSource, stop: asyncio.Event, config: Wo
     crashing = asyncio.create_task(app.wait_until_stopped())
     await asyncio.wait({stopping, crashing, _failure_of(starting)}, return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
-        error = app.crash_reason or (starting.exception() if starting.done() and not starting.cancelled() else None)
+        error = app.crash_reason or (
+            starting.exception() if starting.done() and not starting.cancelled() else None
+        )
         log.error("fault", fault=fault_of(error) if error else "the consumer stopped by itself")
         leave(ExitCode.UNFORESEEN)
     log.info("worker.leaving")
@@ -72,10 +78,10 @@ async def _run(app: HubApp, source: KafkaSource, stop: asyncio.Event, config: Wo
             await app.stop()
             await source.stopped()
     except TimeoutError:
-        log.error("fault", fault=f"not drained within {config.drain_s:g} s")
+        log.error("fault", fault=f"not drained within {config.drain_s:g} s")  # noqa: TRY400
         leave(ExitCode.NOT_DRAINED)
     except Exception as error:  # noqa: BLE001 - the supervisor must hear of it
-        log.error("fault", fault=fault_of(error))
+        log.error("fault", fault=fault_of(error))  # noqa: TRY400
         leave(ExitCode.UNFORESEEN)
     for task in (starting, crashing, tending):
         task.cancel()
@@ -128,7 +134,9 @@ def _app(config: WorkerConfig, source: KafkaSource, topics: list[str]) -> HubApp
     app.steering = source
     app.read_committed = config.read_committed
     app.transport.Consumer = HubConsumer
-    channel = app.topic(*topics, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+    channel = app.topic(
+        *topics, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+    )
 
     # concurrency=1: more loses messages on a crash (faust issue 606). Scale by partitions and workers.
     @app.agent(channel, concurrency=1, name="intake")  # type: ignore[untyped-decorator]

@@ -5,10 +5,11 @@ Private parts of faust-streaming 0.15 and aiokafka 0.14 are used here and nowher
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import faust
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, ensure_aiokafka_TP
 from faust.types import TP
@@ -73,7 +74,7 @@ class HubConsumer(Consumer):  # type: ignore[misc]
         await super().on_partitions_revoked(revoked)
         await self._steering.laid_down((tp.topic, tp.partition) for tp in revoked)
 
-    def keys(self) -> list[PartitionKey]:
+    def assigned(self) -> list[PartitionKey]:
         """The partitions that are ours now."""
         return sorted((tp.topic, tp.partition) for tp in self.assignment())
 
@@ -122,7 +123,11 @@ class HubConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def highwater(self, tp: Any) -> Any:
         """The last stable offset where aborted and open records are not for us."""
-        return self._ensure_consumer().last_stable_offset(tp) if self.app.read_committed else super().highwater(tp)
+        return (
+            self._ensure_consumer().last_stable_offset(tp)
+            if self.app.read_committed
+            else super().highwater(tp)
+        )
 
     async def _commit(self, offsets: Mapping[Any, int]) -> bool:
         """Advisory, so a failure is none; Faust would crash on it."""
@@ -134,6 +139,13 @@ class HubConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         except (KafkaError, OSError, TimeoutError):
             return False
         return True
+
+    async def _seek_wait(self, consumer: Any, partitions: Mapping[Any, int]) -> None:
+        # A rebalance can take a partition away while the database is asked: then another take_up follows.
+        with suppress(IllegalStateError):
+            await super()._seek_wait(
+                consumer, {tp: offset for tp, offset in partitions.items() if tp in self.assignment()}
+            )
 
     async def pause_on_client(self, tps: Iterable[Any]) -> None:
         consumer = self._ensure_consumer()

@@ -43,7 +43,9 @@ class Reader:
             raise KafkaUnavailableError(type(error).__name__) from error
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._consumer.stop()
 
     async def bounds(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:
@@ -66,9 +68,15 @@ class Reader:
                 existing = await self._consumer.topics()
         except (KafkaError, OSError, TimeoutError) as error:
             raise KafkaUnavailableError(type(error).__name__) from error
-        return {topic: set(self._consumer.partitions_for_topic(topic) or ()) for topic in topics if topic in existing}
+        return {
+            topic: set(self._consumer.partitions_for_topic(topic) or ())
+            for topic in topics
+            if topic in existing
+        }
 
-    async def offsets_in(self, key: PartitionKey, begin: int, end: int, *, at_most: int | None = None) -> list[int]:
+    async def offsets_in(
+        self, key: PartitionKey, begin: int, end: int, *, at_most: int | None = None
+    ) -> list[int]:
         """The offsets from ``begin`` to before ``end`` at which there is a record; no more than ``at_most`` are looked for."""
         tp = TopicPartition(*key)
         found: list[int] = []
@@ -78,9 +86,13 @@ class Reader:
                     self._consumer.assign([tp])
                     self._consumer.seek(tp, begin)
                     # By position and not by the last record: the last offsets can be markers.
-                    while await self._consumer.position(tp) < end and (at_most is None or len(found) < at_most):
+                    while await self._consumer.position(tp) < end and (
+                        at_most is None or len(found) < at_most
+                    ):
                         records = await self._consumer.getmany(tp, timeout_ms=200)
-                        found.extend(record.offset for record in records.get(tp, ()) if begin <= record.offset < end)
+                        found.extend(
+                            record.offset for record in records.get(tp, ()) if begin <= record.offset < end
+                        )
             except (KafkaError, OSError, TimeoutError) as error:
                 raise KafkaUnavailableError(type(error).__name__) from error
             finally:

@@ -91,12 +91,16 @@ class KafkaSource:
         # Without a partition of our own we look after everybody's: the group itself may be stuck.
         positions = self._next.copy() or dict(self._elsewhere)
         braked = self._braked
-        return Vitals(self._beat_at, {k: offset for k, offset in positions.items() if self._trust_of_topic[k[0]] not in braked})
+        return Vitals(
+            self._beat_at,
+            {k: offset for k, offset in positions.items() if self._trust_of_topic[k[0]] not in braked},
+        )
 
     # -- assignments ------------------------------------------------------------------------------------
 
     async def take_up(self, consumer: HubConsumer) -> None:
         """See Steering."""
+
         async def work() -> None:
             async with self._turn:
                 await self._take_up(consumer)
@@ -105,7 +109,7 @@ class KafkaSource:
 
     async def _take_up(self, consumer: HubConsumer) -> None:
         self._consumer = consumer
-        keys = [key for key in consumer.keys() if key[0] in self._trust_of_topic]
+        keys = [key for key in consumer.assigned() if key[0] in self._trust_of_topic]
         held = await self._positions.load(keys)
         bounds = await self._reader.bounds(keys)
         self._braked = await self._positions.braked()
@@ -169,10 +173,13 @@ class KafkaSource:
             if count >= 2:
                 # A batch holds at most this many messages of the partition: the one that kills is among them.
                 self._alone[key] = self._config.batch_messages_max
-                self._log.warning("suspect.alone", topic=key[0], partition=key[1], offset=new[key], times=count)
+                self._log.warning(
+                    "suspect.alone", topic=key[0], partition=key[1], offset=new[key], times=count
+                )
 
     async def laid_down(self, keys: Iterable[PartitionKey]) -> None:
         """See Steering."""
+
         async def work() -> None:
             async with self._turn:
                 ours = [key for key in keys if key in self._taken_up_at]
@@ -194,6 +201,7 @@ class KafkaSource:
 
     async def handle(self, messages: Sequence[Any]) -> None:
         """Take in a batch of Faust's messages. Returns when it is committed or is to be left alone; never raises."""
+
         async def work() -> None:
             async with self._turn:
                 await self._handle(messages)
@@ -203,8 +211,10 @@ class KafkaSource:
     async def _handle(self, messages: Sequence[Any]) -> None:
         of_partition: dict[PartitionKey, dict[int, Any]] = {}
         for message in messages:
-            of_partition.setdefault((message.topic, message.partition), {}).setdefault(message.offset, message)
-        ours = set(self._consumer.keys()) if self._consumer else set()
+            of_partition.setdefault((message.topic, message.partition), {}).setdefault(
+                message.offset, message
+            )
+        ours = set(self._consumer.assigned()) if self._consumer else set()
         batch: list[Received] = []
         alone: list[Received] = []
         for key, by_offset in of_partition.items():
@@ -234,9 +244,13 @@ class KafkaSource:
         if end <= offsets[-1]:
             raise KafkaUnavailableError("the end of the topic is behind a message that was read from it")
         begin = next(offset for offset in range(expected, offsets[-1]) if offset not in here)
-        missed = [offset for offset in await self._reader.offsets_in(key, begin, offsets[-1]) if offset not in here]
+        missed = [
+            offset for offset in await self._reader.offsets_in(key, begin, offsets[-1]) if offset not in here
+        ]
         if missed:
-            self._log.error("position.missed", topic=key[0], partition=key[1], offset=missed[0], messages=len(missed))
+            self._log.error(
+                "position.missed", topic=key[0], partition=key[1], offset=missed[0], messages=len(missed)
+            )
             self._leave(ExitCode.MISSED)
         if absent > 1:  # one alone is nearly always the marker that ends a transaction
             self._log.info("position.gap", topic=key[0], partition=key[1], offset=begin, offsets=absent)
@@ -265,8 +279,12 @@ class KafkaSource:
             return
         begun = await self._positions.begin_suspect(at.topic, at.partition, at.offset)
         if begun > DEATHS_MAX:
-            self._log.error("suspect.unread", topic=at.topic, partition=at.partition, offset=at.offset, times=begun - 1)
-            received = replace(received, unread=f"the worker died {begun - 1} times when it read this message")
+            self._log.error(
+                "suspect.unread", topic=at.topic, partition=at.partition, offset=at.offset, times=begun - 1
+            )
+            received = replace(
+                received, unread=f"the worker died {begun - 1} times when it read this message"
+            )
         try:
             await self._take([received])
         except (StoreUnavailableError, asyncio.CancelledError):
@@ -302,7 +320,9 @@ class KafkaSource:
         if not pulled or self._consumer is None:
             return
         self._braked |= pulled
-        await self._consumer.pause([key for key in self._consumer.keys() if self._trust_of_topic[key[0]] in pulled])
+        await self._consumer.pause(
+            [key for key in self._consumer.assigned() if self._trust_of_topic[key[0]] in pulled]
+        )
         for trust in sorted(pulled):
             self._log.error("brake.pulled", trust=trust)
 
@@ -339,13 +359,19 @@ class KafkaSource:
         there = await self._reader.partitions(self._trust_of_topic)
         missing = frozenset(self._trust_of_topic) - frozenset(there)
         for topic in sorted(missing - self._missing):
-            self._log.warning("topic.missing", topic=topic, todo="`hub topics apply`; it is read as soon as it is there")
+            self._log.warning(
+                "topic.missing", topic=topic, todo="`hub topics apply`; it is read as soon as it is there"
+            )
         for topic in sorted(self._missing - missing):
             self._log.info("topic.found", topic=topic)
         self._missing = missing
         if not self._next:
-            self._elsewhere = await self._positions.load((topic, number) for topic, numbers in there.items() for number in numbers)
-        await self._look_for_topics_made_anew({(topic, number) for topic, numbers in there.items() for number in numbers})
+            self._elsewhere = await self._positions.load(
+                (topic, number) for topic, numbers in there.items() for number in numbers
+            )
+        await self._look_for_topics_made_anew(
+            {(topic, number) for topic, numbers in there.items() for number in numbers}
+        )
 
     async def _look_for_topics_made_anew(self, there: set[PartitionKey]) -> None:
         bounds = await self._reader.bounds([key for key in self._next.copy() if key in there])
@@ -354,7 +380,11 @@ class KafkaSource:
                 continue
             async with self._turn:
                 position = self._next.get(key)
-                if position is not None and self._consumer is not None and await self._start_of(key, position, (0, end)) is None:
+                if (
+                    position is not None
+                    and self._consumer is not None
+                    and await self._start_of(key, position, (0, end)) is None
+                ):
                     await self._consumer.pause([key])
 
     # -- the end ----------------------------------------------------------------------------------------

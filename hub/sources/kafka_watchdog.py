@@ -47,7 +47,8 @@ class Watchdog(threading.Thread):
             while not await self._stopped_within(interval_s):
                 self._judge_beat()
                 try:
-                    reader = reader or await stack.enter_async_context(Reader(self._config))
+                    if reader is None:
+                        reader = await stack.enter_async_context(Reader(self._config))
                     await self._judge_partitions(reader)
                     seen_at = time.monotonic()
                 except KafkaUnavailableError as error:
@@ -58,14 +59,18 @@ class Watchdog(threading.Thread):
 
     async def _stopped_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not self._done.is_set() and time.monotonic() < end:
+        while not self._done.is_set() and time.monotonic() < end:  # noqa: ASYNC110 - set by another thread
             await asyncio.sleep(min(0.2, seconds))
         return self._done.is_set()
 
     def _judge_beat(self) -> None:
         silent_s = time.monotonic() - self._vitals().beat_at
         if silent_s > self._config.watchdog_s and not self._done.is_set():
-            self._log.error("watchdog.stalled", seconds=round(silent_s), what="the event loop is blocked or the database silent")
+            self._log.error(
+                "watchdog.stalled",
+                seconds=round(silent_s),
+                what="the event loop is blocked or the database silent",
+            )
             self._leave(ExitCode.STALLED)
 
     async def _judge_partitions(self, reader: Reader) -> None:
@@ -83,6 +88,8 @@ class Watchdog(threading.Thread):
             since = known[1] if known is not None and known[0] == position else now
             still[key] = (position, since)
             if now - since > self._config.watchdog_s and not self._done.is_set():
-                self._log.error("watchdog.stalled", seconds=round(now - since), topic=key[0], partition=key[1])
+                self._log.error(
+                    "watchdog.stalled", seconds=round(now - since), topic=key[0], partition=key[1]
+                )
                 self._leave(ExitCode.STALLED)
         self._waiting = still

@@ -45,7 +45,14 @@ class StoredPositions:
             await connection.execute(
                 insert_ignoring(connection, position),
                 [
-                    {"topic": topic, "partition": partition, "next_offset": start, "moved_at": now, "taken_up": 0, "suspect_begun": 0}
+                    {
+                        "topic": topic,
+                        "partition": partition,
+                        "next_offset": start,
+                        "moved_at": now,
+                        "taken_up": 0,
+                        "suspect_begun": 0,
+                    }
                     for (topic, partition), start in sorted(starts.items())
                 ],
             )
@@ -53,9 +60,15 @@ class StoredPositions:
                 key = (row.topic, row.partition)
                 again = row.taken_up_at == row.next_offset
                 taken_up = row.taken_up + 1 if again else 1
-                unfinished = row.suspect_begun > 0 and row.suspect_offset is not None and row.suspect_offset >= row.next_offset
+                unfinished = (
+                    row.suspect_begun > 0
+                    and row.suspect_offset is not None
+                    and row.suspect_offset >= row.next_offset
+                )
                 times[key] = max(taken_up, 2) if unfinished else taken_up
-                await connection.execute(update(position).where(_is(key)).values(taken_up_at=row.next_offset, taken_up=taken_up))
+                await connection.execute(
+                    update(position).where(_is(key)).values(taken_up_at=row.next_offset, taken_up=taken_up)
+                )
         return times
 
     async def lay_down(self, keys: Iterable[PartitionKey]) -> None:
@@ -66,7 +79,11 @@ class StoredPositions:
         async with self._transaction() as connection:
             await connection.execute(
                 update(position)
-                .where(tuple_(_p.topic, _p.partition).in_(wanted), _p.taken_up_at == _p.next_offset, _p.taken_up > 0)
+                .where(
+                    tuple_(_p.topic, _p.partition).in_(wanted),
+                    _p.taken_up_at == _p.next_offset,
+                    _p.taken_up > 0,
+                )
                 # Deaths before this taking up still count; only this one was none.
                 .values(taken_up=_p.taken_up - 1)
             )
@@ -77,7 +94,9 @@ class StoredPositions:
         async with self._transaction() as connection:
             row = (await _rows(connection, [key], lock=True))[0]
             begun: int = row.suspect_begun + 1 if row.suspect_offset == offset else 1
-            await connection.execute(update(position).where(_is(key)).values(suspect_offset=offset, suspect_begun=begun))
+            await connection.execute(
+                update(position).where(_is(key)).values(suspect_offset=offset, suspect_begun=begun)
+            )
         return begun
 
     async def acquit(self, topic: str, partition: int, offset: int) -> None:
@@ -95,28 +114,46 @@ class StoredPositions:
             trusts = (await connection.execute(select(brake.c.trust).where(brake.c.pulled))).scalars()
             return frozenset(OdsCode(trust) for trust in trusts)
 
-    async def lost(self, key: PartitionKey, position: int, first: int) -> None:  # noqa: F811
+    async def lost(self, key: PartitionKey, position: int, first: int) -> None:
         """See Positions. Where the position has moved on meanwhile, nothing is done."""
         async with self._transaction() as connection:
             row = (await _rows(connection, [key], lock=True))[0]
             if row.next_offset != position:
                 return
             # Every loss is an incident of its own: another range may be lost before the first is acknowledged.
-            await self._open(connection, MESSAGES_LOST, f"{_name(key)} {position}-{first - 1}", {"from": position, "to": first - 1}, key)
+            await self._open(
+                connection,
+                MESSAGES_LOST,
+                f"{_name(key)} {position}-{first - 1}",
+                {"from": position, "to": first - 1},
+                key,
+            )
             await self._move(connection, key, first)
 
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """See Positions."""
         async with self._transaction() as connection:
             await _rows(connection, [key], lock=True)
-            await self._open(connection, POSITION_ABOVE_END, _name(key), {"position": position, "end": end}, key)
+            await self._open(
+                connection, POSITION_ABOVE_END, _name(key), {"position": position, "end": end}, key
+            )
 
     async def _move(self, connection: AsyncConnection, key: PartitionKey, offset: int) -> None:
-        values = {"next_offset": offset, "moved_at": self._clock(), "suspect_offset": None, "suspect_begun": 0}
+        values = {
+            "next_offset": offset,
+            "moved_at": self._clock(),
+            "suspect_offset": None,
+            "suspect_begun": 0,
+        }
         await connection.execute(update(position).where(_is(key)).values(**values))
 
     async def _open(
-        self, connection: AsyncConnection, kind: str, subject: str, detail: Mapping[str, Any], key: PartitionKey
+        self,
+        connection: AsyncConnection,
+        kind: str,
+        subject: str,
+        detail: Mapping[str, Any],
+        key: PartitionKey,
     ) -> None:
         """Open an incident and audit it, unless the same one is open. The caller holds the partition's row lock."""
         i = incident.c
@@ -127,7 +164,9 @@ class StoredPositions:
         full = {"topic": key[0], "partition": key[1], **detail}
         incident_id = time_ordered_id(now, kind, subject)
         await connection.execute(
-            insert(incident).values(incident_id=incident_id, kind=kind, subject=subject, opened_at=now, detail=full)
+            insert(incident).values(
+                incident_id=incident_id, kind=kind, subject=subject, opened_at=now, detail=full
+            )
         )
         entry = AuditEntry(
             Code.INCIDENT_OPENED,
@@ -155,7 +194,13 @@ def _name(key: PartitionKey) -> str:
     return f"{key[0]}/{key[1]}"
 
 
-async def _rows(connection: AsyncConnection, keys: Iterable[PartitionKey], *, lock: bool = False) -> list[Row[Any]]:
+async def _rows(
+    connection: AsyncConnection, keys: Iterable[PartitionKey], *, lock: bool = False
+) -> list[Row[Any]]:
     """The rows of these partitions, in one order everywhere, so that two workers cannot lock crosswise."""
-    query = select(position).where(tuple_(_p.topic, _p.partition).in_(sorted(keys))).order_by(_p.topic, _p.partition)
+    query = (
+        select(position)
+        .where(tuple_(_p.topic, _p.partition).in_(sorted(keys)))
+        .order_by(_p.topic, _p.partition)
+    )
     return list((await connection.execute(query.with_for_update() if lock else query)).all())

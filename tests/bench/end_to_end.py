@@ -91,7 +91,9 @@ def build(count: int, trusts: Directory) -> list[Event]:
     ]
 
 
-def request(number: int, sender: TrustProfile, receiver: TrustProfile, nhs_number: str, at: datetime) -> Event:
+def request(
+    number: int, sender: TrustProfile, receiver: TrustProfile, nhs_number: str, at: datetime
+) -> Event:
     """A message Bundle of four resources and about 2 KB that asks ``receiver`` to take a patient over."""
 
     def url(kind: int) -> str:
@@ -212,7 +214,12 @@ def fill(bootstrap_servers: str, topic: str, events: Iterable[Event]) -> None:
 def new_producer(bootstrap_servers: str) -> Producer:
     """librdkafka, so that making the load costs the two cores little."""
     return Producer(
-        {"bootstrap.servers": bootstrap_servers, "acks": "all", "linger.ms": 0, "queue.buffering.max.messages": 1_000_000}
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "acks": "all",
+            "linger.ms": 0,
+            "queue.buffering.max.messages": 1_000_000,
+        }
     )
 
 
@@ -324,7 +331,13 @@ def used_s(process: psutil.Process) -> float:
 def service(name: str, folder: Path) -> Iterator[ServerProcess]:
     """`hub NAME` as its own process, in an empty folder."""
     process = ServerProcess(f"hub {name}", folder / f"{name}.log")
-    command = [*os.environ.get(f"BENCH_{name.upper()}_UNDER", "").split(), sys.executable, "-m", "hub.cli", name]
+    command = [
+        *os.environ.get(f"BENCH_{name.upper()}_UNDER", "").split(),
+        sys.executable,
+        "-m",
+        "hub.cli",
+        name,
+    ]
     process.adopt(spawn(command, log_path=process.log_path, cwd=folder, death_signal=signal.SIGKILL))
     try:
         yield process
@@ -380,7 +393,11 @@ def latencies_ms(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> 
     lasted = time.monotonic() - begun
     drain(load, inboxes)
     counted = range(first + int(2 * per_s), len(load.produced))
-    took = [(inboxes.arrived[number] - load.produced[number]) * 1000 for number in counted if number in inboxes.arrived]
+    took = [
+        (inboxes.arrived[number] - load.produced[number]) * 1000
+        for number in counted
+        if number in inboxes.arrived
+    ]
     return sorted(took), (len(load.produced) - first) / lasted
 
 
@@ -408,7 +425,9 @@ def measure(seconds: float, count: int) -> bool:
             run_tool(hub, what=f"hub {command}", timeout=120, cwd=folder)
         trusts = load_directory(HubSettings().schemas_dir)
         events = build(count, trusts)
-        print(f"{len(events)} messages from {len(list(trusts))} trusts, {sum(len(e.body) for e in events) / len(events):.0f} bytes each")
+        print(
+            f"{len(events)} messages from {len(list(trusts))} trusts, {sum(len(e.body) for e in events) / len(events):.0f} bytes each"
+        )
 
         raw = asyncio.run(raw_passthrough(kafka.bootstrap_servers, events[:40_000], seconds / 2))
         print(f"passthrough  {raw:8.0f}/s")
@@ -431,7 +450,9 @@ def measure(seconds: float, count: int) -> bool:
         time.sleep(1)  # a second copy would follow on the heels of the first
         lost = len(load.produced) - len(inboxes.arrived)
         print(f"sustained    {flow.events_per_s:8.0f}/s")
-        print(f"at half load {offered:8.0f}/s: half within {percentile(took, 0.5):.0f} ms, 99 % within {percentile(took, 0.99):.0f} ms")
+        print(
+            f"at half load {offered:8.0f}/s: half within {percentile(took, 0.5):.0f} ms, 99 % within {percentile(took, 0.99):.0f} ms"
+        )
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")

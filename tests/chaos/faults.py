@@ -34,7 +34,11 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
     dispatcher past its lease; and a process is hit every second or two.
     """
     faults = [
-        Fault(rng.uniform(4, length_s - 10), rng.choice(["kafka-kill", "kafka-kill", "kafka-stop"]), lasts=rng.uniform(1, 4)),
+        Fault(
+            rng.uniform(4, length_s - 10),
+            rng.choice(["kafka-kill", "kafka-kill", "kafka-stop"]),
+            lasts=rng.uniform(1, 4),
+        ),
         Fault(
             rng.uniform(2, length_s - session_timeout_s - 4),
             "freeze",
@@ -42,12 +46,24 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
             rng.randrange(2),
             session_timeout_s + rng.uniform(1, 3),
         ),
-        Fault(rng.uniform(2, length_s - lease_s - 3), "freeze", "dispatcher", rng.randrange(2), lease_s + rng.uniform(0.5, 2)),
+        Fault(
+            rng.uniform(2, length_s - lease_s - 3),
+            "freeze",
+            "dispatcher",
+            rng.randrange(2),
+            lease_s + rng.uniform(0.5, 2),
+        ),
     ]
     for n in range(3):
         slot = (length_s - 6) / 3
         what: What = rng.choice(["postgres-kill", "postgres-stop"])
-        faults.append(Fault(3 + n * slot + rng.uniform(0, slot - 4), what, lasts=rng.choice([0.0, 1.0, 2.0, rng.uniform(2, 8)])))
+        faults.append(
+            Fault(
+                3 + n * slot + rng.uniform(0, slot - 4),
+                what,
+                lasts=rng.choice([0.0, 1.0, 2.0, rng.uniform(2, 8)]),
+            )
+        )
     at = rng.uniform(2, 4)
     while at < length_s:
         kind = rng.choice(["worker", "dispatcher"])
@@ -82,7 +98,9 @@ class Trouble:
                 await asyncio.to_thread(self._kafka.start)
         elif fault.what in {"postgres-kill", "postgres-stop"}:
             async with self._postgres_lock:
-                await asyncio.to_thread(self._postgres.kill if fault.what == "postgres-kill" else self._postgres.stop)
+                await asyncio.to_thread(
+                    self._postgres.kill if fault.what == "postgres-kill" else self._postgres.stop
+                )
                 self.done[fault.what] += 1
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(self._postgres.start)

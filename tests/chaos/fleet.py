@@ -39,7 +39,9 @@ async def run_once(command: Sequence[str], env: Mapping[str, str], cwd: Path) ->
     )
     output, _ = await asyncio.wait_for(process.communicate(), 90)
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[2:])} ended with {process.returncode}:\n{output.decode()[-3000:]}")
+        raise RuntimeError(
+            f"{' '.join(command[2:])} ended with {process.returncode}:\n{output.decode()[-3000:]}"
+        )
 
 
 @dataclass
@@ -118,7 +120,9 @@ class Member:
 def spawn_in(member: Member) -> subprocess.Popen[bytes]:
     """`spawn` takes no environment, so `env` passes it on."""
     env = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in member.env.items())]
-    return spawn([*env, *member.command], log_path=member.log_path, cwd=member.folder, death_signal=signal.SIGKILL)
+    return spawn(
+        [*env, *member.command], log_path=member.log_path, cwd=member.folder, death_signal=signal.SIGKILL
+    )
 
 
 class Fleet:

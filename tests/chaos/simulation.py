@@ -19,10 +19,22 @@ from tests.chaos.ledger import Ledger, Sent, Story
 
 _ACCEPTED = frozenset({"accepted"})
 _REPEATED = frozenset({"duplicate"})
-_JUNK = (b"not JSON at all", b"{\"resourceType\":", b"[]", b"{\"resourceType\":\"Nonsense\"}", b"   ", b"\xff\xfe\x00")
+_JUNK = (
+    b"not JSON at all",
+    b'{"resourceType":',
+    b"[]",
+    b'{"resourceType":"Nonsense"}',
+    b"   ",
+    b"\xff\xfe\x00",
+)
 
 Ending = Literal["completed", "rejected", "cancelled", "requested"]
-_ENDINGS: tuple[tuple[Ending, int], ...] = (("completed", 62), ("rejected", 14), ("cancelled", 16), ("requested", 8))
+_ENDINGS: tuple[tuple[Ending, int], ...] = (
+    ("completed", 62),
+    ("rejected", 14),
+    ("cancelled", 16),
+    ("requested", 8),
+)
 
 
 class GaveUpError(Exception):
@@ -148,7 +160,9 @@ class Inbox:
             )
             try:
                 await consumer.start()
-                parts = [TopicPartition(self.topic, p) for p in consumer.partitions_for_topic(self.topic) or ()]
+                parts = [
+                    TopicPartition(self.topic, p) for p in consumer.partitions_for_topic(self.topic) or ()
+                ]
                 if not parts:
                     await consumer._client.fetch_all_metadata()
                     await asyncio.sleep(0.2)
@@ -173,7 +187,11 @@ class Inbox:
                 reached[part] = record.offset + 1
                 said = {name: value.decode() for name, value in record.headers}
                 self.seen.append(
-                    News(said.get("event-type", ""), said.get("transfer-id", ""), said.get("x-correlation-id", ""))
+                    News(
+                        said.get("event-type", ""),
+                        said.get("transfer-id", ""),
+                        said.get("x-correlation-id", ""),
+                    )
                 )
         if batches:
             async with self.changed:
@@ -207,9 +225,7 @@ class Hospitals:
         self._seed = seed
         self._rng = rng
         self._post = Post(bootstrap_servers, ledger)
-        self._inboxes = {
-            each.ods: Inbox(each.ods, each.inbox_topic, bootstrap_servers) for each in directory
-        }
+        self._inboxes = {each.ods: Inbox(each.ods, each.inbox_topic, bootstrap_servers) for each in directory}
         self._deadline = float("inf")
 
     def give_up_at(self, moment: float) -> None:
@@ -223,7 +239,9 @@ class Hospitals:
         tellers: list[Awaitable[None]] = []
         for n in range(transfers):
             # A generator of its own for each story: what one draws does not depend on how far the others are.
-            tellers.append(self._transfer(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))))
+            tellers.append(
+                self._transfer(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64)))
+            )
         for n in range(transfers // 5):
             tellers.append(
                 self._stay_without_transfer(
@@ -231,7 +249,9 @@ class Hospitals:
                 )
             )
         for n in range(max(3, transfers // 8)):
-            tellers.append(self._junk(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))))
+            tellers.append(
+                self._junk(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64)))
+            )
         try:
             await asyncio.gather(*tellers)
         finally:
@@ -258,16 +278,25 @@ class Hospitals:
     async def _stay_without_transfer(self, n: int, delay: float, rng: random.Random) -> None:
         """Somebody who comes, is moved and goes home: taken in, and nobody else's business."""
         profile = rng.choice(list(self._directory))
-        epr, patient, stay = Epr(profile), patient_number(self._seed * 1000 % 800_000 + n), f"{profile.ods}-S-{self._seed}-{n}"
+        epr, patient, stay = (
+            Epr(profile),
+            patient_number(self._seed * 1000 % 800_000 + n),
+            f"{profile.ods}-S-{self._seed}-{n}",
+        )
         await asyncio.sleep(delay)
         began = _now()
         say = {"story": stay, "expected": _ACCEPTED}
         form: Any = rng.choice(["collection", "message", "bare"])
         await self._post.send(
-            profile.ods, epr.admits(patient, encounter_number=stay, ward="AMU", at=began, form=form), what="stay: admitted", **say
+            profile.ods,
+            epr.admits(patient, encounter_number=stay, ward="AMU", at=began, form=form),
+            what="stay: admitted",
+            **say,
         )
         await asyncio.sleep(rng.uniform(0, 3))
-        moved = epr.moves(patient, encounter_number=stay, from_ward="AMU", to_ward="Six", at=_now(), admitted_at=began)
+        moved = epr.moves(
+            patient, encounter_number=stay, from_ward="AMU", to_ward="Six", at=_now(), admitted_at=began
+        )
         await self._post.send(profile.ods, moved, what="stay: moved", **say)
         await asyncio.sleep(rng.uniform(0, 3))
         left = epr.discharges(patient, encounter_number=stay, at=_now(), disposition="19", admitted_at=began)
@@ -285,10 +314,18 @@ class Hospitals:
             what = "junk"
         else:
             patient = patient_number(700_000 + self._seed * 100 % 90_000 + n)
-            message = Epr(other).admits(patient, encounter_number=f"{other.ods}-W-{n}", ward="Nine", at=_now())
+            message = Epr(other).admits(
+                patient, encounter_number=f"{other.ods}-W-{n}", ward="Nine", at=_now()
+            )
             what = "wrong sender"
         quarantined = frozenset({"quarantined"})
-        await self._post.send(profile.ods, message, what=what, story=name, expected=quarantined | ({"duplicate"} if not message.body else set()))
+        await self._post.send(
+            profile.ods,
+            message,
+            what=what,
+            story=name,
+            expected=quarantined | ({"duplicate"} if not message.body else set()),
+        )
         if rng.random() < 0.5:
             await self._post.send(profile.ods, message, what=f"{what}, again", story=name, expected=_REPEATED)
 
@@ -389,7 +426,9 @@ class _Transfer:
         # If the arrival overtakes it, the departure moves nothing and is nobody's news.
         await self._post(story.sender, leaves, "departure", "transfer.departed" if serial else "?")
         if serial:
-            await self._seen(story.receiver, "transfer.departed", lambda news: news.transfer_id == self._transfer_id)
+            await self._seen(
+                story.receiver, "transfer.departed", lambda news: news.transfer_id == self._transfer_id
+            )
         await self._pause(0.5)
         arrives = self._receiver.admits(
             self._patient,
@@ -422,7 +461,9 @@ class _Transfer:
         story = self._story
         to = story.receiver if trust == story.sender else story.sender
         named = {"story": story.request_number}
-        await self._hospitals.send(trust, message, what=what, expected=_ACCEPTED, news=news, news_to=to, **named)
+        await self._hospitals.send(
+            trust, message, what=what, expected=_ACCEPTED, news=news, news_to=to, **named
+        )
         if self._rng.random() < 0.07:
             await self._hospitals.send(trust, message, what=f"{what}, again", expected=_REPEATED, **named)
         if self._rng.random() < 0.03:

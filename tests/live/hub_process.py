@@ -35,7 +35,7 @@ class LiveHub:
         self.folder = folder
         self.bootstrap_servers = bootstrap_servers
         self.database_url = database_url
-        prefix = "".join(_LETTERS[b % len(_LETTERS)] for b in uuid.uuid4().bytes[:4])
+        prefix = "".join(_LETTERS[b % len(_LETTERS)] for b in uuid.uuid4().bytes[:3])
         profiles = [_profile(f"{prefix}{number}", f"Trust number {number}") for number in (1, 2, 3)]
         for profile in profiles:
             home = folder / "schemas" / "trusts" / profile.ods

@@ -108,7 +108,10 @@ class Record:
 
     def of(self, resource_type):
         """The first resource of a type."""
-        return next((e["resource"] for e in self.bundle["entry"] if e["resource"]["resourceType"] == resource_type), None)
+        return next(
+            (e["resource"] for e in self.bundle["entry"] if e["resource"]["resourceType"] == resource_type),
+            None,
+        )
 
     @property
     def event_type(self):
@@ -136,7 +139,9 @@ class Hospital:
         if isinstance(message, bytes):
             said = {"x-request-id": str(uuid.uuid4())} if headers is None else headers
             message = Message(said, key, message)
-        offset = next(self.hub.offsets.setdefault((self.topic, partition), count())) if offset is None else offset
+        offset = (
+            next(self.hub.offsets.setdefault((self.topic, partition), count())) if offset is None else offset
+        )
         now = self.hub.clock()
         return Received(
             event_id=EventId(time_ordered_id(now, self.topic, partition, offset)),
@@ -158,7 +163,9 @@ def edited(message, change, **headers):
     """The same message with something changed in its tree, under a new id."""
     tree = orjson.loads(message.body)
     tree = change(tree) or tree
-    return Message({**message.headers, "x-request-id": str(uuid.uuid4()), **headers}, message.key, orjson.dumps(tree))
+    return Message(
+        {**message.headers, "x-request-id": str(uuid.uuid4()), **headers}, message.key, orjson.dumps(tree)
+    )
 
 
 def resources(tree, resource_type):
@@ -177,9 +184,13 @@ class Hub:
         """Start again with other rules or other trusts."""
         if trusts is not None:
             self.journey = replace(self.journey, directory=Directory(TRUSTS[ods] for ods in trusts))
-        self.journey = replace(self.journey, rules=rules or self.journey.rules, limits=limits or self.journey.limits)
+        self.journey = replace(
+            self.journey, rules=rules or self.journey.rules, limits=limits or self.journey.limits
+        )
         self.in_a_row_max = in_a_row_max or self.in_a_row_max
-        self.unit = UnitOfWork(self.engine, self.journey, self.clock, self.log, quarantine_in_a_row_max=self.in_a_row_max)
+        self.unit = UnitOfWork(
+            self.engine, self.journey, self.clock, self.log, quarantine_in_a_row_max=self.in_a_row_max
+        )
 
     def trust(self, ods):
         return Hospital(self, ods)
@@ -198,7 +209,9 @@ class Hub:
     async def outcome(self, event_id):
         row = (await self.rows(t.message, t.message.c.event_id == event_id))[0]
         event = next(iter(await self.rows(t.event, t.event.c.event_id == event_id)), {})
-        receipt = [r for r in await self._outbox(t.outbox.c.event_id == event_id) if r.topic.endswith(".receipts")][-1]
+        receipt = [
+            r for r in await self._outbox(t.outbox.c.event_id == event_id) if r.topic.endswith(".receipts")
+        ][-1]
         return Outcome(
             event_id,
             row["disposition"],
@@ -229,7 +242,11 @@ class Hub:
 
     async def audit(self, *, event_id=None, transfer_id=None, code=None):
         a = t.audit_entry
-        where = [c == v for c, v in ((a.c.event_id, event_id), (a.c.transfer_id, transfer_id), (a.c.code, code)) if v]
+        where = [
+            c == v
+            for c, v in ((a.c.event_id, event_id), (a.c.transfer_id, transfer_id), (a.c.code, code))
+            if v
+        ]
         return await self.rows(a, *where)
 
     async def codes(self, outcome):
@@ -249,7 +266,11 @@ class Hub:
 
     async def counts(self):
         """How many rows each table has."""
-        return {table.name: len(await self.rows(table)) for table in t.metadata.sorted_tables if table.primary_key.columns}
+        return {
+            table.name: len(await self.rows(table))
+            for table in t.metadata.sorted_tables
+            if table.primary_key.columns
+        }
 
     async def raw(self, outcome):
         return (await queries.message(self.engine, outcome.event_id))[1]

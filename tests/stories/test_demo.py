@@ -14,7 +14,11 @@ STEPS = 11
 @pytest.mark.timeout(240)
 def test_every_step_of_the_story_is_seen(tmp_path: Path):
     # Settings of a real hub must not reach the demo.
-    environment = {**os.environ, "HUB_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "HUB_DATABASE_URL": "sqlite+aiosqlite:////nowhere/x.db"}
+    environment = {
+        **os.environ,
+        "HUB_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "HUB_DATABASE_URL": "sqlite+aiosqlite:////nowhere/x.db",
+    }
     run = subprocess.run(
         [sys.executable, "-m", "hub.cli", "demo", "--once", "--json"],
         env={**environment, "TMPDIR": str(tmp_path)},

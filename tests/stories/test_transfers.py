@@ -21,7 +21,9 @@ async def ask(torbay, patient=MARSHWIGGLE, number=NUMBER, to="RH8", **more):
 
 
 async def answer(hospital, status, patient=MARSHWIGGLE, *, to, **more):
-    return await hospital.answers(patient, status, requester=to.profile, **({"request_number": NUMBER} | more))
+    return await hospital.answers(
+        patient, status, requester=to.profile, **({"request_number": NUMBER} | more)
+    )
 
 
 async def test_planned_transfer_from_torbay_to_exeter(hub, torbay, exeter):
@@ -37,7 +39,14 @@ async def test_planned_transfer_from_torbay_to_exeter(hub, torbay, exeter):
     hub.clock.at(11, 10)
     arrived = await exeter.admits(MARSHWIGGLE, encounter_number=THEIR_STAY, ward="Taw Ward", site="RH801")
 
-    assert await hub.states(transfer) == ["requested", "received", "accepted", "ready", "in-transit", "completed"]
+    assert await hub.states(transfer) == [
+        "requested",
+        "received",
+        "accepted",
+        "ready",
+        "in-transit",
+        "completed",
+    ]
     assert await hub.told("RH8") == ["transfer.requested", "transfer.departed"]
     assert await hub.told("RA9") == [
         "transfer.received", "transfer.accepted", "transfer.bed.allocated", "transfer.completed",
@@ -69,14 +78,23 @@ async def test_audit_of_a_request_and_of_an_answer(hub, torbay, exeter):
     asked = await ask(torbay)
     said = await answer(exeter, "accepted", to=torbay)
 
-    assert await hub.codes(asked) == ["msg-received", "msg-normalised", "identity-created", "transfer-created", "routed"]
+    assert await hub.codes(asked) == [
+        "msg-received",
+        "msg-normalised",
+        "identity-created",
+        "transfer-created",
+        "routed",
+    ]
     assert await hub.codes(said) == ["msg-received", "msg-normalised", "transfer-moved", "routed"]
     moved = (await hub.audit(event_id=said.event_id, code="transfer-moved"))[0]
     assert moved["trust"] == "RH8"
     assert (moved["detail"]["from"], moved["detail"]["to"]) == ("requested", "accepted")
     assert moved["detail"]["why"] == "RH8 accepted"
     routed = (await hub.audit(event_id=said.event_id, code="routed"))[0]
-    assert (routed["counterpart"], routed["detail"]["routes"]) == ("RA9", [{"to": "RA9", "topic": "hub.ra9.inbox"}])
+    assert (routed["counterpart"], routed["detail"]["routes"]) == (
+        "RA9",
+        [{"to": "RA9", "topic": "hub.ra9.inbox"}],
+    )
 
 
 async def test_refused_with_a_reason_then_withdrawn(hub, torbay, exeter):
@@ -110,7 +128,9 @@ async def test_withdrawn_or_sent_in_error(hub, torbay, in_error):
 
     assert str(gone) == "accepted"
     assert await hub.state(asked.transfer_id) == "cancelled"
-    assert (await hub.inbox("RH8"))[-1].of("ServiceRequest")["status"] == ("entered-in-error" if in_error else "revoked")
+    assert (await hub.inbox("RH8"))[-1].of("ServiceRequest")["status"] == (
+        "entered-in-error" if in_error else "revoked"
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +170,9 @@ async def test_an_update_is_told_and_moves_nothing(hub, torbay, exeter):
 
 async def test_an_update_that_names_another_receiver_is_refused(hub, torbay):
     await ask(torbay)
-    changed = await torbay.updates_request(MARSHWIGGLE, to="RK9", request_number=NUMBER, encounter_number=STAY)
+    changed = await torbay.updates_request(
+        MARSHWIGGLE, to="RK9", request_number=NUMBER, encounter_number=STAY
+    )
 
     assert (changed.disposition, changed.why) == ("rejected", "receiver-changed")
     assert await hub.told("RK9") == []
@@ -305,7 +327,9 @@ async def test_stays_without_a_transfer_are_nobody_elses_business(hub, torbay, f
     hub.clock.later(hours=1)
     outcomes = [
         await torbay.admits(FENNIMOSS, encounter_number=STAY, ward="A", at=a, form=form),
-        await torbay.moves(FENNIMOSS, encounter_number=STAY, from_ward="A", to_ward="B", at=b, admitted_at=a, form=form),
+        await torbay.moves(
+            FENNIMOSS, encounter_number=STAY, from_ward="A", to_ward="B", at=b, admitted_at=a, form=form
+        ),
         await torbay.discharges(FENNIMOSS, encounter_number=STAY, to_site="RH801", form=form),
     ]
 
@@ -322,7 +346,12 @@ async def test_after_the_transfer_the_stays_are_private_again(hub, torbay, exete
     since = hub.clock()
     hub.clock.later(minutes=30)
     await exeter.moves(
-        MARSHWIGGLE, encounter_number=THEIR_STAY, from_ward="Taw", to_ward="Exe", at=hub.clock(), admitted_at=since
+        MARSHWIGGLE,
+        encounter_number=THEIR_STAY,
+        from_ward="Taw",
+        to_ward="Exe",
+        at=hub.clock(),
+        admitted_at=since,
     )
 
     assert told == await hub.told("RA9") == ["transfer.completed"]
@@ -369,10 +398,14 @@ async def test_a_whole_transfer_in_one_batch_is_as_one_by_one(hub, torbay, exete
     at = hub.clock()
     hub.clock.later(hours=3)
     asked = torbay.record(
-        torbay.epr.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number=NUMBER, encounter_number=STAY, at=at)
+        torbay.epr.asks_to_transfer(
+            MARSHWIGGLE, to="RH8", request_number=NUMBER, encounter_number=STAY, at=at
+        )
     )
     rest = [
-        exeter.record(exeter.epr.answers(MARSHWIGGLE, status, requester=torbay.profile, request_number=NUMBER, at=when))
+        exeter.record(
+            exeter.epr.answers(MARSHWIGGLE, status, requester=torbay.profile, request_number=NUMBER, at=when)
+        )
         for status, when in (("accepted", at + timedelta(minutes=5)), ("ready", at + timedelta(minutes=9)))
     ]
     await hub.take([asked, *rest])

@@ -13,7 +13,13 @@ NAMES = {
     "RH8": "Royal Devon University Healthcare NHS Foundation Trust",
 }
 SUMMER = datetime(2026, 7, 6, 8, 10, tzinfo=UTC)  # 09:10 in London
-TRANSFER = {"transfer_id": "t", "sender": "RA9", "receiver": "RH8", "state": "accepted", "requested_at": SUMMER}
+TRANSFER = {
+    "transfer_id": "t",
+    "sender": "RA9",
+    "receiver": "RH8",
+    "state": "accepted",
+    "requested_at": SUMMER,
+}
 
 
 def row(code, event, at, *, trust=None, counterpart=None, occurred_at=None, **detail):
@@ -28,14 +34,33 @@ def row(code, event, at, *, trust=None, counterpart=None, occurred_at=None, **de
     }
 
 
-def act(event, step, by, to, at, *, before, after, heard=timedelta(seconds=1), delivered=True, why="", flags=()):
+def act(
+    event, step, by, to, at, *, before, after, heard=timedelta(seconds=1), delivered=True, why="", flags=()
+):
     """The entries of one accepted message."""
     code = Code.TRANSFER_MOVED if before else Code.TRANSFER_CREATED
     entries = [
         row(Code.MESSAGE_RECEIVED, event, at + heard, trust=by, occurred_at=at, sha256="ab12"),
         row(Code.MESSAGE_NORMALISED, event, at + heard, trust=by, occurred_at=at, flags=list(flags)),
-        row(code, event, at + heard, trust=by, occurred_at=at, step=step, why=why, **{"from": before, "to": after}),
-        row(Code.ROUTED, event, at + heard, trust=by, counterpart=to, occurred_at=at, routes=[{"to": to, "topic": "x"}]),
+        row(
+            code,
+            event,
+            at + heard,
+            trust=by,
+            occurred_at=at,
+            step=step,
+            why=why,
+            **{"from": before, "to": after},
+        ),
+        row(
+            Code.ROUTED,
+            event,
+            at + heard,
+            trust=by,
+            counterpart=to,
+            occurred_at=at,
+            routes=[{"to": to, "topic": "x"}],
+        ),
     ]
     if delivered:
         entries.append(row(Code.DELIVERY_SENT, event, at + heard + timedelta(minutes=1), counterpart=to))
@@ -79,13 +104,24 @@ def test_it_is_told_in_the_order_in_which_it_happened_but_the_request_opens_it()
 
 
 def test_another_day_has_a_heading():
-    assert "Tuesday 7 July 2026:" in list(tell(TRANSFER, [*asked(), *accepted(SUMMER + timedelta(days=1))], NAMES))
+    assert "Tuesday 7 July 2026:" in list(
+        tell(TRANSFER, [*asked(), *accepted(SUMMER + timedelta(days=1))], NAMES)
+    )
 
 
-@pytest.mark.parametrize(("code", "words"), [("RRNA", ": what is needed is not available in time."), ("X-9", "refused.")])
+@pytest.mark.parametrize(
+    ("code", "words"), [("RRNA", ": what is needed is not available in time."), ("X-9", "refused.")]
+)
 def test_a_refusal_has_its_reason_in_words_or_none(code, words):
     refused = act(
-        "e3", Step.REJECT, "RH8", "RA9", SUMMER, before="requested", after="rejected", why=f"RH8 refused ({code})"
+        "e3",
+        Step.REJECT,
+        "RH8",
+        "RA9",
+        SUMMER,
+        before="requested",
+        after="rejected",
+        why=f"RH8 refused ({code})",
     )
     line = next(line for line in tell(TRANSFER, [*asked(), *refused], NAMES) if "refused" in line)
     assert words in line
@@ -109,7 +145,9 @@ def test_a_hazard_is_said():
 
 def test_late_news_that_moves_nothing_is_called_that():
     late = accepted(before="completed", after="completed")
-    assert any("did not change how the transfer stood" in line for line in tell(TRANSFER, [*asked(), *late], NAMES))
+    assert any(
+        "did not change how the transfer stood" in line for line in tell(TRANSFER, [*asked(), *late], NAMES)
+    )
 
 
 def test_a_duplicate_and_a_reading_are_told():
@@ -123,7 +161,16 @@ def test_a_duplicate_and_a_reading_are_told():
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("step", list(Step))
 def test_no_step_and_no_state_is_told_in_codes(step, state):
-    later = act("e5", step, "RH8", "RA9", SUMMER + timedelta(hours=1), before="requested", after="x", why="RH8 did (OTH)")
+    later = act(
+        "e5",
+        step,
+        "RH8",
+        "RA9",
+        SUMMER + timedelta(hours=1),
+        before="requested",
+        after="x",
+        why="RH8 did (OTH)",
+    )
     transfer = {**TRANSFER, "state": state.value}
     story = "\n".join(tell(transfer, [*asked(), *later], NAMES))
     assert not re.search(r"RA9|RH8|OTH|transfer\.|[{}]|ab12|allocate-bed", story)

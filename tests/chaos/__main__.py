@@ -1,0 +1,259 @@
+"""`python -m tests.chaos --seeds N`: the hub under fire, and what an independent checker finds afterwards.
+
+Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers; all of them are killed, stopped and frozen
+while hospitals send. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
+it is the other way round: a bug is planted in the hub's processes, and status 0 means that the checker found it.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hub.domain.trust import Directory
+from hub.trusts import load_directory
+from tests.chaos import checker
+from tests.chaos.faults import Trouble, plan
+from tests.chaos.fleet import ROOT, Fleet, Member, environment, hub_command, run_once
+from tests.chaos.ledger import Ledger
+from tests.chaos.simulation import Hospitals
+from tests.harness.kafka_server import KafkaServer
+from tests.harness.postgres_server import PostgresServer, execute
+from tests.harness.prerequisites import missing
+
+FOUND_AS = {
+    "ack-before-commit": ("lost",),
+    "no-position-check": ("duplicate_effects",),
+    "no-header-check": ("wire_duplicates",),
+}
+"""Plant → what the checker must find; something else only would be an accident."""
+
+_FAULTS_S = 34.0
+_SPREAD_S = 28.0
+_PATIENCE_S = 60.0
+"""How long after the last story began the hospitals wait for what they have to see."""
+_DRAIN_S = 40.0
+_SESSION_TIMEOUT_S = 6.0
+_LEASE_S = 3.0
+_SHOWN = 12
+"""Sentences of one kind that are printed; the rest is counted."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """All seeds together."""
+
+    seeds: int = 0
+    events: int = 0
+    kills: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def line(self, plant: str | None) -> str:
+        found = {"seeds": self.seeds, "events": self.events, "kills": self.kills}
+        found |= {kind: self.counts[kind] for kind in checker.KINDS}
+        return json.dumps({**found, "plant": plant} if plant else found)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+async def run_seed(
+    seed: int, transfers: int, plant: str | None, postgres: PostgresServer, folder: Path
+) -> tuple[checker.Verdict, int, int]:
+    """Everything of one seed. Returns the verdict, how many records were acknowledged, how many faults hit."""
+    rng = random.Random(seed)
+    began = time.monotonic()
+    directory = _some_trusts(rng, folder / "schemas")
+    ledger = Ledger(tuple(each.ods for each in directory))
+    name = f"chaos_{seed}_{uuid.uuid4().hex[:8]}"
+    await asyncio.to_thread(postgres.start)
+    await asyncio.to_thread(postgres.create_database, name)
+    dsn = postgres.url(name).replace("postgresql+asyncpg", "postgresql")
+    kafka = KafkaServer(folder / "kafka")
+    try:
+        await asyncio.to_thread(kafka.start)
+        settings = _settings(postgres.url(name), kafka.bootstrap_servers, folder / "schemas")
+        env = environment(settings, None)
+        await asyncio.gather(
+            run_once(hub_command("db", "upgrade"), env, folder),
+            run_once(hub_command("topics", "apply"), env, folder),
+        )
+        if plant == "no-position-check":
+            await asyncio.to_thread(_drop_guard, postgres.url(name))
+        fleet = Fleet(_members(rng, settings, plant, folder))
+        faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
+        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, seed, rng)
+        _say(
+            f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
+        )
+        fleet.started()
+        trouble = Trouble(fleet, kafka, postgres)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(trouble.make(faults))
+                tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S))
+            told = time.monotonic()
+            left = await _drain(ledger, dsn, kafka.bootstrap_servers)
+        finally:
+            disobedient = await fleet.end()
+        drained = time.monotonic()
+        verdict = await checker.check(ledger, dsn, kafka.bootstrap_servers)
+        if left:
+            verdict.say("unexpected", f"not drained within {_DRAIN_S:.0f} s: {left}")
+        for each in disobedient:
+            verdict.say("unexpected", f"{each} did not end within 20 s of SIGTERM")
+        for member in fleet.members:
+            if 99 in member.exits:
+                raise RuntimeError(f"the plant could not be planted:\n{member.tail()}")
+        exits = {member.name: dict(Counter(member.exits)) for member in fleet.members if member.exits}
+        _say(f"seed {seed}: {json.dumps(verdict.facts)}")
+        _say(f"seed {seed}: hit {dict(sorted(trouble.done.items()))}; ended by themselves {exits}")
+        _say(
+            f"seed {seed}: told in {told - began:.0f} s, drained {drained - told:.0f} s later, "
+            f"judged in {time.monotonic() - drained:.0f} s; {json.dumps(verdict.counts)}"
+        )
+        return verdict, len(ledger.sent), trouble.done.total()
+    finally:
+        await asyncio.to_thread(kafka.kill)
+        await asyncio.to_thread(postgres.start)
+        if plant is None and "verdict" in locals() and not any(verdict.counts.values()):
+            await asyncio.to_thread(postgres.drop_database, name)
+
+
+def _some_trusts(rng: random.Random, schemas: Path) -> Directory:
+    """Four or five of the trusts, copied: fewer topics, so that Kafka is back sooner."""
+    everybody = sorted(each.name for each in (ROOT / "schemas" / "trusts").iterdir() if each.is_dir())
+    for ods in rng.sample(everybody, rng.choice([4, 5])):
+        shutil.copytree(ROOT / "schemas" / "trusts" / ods, schemas / "trusts" / ods)
+    return load_directory(schemas)
+
+
+def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[str, str]:
+    return {
+        "database_url": database_url,
+        "kafka_bootstrap_servers": bootstrap_servers,
+        "schemas_dir": str(schemas),
+        "topic_partitions": "3",
+        "session_timeout_s": f"{_SESSION_TIMEOUT_S}",
+        "batch_messages_max": "20",
+        "watchdog_s": "25",
+        "dispatch_batch_max": "20",
+        "dispatch_lease_s": f"{_LEASE_S}",
+        "dispatch_backoff_s": "0.2",
+        "dispatch_backoff_max_s": "2",
+        "log_format": "json",
+    }
+
+
+def _members(
+    rng: random.Random, settings: Mapping[str, str], plant: str | None, folder: Path
+) -> list[Member]:
+    """Two workers, with names of their own in the group or without; one or two dispatchers."""
+    named = rng.random() < 0.5
+    members = []
+    for n in (1, 2):
+        more = {"worker_instance": f"worker-{n}"} if named else {}
+        env = environment({**settings, **more}, plant)
+        members.append(Member(f"worker-{n}", "worker", hub_command("worker"), env, folder))
+    for n in range(1, rng.choice([1, 2]) + 1):
+        env = environment(settings, plant)
+        members.append(Member(f"dispatcher-{n}", "dispatcher", hub_command("dispatcher"), env, folder))
+    return members
+
+
+def _drop_guard(url: str) -> None:
+    """The plant `no-position-check` without the table's last line of defence, so that its effect can be seen."""
+    execute(
+        url,
+        "do $$ declare guard text; begin select conname into strict guard from pg_constraint where contype = 'u'"
+        " and conrelid = 'message'::regclass and pg_get_constraintdef(oid) like '%partition%';"
+        " execute format('alter table message drop constraint %I', guard); end $$",
+    )
+
+
+async def _drain(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:
+    """Wait until nothing is left to do, twice in a row; what is left if that takes too long."""
+    deadline = time.monotonic() + _DRAIN_S
+    well, left = 0, "nothing was looked at"
+    while well < 2 and time.monotonic() < deadline:
+        try:
+            left = await checker.drained(ledger, dsn, bootstrap_servers)
+        except Exception as error:
+            left = repr(error)
+        well = 0 if left else well + 1
+        await asyncio.sleep(0.3)
+    return left
+
+
+def _show(verdict: checker.Verdict) -> None:
+    for kind, sentences in verdict.found.items():
+        for sentence in sentences[:_SHOWN]:
+            _say(f"  {kind}: {sentence}")
+        if len(sentences) > _SHOWN:
+            _say(f"  {kind}: … and {len(sentences) - _SHOWN} more")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=1, help="the first seed; the others follow it")
+    parser.add_argument("--transfers", type=int, default=100, help="transfers of one seed")
+    parser.add_argument("--plant", choices=sorted(FOUND_AS), help="plant this bug; status 0 if it is found")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep logs, topics and databases of good seeds too"
+    )
+    return parser.parse_args()
+
+
+async def _main(arguments: argparse.Namespace) -> int:
+    tally = Tally()
+    with PostgresServer() as postgres:
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
+            folder = Path(tempfile.mkdtemp(prefix=f"hub-chaos-{seed}-"))
+            verdict, events, kills = await run_seed(
+                seed, arguments.transfers, arguments.plant, postgres, folder
+            )
+            tally.seeds += 1
+            tally.events += events
+            tally.kills += kills
+            tally.counts.update(verdict.counts)
+            _show(verdict)
+            bad = any(verdict.counts.values())
+            if not arguments.keep and (arguments.plant or not bad):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif bad:
+                _say(f"seed {seed}: the logs are in {folder}")
+            if arguments.plant and all(tally.counts[kind] for kind in FOUND_AS[arguments.plant]):
+                break
+    if arguments.plant:
+        caught = all(tally.counts[kind] for kind in FOUND_AS[arguments.plant])
+        _say(f"the plant {arguments.plant} was {'found' if caught else 'NOT found'}")
+        _say(tally.line(arguments.plant))
+        return 0 if caught else 1
+    _say(tally.line(None))
+    return 1 if tally.counts.total() else 0
+
+
+def main() -> int:
+    arguments = _arguments()
+    if sentences := missing():
+        _say("; ".join(sentences))
+        return 2
+    # Ctrl-C and SIGTERM unwind, so that servers and processes end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return asyncio.run(_main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

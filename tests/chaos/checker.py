@@ -1,0 +1,608 @@
+"""THE JUDGE: compares what was sent with what lies in Kafka and in the database, by plain means.
+
+Imports nothing of `hub`: topics are read with librdkafka (the hub uses aiokafka), tables with plain SQL. What a
+table or a header is called is part of what is judged.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from tests.chaos.ledger import Ledger, Sent
+
+KINDS = (
+    "lost",
+    "duplicate_effects",
+    "wire_duplicates",
+    "order_violations",
+    "misrouted",
+    "without_audit",
+    "unexpected",
+)
+"""What can be found. `unexpected`: a disposition or a story's end other than it must be, an open incident, a brake."""
+
+_READ_PATIENCE_S = 60.0
+_OUTCOME_ENTRY = {
+    "accepted": "msg-normalised",
+    "duplicate": "msg-duplicate",
+    "conflict": "msg-conflict",
+    "quarantined": "msg-quarantined",
+    "rejected": "msg-rejected",
+}
+_EVENT_TYPE_OF_STEP = {
+    "request": "transfer.requested",
+    "update": "transfer.updated",
+    "cancel": "transfer.cancelled",
+    "receive": "transfer.received",
+    "accept": "transfer.accepted",
+    "reject": "transfer.rejected",
+    "allocate-bed": "transfer.bed.allocated",
+    "depart": "transfer.departed",
+    "admit": "transfer.completed",
+}
+
+Place = tuple[str, int, int]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One committed record of a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    headers: Mapping[str, str]
+    sha256: str
+    body: bytes
+
+    @property
+    def place(self) -> Place:
+        return (self.topic, self.partition, self.offset)
+
+    @property
+    def seq(self) -> int:
+        return int(self.headers.get("outbox-seq", "-1"))
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}@{self.offset}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found, kind by kind, each with a sentence."""
+
+    found: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, kind: str, sentence: str) -> None:
+        self.found[kind].append(sentence)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {kind: len(sentences) for kind, sentences in self.found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The database as it is, whole."""
+
+    messages: Sequence[Row]
+    events: Sequence[Row]
+    transfers: Sequence[Row]
+    identifiers: Sequence[Row]
+    history: Sequence[Row]
+    outbox: Sequence[Row]
+    audit: Sequence[Row]
+    incidents: Sequence[Row]
+    brakes: Sequence[Row]
+
+
+async def check(ledger: Ledger, dsn: str, bootstrap_servers: str) -> Verdict:
+    """Judge one seed; call it when nothing runs any more. `dsn` as asyncpg's."""
+    tables = await load(dsn)
+    events, inboxes, receipts = [
+        await asyncio.to_thread(read_topics, bootstrap_servers, ledger.topics(purpose))
+        for purpose in ("events", "inbox", "receipts")
+    ]
+    verdict = Verdict()
+    _Court(ledger, tables, events, inboxes, receipts, verdict).judge()
+    return verdict
+
+
+async def load(dsn: str) -> Tables:
+    """Every row of every table that matters, in one snapshot."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            fetch = connection.fetch
+            return Tables(
+                messages=await fetch(
+                    'select event_id, trust, topic, partition, "offset", message_id, sha256, disposition, why, detail,'
+                    " first_event_id from message"
+                ),
+                events=await fetch("select event_id, trust, transfer_id, step, event_type from event"),
+                transfers=await fetch("select transfer_id, sender, receiver, state, version from transfer"),
+                identifiers=await fetch("select transfer_id, system, value from transfer_identifier"),
+                history=await fetch(
+                    "select transfer_id, version, event_id, step, to_state from transfer_history"
+                ),
+                outbox=await fetch(
+                    "select seq, receiver, topic, key, event_id, transfer_id, state, sent_partition, sent_offset,"
+                    " last_error from outbox"
+                ),
+                audit=await fetch(
+                    "select entry, code, event_id, transfer_id, counterpart, detail::text from audit_entry"
+                ),
+                incidents=await fetch("select kind, subject, detail::text from incident"),
+                brakes=await fetch("select trust, why from brake where pulled"),
+            )
+    finally:
+        await connection.close()
+
+
+def read_topics(bootstrap_servers: str, topics: Sequence[str]) -> list[Record]:
+    """All committed records of these topics. Raises RuntimeError when their ends are not reached in a minute."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "chaos-checker",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+    records: list[Record] = []
+    try:
+        known = consumer.list_topics(timeout=20).topics
+        wanted = [TopicPartition(topic, part, 0) for topic in topics for part in known[topic].partitions]
+        consumer.assign(wanted)
+        open_parts = {(each.topic, each.partition) for each in wanted}
+        deadline = time.monotonic() + _READ_PATIENCE_S
+        while open_parts:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the checker could not read {sorted(open_parts)} to the end")
+            for message in consumer.consume(500, timeout=0.5):
+                error = message.error()
+                if error is None:
+                    records.append(_record(message))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    open_parts.discard((message.topic(), message.partition()))
+                else:
+                    raise KafkaException(error)
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda record: record.place)
+
+
+def _record(message: Any) -> Record:
+    value = message.value() or b""
+    headers = {name: (text or b"").decode(errors="replace") for name, text in message.headers() or ()}
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        (message.key() or b"").decode(errors="replace"),
+        headers,
+        hashlib.sha256(value).hexdigest(),
+        value,
+    )
+
+
+def _place(row: Row) -> Place:
+    return (row["topic"], row["partition"], row["offset"])
+
+
+def _where(place: Place) -> str:
+    return f"{place[0]}/{place[1]}@{place[2]}"
+
+
+def _repeats(values: Iterable[Any]) -> dict[Any, int]:
+    return {value: count for value, count in Counter(values).items() if count > 1}
+
+
+class _Court:
+    """One seed's evidence."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tables: Tables,
+        events: Sequence[Record],
+        inboxes: Sequence[Record],
+        receipts: Sequence[Record],
+        verdict: Verdict,
+    ) -> None:
+        self.ledger, self.t, self.verdict = ledger, tables, verdict
+        self.events, self.inboxes, self.receipts = events, inboxes, receipts
+        self.say = verdict.say
+        self.rows_at: dict[Place, list[Row]] = defaultdict(list)
+        for row in tables.messages:
+            self.rows_at[_place(row)].append(row)
+        self.message = {row["event_id"]: row for row in tables.messages}
+        self.event = {row["event_id"]: row for row in tables.events}
+        self.transfer = {row["transfer_id"]: row for row in tables.transfers}
+        self.sent_at = {each.place: each for each in ledger.sent}
+        self.audit_of: dict[str, list[Row]] = defaultdict(list)
+        for row in tables.audit:
+            if row["event_id"]:
+                self.audit_of[row["event_id"]].append(row)
+
+    def judge(self) -> None:
+        self._intake()
+        self._effects()
+        self._outbox()
+        self._expected_news()
+        self._order()
+        self._routing()
+        self._audit()
+        self._stories()
+        dispositions = Counter(row["disposition"] for row in self.t.messages)
+        self.verdict.facts = {
+            "in": len(self.events),
+            **{name: dispositions[name] for name in _OUTCOME_ENTRY},
+            "transfers": len(self.t.transfers),
+            "inbox": len(self.inboxes),
+            "receipts": len(self.receipts),
+            "audit": len(self.t.audit),
+        }
+
+    # -- in
+
+    def _intake(self) -> None:
+        """Each record on an events topic has exactly one row, with its bytes' hash and a disposition that may be."""
+        on_topic = {record.place: record for record in self.events}
+        for each in self.ledger.sent:
+            if each.place not in on_topic:
+                self.say(
+                    "lost", f"{_where(each.place)} was acknowledged and is not on its topic ({each.what})"
+                )
+        for record in self.events:
+            rows = self.rows_at.get(record.place, [])
+            sent = self.sent_at.get(record.place)
+            what = f"{sent.what}, {sent.story}" if sent else "an attempt that was not acknowledged"
+            if not rows:
+                self.say("lost", f"{record} has no message row ({what})")
+            if len(rows) > 1:
+                self.say("duplicate_effects", f"{record} has {len(rows)} message rows ({what})")
+            for row in rows:
+                if row["sha256"] != record.sha256:
+                    self.say("lost", f"{record}: the row's sha256 is not the record's ({what})")
+                if row["disposition"] not in _OUTCOME_ENTRY:
+                    self.say("unexpected", f"{record}: disposition {row['disposition']!r}")
+                if sent and sent.expected and row["disposition"] not in sent.expected:
+                    said = f"{row['disposition']} ({row['why']}, {row['detail']})"
+                    self.say(
+                        "unexpected",
+                        f"{record}, {what}: {said}; it must be {' or '.join(sorted(sent.expected))}",
+                    )
+        for place in self.rows_at.keys() - on_topic.keys():
+            self.say("duplicate_effects", f"{_where(place)} has a message row and no record")
+        by_id: dict[tuple[str, str], list[Sent]] = defaultdict(list)
+        for each in self.ledger.sent:
+            by_id[(each.trust, each.message_id)].append(each)
+        accepted = Counter(
+            (row["trust"], row["message_id"]) for row in self.t.messages if row["disposition"] == "accepted"
+        )
+        for key, several in by_id.items():
+            if any("accepted" in each.expected for each in several) and not accepted[key]:
+                rows = [row for each in several for row in self.rows_at.get(each.place, [])]
+                if rows and all(row["disposition"] in {"duplicate", "conflict"} for row in rows):
+                    self.say(
+                        "lost",
+                        f"{several[0].what}, {several[0].story}: only repetitions were taken in, no first",
+                    )
+
+    # -- once
+
+    def _effects(self) -> None:
+        """One effect for one message."""
+        accepted = [row for row in self.t.messages if row["disposition"] == "accepted"]
+        for (trust, message_id), count in _repeats(
+            (row["trust"], row["message_id"]) for row in accepted
+        ).items():
+            self.say("duplicate_effects", f"{trust}'s message {message_id} was accepted {count} times")
+        for event_id in {row["event_id"] for row in accepted} - self.event.keys():
+            self.say("lost", f"{_where(_place(self.message[event_id]))} was accepted and has no event")
+        for event_id in self.event.keys() - {row["event_id"] for row in accepted}:
+            self.say("duplicate_effects", f"event {event_id} has no accepted message")
+        for (system, value), count in _repeats(
+            (row["system"], row["value"]) for row in self.t.identifiers
+        ).items():
+            self.say("duplicate_effects", f"request {value} of {system} made {count} transfers")
+        for event_id, count in _repeats(row["event_id"] for row in self.t.history).items():
+            self.say("duplicate_effects", f"event {event_id} stands {count} times in the transfers' history")
+        steps = {row["event_id"] for row in self.t.events if row["step"]}
+        for event_id in steps ^ {row["event_id"] for row in self.t.history}:
+            self.say(
+                "lost",
+                f"event {event_id} is a step in one of event and transfer_history, and not in the other",
+            )
+        for records, what in ((self.inboxes, "news"), (self.receipts, "receipts")):
+            seqs: dict[str, set[int]] = defaultdict(set)
+            for record in records:
+                seqs[record.headers.get("event-id", "")].add(record.seq)
+            for event_id, of_event in seqs.items():
+                if len(of_event) > 1:
+                    self.say(
+                        "duplicate_effects",
+                        f"{what} of event {event_id} went out as {len(of_event)} outbox rows",
+                    )
+        versions: dict[str, list[int]] = defaultdict(list)
+        for row in self.t.history:
+            versions[row["transfer_id"]].append(row["version"])
+        for transfer_id, found in versions.items():
+            if sorted(found) != list(range(1, len(found) + 1)) or self.transfer[transfer_id][
+                "version"
+            ] != len(found):
+                self.say("lost", f"transfer {transfer_id} has the versions {sorted(found)}")
+
+    # -- out
+
+    def _outbox(self) -> None:
+        """Each outbox row lies on its topic once, where the row says; and nothing else lies there."""
+        wire: dict[int, list[Record]] = defaultdict(list)
+        for record in (*self.inboxes, *self.receipts):
+            wire[record.seq].append(record)
+        known = {row["seq"]: row for row in self.t.outbox}
+        for seq, records in wire.items():
+            if len(records) > 1:
+                self.say("wire_duplicates", f"outbox-seq {seq} lies at {', '.join(map(str, records))}")
+            if seq not in known:
+                self.say("misrouted", f"{records[0]} has outbox-seq {seq}, which the outbox does not know")
+        for seq, row in known.items():
+            records = wire.get(seq, [])
+            place = (row["topic"], row["sent_partition"], row["sent_offset"])
+            if not records:
+                self.say(
+                    "lost",
+                    f"outbox row {seq} for {row['topic']} is {row['state']} and not on the wire ({row['last_error']})",
+                )
+            elif row["state"] != "sent":
+                self.say(
+                    "lost", f"outbox row {seq} for {row['topic']} is on the wire and still {row['state']}"
+                )
+            elif place not in {record.place for record in records}:
+                self.say(
+                    "unexpected",
+                    f"outbox row {seq} lies at {records[0]}, not where it says ({_where(place)})",
+                )
+            for record in records:
+                if record.topic != row["topic"] or record.headers.get("event-id") != row["event_id"]:
+                    self.say(
+                        "misrouted",
+                        f"{record} is not outbox row {seq} of event {row['event_id']} for {row['topic']}",
+                    )
+        told = {record.headers.get("event-id") for record in self.receipts}
+        for event_id, row in self.message.items():
+            if event_id not in told:
+                self.say("lost", f"{_where(_place(row))} ({row['disposition']}) has no receipt on the wire")
+
+    def _expected_news(self) -> None:
+        """What a message must cause at the other hospital is there, and what it must not cause is not."""
+        told: dict[str, list[Record]] = defaultdict(list)
+        for record in self.inboxes:
+            told[record.headers.get("event-id", "")].append(record)
+        first: dict[tuple[str, str], Row] = {
+            (row["trust"], row["message_id"]): row
+            for row in self.t.messages
+            if row["disposition"] == "accepted"
+        }
+        for each in self.ledger.sent:
+            if "accepted" not in each.expected or each.news == "?":
+                continue
+            row = first.get((each.trust, each.message_id))
+            records = told.get(row["event_id"], []) if row is not None else []
+            if each.news is None:
+                for record in records:
+                    self.say(
+                        "unexpected",
+                        f"{record}: news of {each.what}, {each.story}, which is nobody else's business",
+                    )
+                continue
+            topic = self.ledger.topic(each.news_to or "", "inbox")
+            if not any(r.topic == topic and r.headers.get("event-type") == each.news for r in records):
+                self.say("lost", f"{each.what}, {each.story}: {each.news} is not on {topic}")
+
+    # -- in order
+
+    def _order(self) -> None:
+        """Per key as the outbox numbered it; per transfer by version; per partition as it was sent."""
+        version = {row["event_id"]: row["version"] for row in self.t.history}
+        last_of_key: dict[tuple[str, str], Record] = {}
+        last_of_transfer: dict[tuple[str, str], Record] = {}
+        for record in sorted((*self.inboxes, *self.receipts), key=lambda r: (r.topic, r.partition, r.offset)):
+            key = (record.topic, record.key)
+            before = last_of_key.get(key)
+            if before is not None and before.seq > record.seq:
+                self.say(
+                    "order_violations",
+                    f"{record} (outbox-seq {record.seq}) stands behind {before} ({before.seq}), same key",
+                )
+            if before is not None and before.partition != record.partition:
+                self.say(
+                    "order_violations", f"{record} and {before} have the same key and are in two partitions"
+                )
+            last_of_key[key] = record
+            transfer_id = record.headers.get("transfer-id")
+            if transfer_id:
+                former = last_of_transfer.get((record.topic, transfer_id))
+                event_id = record.headers.get("event-id", "")
+                if former is not None:
+                    old, new = version.get(former.headers.get("event-id", ""), 0), version.get(event_id, 0)
+                    if old > new:
+                        self.say("order_violations", f"{record} tells version {new} behind version {old}")
+                last_of_transfer[(record.topic, transfer_id)] = record
+        receipts = {
+            row["event_id"]: row["seq"] for row in self.t.outbox if row["topic"].endswith(".receipts")
+        }
+        reached: dict[tuple[str, int], tuple[int, Place]] = {}
+        for row in sorted(self.t.messages, key=_place):
+            seq, part = receipts.get(row["event_id"], 0), (row["topic"], row["partition"])
+            if part in reached and reached[part][0] > seq > 0:
+                self.say(
+                    "order_violations",
+                    f"{_where(_place(row))} was taken in before {_where(reached[part][1])}",
+                )
+            reached[part] = (max(seq, reached.get(part, (0,))[0]), _place(row))
+
+    # -- to the right hospital
+
+    def _routing(self) -> None:
+        for record in self.inboxes:
+            me = record.topic.split(".")[1].upper()
+            source = record.headers.get("source-ods", "")
+            row = self.message.get(record.headers.get("event-id", ""))
+            event = self.event.get(record.headers.get("event-id", ""))
+            transfer = self.transfer.get(record.headers.get("transfer-id", ""))
+            if row is None or event is None or transfer is None:
+                self.say("misrouted", f"{record} tells of an event or transfer that does not exist")
+                continue
+            parties = {transfer["sender"], transfer["receiver"]}
+            if me not in parties:
+                self.say("misrouted", f"{record}: {me} has no part in transfer {transfer['transfer_id']}")
+            if source == me or source != row["trust"] or source not in parties:
+                self.say("misrouted", f"{record}: news from {source!r} of a message of {row['trust']}")
+            if event["transfer_id"] != transfer["transfer_id"]:
+                self.say("misrouted", f"{record}: its event belongs to another transfer")
+            if record.headers.get("event-type") != _EVENT_TYPE_OF_STEP.get(event["step"] or ""):
+                self.say(
+                    "misrouted",
+                    f"{record} says {record.headers.get('event-type')} of the step {event['step']}",
+                )
+            # Not by the hub's word alone: what we sent, and whose story that was.
+            sent = self.sent_at.get(_place(row))
+            story = self.ledger.stories.get(sent.story) if sent else None
+            if sent and (story is None or {me, source} != {story.sender, story.receiver}):
+                self.say("misrouted", f"{record}: {sent.what}, {sent.story}, is none of {me}'s business")
+        for record in self.receipts:
+            me = record.topic.split(".")[1].upper()
+            row = self.message.get(record.headers.get("event-id", ""))
+            if row is None or row["trust"] != me or row["topic"] != self.ledger.topic(me, "events"):
+                self.say("misrouted", f"{record} is a receipt for a message that {me} did not send")
+            elif record.headers.get("x-request-id") != row["message_id"]:
+                self.say("misrouted", f"{record} names another message than {row['message_id']}")
+
+    # -- in the book
+
+    def _audit(self) -> None:
+        for event_id, row in self.message.items():
+            codes = Counter(entry["code"] for entry in self.audit_of[event_id])
+            at = _where(_place(row))
+            needed = ["msg-received", _OUTCOME_ENTRY.get(row["disposition"], "?")]
+            event = self.event.get(event_id)
+            if event is not None and event["step"]:
+                needed.append(
+                    "transfer-created"
+                    if event["step"] == "request" and self._opened(event)
+                    else "transfer-moved"
+                )
+            for code in needed:
+                if not codes[code]:
+                    self.say("without_audit", f"{at} ({row['disposition']}) has no entry {code}")
+            for code in (
+                "msg-received",
+                *_OUTCOME_ENTRY.values(),
+                "transfer-created",
+                "transfer-moved",
+                "routed",
+            ):
+                if codes[code] > (code in needed or code == "routed"):
+                    self.say(
+                        "duplicate_effects", f"{at} ({row['disposition']}) has {codes[code]} entries {code}"
+                    )
+        routed: dict[str, list[Row]] = defaultdict(list)
+        for row in self.t.outbox:
+            if row["transfer_id"]:
+                routed[row["event_id"]].append(row)
+        for event_id, rows in routed.items():
+            found = [
+                route
+                for entry in self.audit_of[event_id]
+                if entry["code"] == "routed"
+                for route in json.loads(entry["detail"])["routes"]
+            ]
+            for row in rows:
+                if {"to": row["receiver"], "topic": row["topic"]} not in found:
+                    self.say(
+                        "without_audit", f"outbox row {row['seq']} for {row['topic']} has no entry routed"
+                    )
+        delivered = Counter(
+            json.loads(entry["detail"]).get("seq")
+            for entry in self.t.audit
+            if entry["code"] == "delivery-sent"
+        )
+        for row in self.t.outbox:
+            if row["state"] == "sent" and delivered[row["seq"]] == 0:
+                self.say(
+                    "without_audit",
+                    f"outbox row {row['seq']} for {row['topic']} was sent and has no entry delivery-sent",
+                )
+            if delivered[row["seq"]] > 1:
+                self.say(
+                    "duplicate_effects",
+                    f"outbox row {row['seq']} has {delivered[row['seq']]} entries delivery-sent",
+                )
+
+    def _opened(self, event: Row) -> bool:
+        return any(row["event_id"] == event["event_id"] and row["version"] == 1 for row in self.t.history)
+
+    # -- to the right end
+
+    def _stories(self) -> None:
+        of_request = {row["value"]: self.transfer.get(row["transfer_id"]) for row in self.t.identifiers}
+        asked = {each.story for each in self.ledger.sent if each.what == "request"}
+        for number, story in self.ledger.stories.items():
+            transfer = of_request.get(number)
+            if not story.finished:
+                self.say("unexpected", f"{number} did not come to its end: waited for {story.waited_for}")
+            elif transfer is None:
+                self.say("lost", f"{number}: there is no transfer")
+            elif transfer["state"] != story.final_state:
+                self.say("unexpected", f"{number} is {transfer['state']}; it must be {story.final_state}")
+            if transfer is not None and (transfer["sender"], transfer["receiver"]) != (
+                story.sender,
+                story.receiver,
+            ):
+                self.say("misrouted", f"{number} is between {transfer['sender']} and {transfer['receiver']}")
+        for number in of_request.keys() - asked - self.ledger.stories.keys():
+            self.say("duplicate_effects", f"request {number} was never sent and has a transfer")
+        for row in self.t.incidents:
+            self.say("unexpected", f"incident {row['kind']} of {row['subject']}: {row['detail']}")
+        for row in self.t.brakes:
+            self.say("unexpected", f"the brake of {row['trust']} is pulled: {row['why']}")
+
+
+async def drained(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:
+    """ "" when everything on the events topics was taken in and everything of the outbox was sent; else what is left."""
+    connection = await asyncpg.connect(dsn, timeout=5)
+    try:
+        pending = await connection.fetchval("select count(*) from outbox where state <> 'sent'")
+        positions = {
+            (row["topic"], row["partition"]): row["next_offset"]
+            for row in await connection.fetch("select topic, partition, next_offset from position")
+        }
+    finally:
+        await connection.close()
+    ends: dict[tuple[str, int], int] = {}
+    for each in ledger.sent:
+        part = (each.topic, each.partition)
+        ends[part] = max(ends.get(part, 0), each.offset + 1)
+    behind = {
+        f"{topic}/{part}": f"{positions.get((topic, part), 0)} of {end}"
+        for (topic, part), end in ends.items()
+        if positions.get((topic, part), 0) < end
+    }
+    left = [f"{pending} outbox rows"] if pending else []
+    return "; ".join([*left, *(f"{name} at {at}" for name, at in sorted(behind.items()))])

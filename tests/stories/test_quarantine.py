@@ -1,0 +1,186 @@
+"""Messages that wait: seen, mended, run again; and the brake for a trust of which everything waits."""
+
+import pytest
+
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, THISTLEWICK
+from hub.domain.rejection import Disposition
+from hub.journey import decide as journey_decide
+from hub.store import queries
+from hub.store import tables as t
+from hub.store.unit_of_work import NotQuarantinedError
+
+
+def ask(torbay, patient=MARSHWIGGLE, number="TR-1"):
+    return torbay.epr.asks_to_transfer(
+        patient, to="RH8", request_number=number, encounter_number=f"V-{number}", at=torbay.hub.clock()
+    )
+
+
+@pytest.fixture
+def not_yet_joined(hub):
+    """Exeter joins in the middle of the story."""
+    hub.mend(trusts=["RA9", "RK9"])
+    return hub
+
+
+async def test_what_waits_is_listed_with_who_mends_it_and_without_content(not_yet_joined, torbay, plymouth):
+    hub = not_yet_joined
+    outcome = await torbay.send(ask(torbay))
+    await plymouth.send(b"no")
+    listed = await queries.quarantined(hub.engine, trust="RA9")
+    shown, raw = await queries.message(hub.engine, outcome.event_id)
+
+    assert [(r["event_id"], r["why"], r["owner"], r["retries"]) for r in listed] == [
+        (outcome.event_id, "receiver-unknown", "hub team", 0)
+    ]
+    assert [r["trust"] for r in await queries.quarantined(hub.engine, why="not-json")] == ["RK9"]
+    assert "Marshwiggle" not in str(listed) + str(shown)
+    assert (raw, shown["at"]) == (ask(torbay).body, "MessageHeader.destination.receiver")
+    assert "wait until it has joined" in shown["advice"]
+
+
+async def test_a_retry_after_the_mend_runs_the_same_bytes_and_delivers_once(not_yet_joined, torbay):
+    hub = not_yet_joined
+    waiting = await torbay.send(ask(torbay))
+    assert waiting.why == "receiver-unknown"
+    hub.clock.later(hours=2)
+    hub.mend(trusts=["RA9", "RH8", "RK9"])
+    effects = await hub.unit.retry(waiting.event_id, operator="ops-1")
+
+    assert effects.disposition is Disposition.ACCEPTED
+    assert effects.received.raw == ask_bytes(torbay, waiting)
+    now = await hub.outcome(waiting.event_id)
+    assert (str(now), now.row["retries"], now.row["retried_at"]) == ("accepted", 1, hub.clock())
+    assert await hub.told("RH8") == ["transfer.requested"]
+    assert await hub.states(now.transfer_id) == ["requested"]
+    replayed = (await hub.audit(code="msg-replayed"))[0]
+    assert replayed["detail"] == {"operator": "ops-1", "disposition": "accepted"}
+    assert await queries.quarantined(hub.engine) == []
+    with pytest.raises(NotQuarantinedError):
+        await hub.unit.retry(waiting.event_id, operator="ops-1")
+    assert await hub.told("RH8") == ["transfer.requested"]
+    again = await torbay.send(ask_at(torbay, waiting))
+    assert again.disposition == "duplicate"
+    assert again.receipt.headers["disposition"] == "duplicate"
+
+
+def ask_at(torbay, waiting):
+    return torbay.epr.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-TR-1", at=waiting.row["received_at"]
+    )
+
+
+def ask_bytes(torbay, waiting):
+    return ask_at(torbay, waiting).body
+
+
+async def test_a_retry_before_the_mend_waits_on(not_yet_joined, torbay):
+    hub = not_yet_joined
+    waiting = await torbay.send(ask(torbay))
+    effects = await hub.unit.retry(waiting.event_id, operator="ops-1")
+
+    assert (effects.disposition, effects.rejection.why) == ("quarantined", "receiver-unknown")
+    assert [r["retries"] for r in await queries.quarantined(hub.engine)] == [1]
+
+
+@pytest.mark.parametrize("what", ["accepted", "rejected", "duplicate", "unknown"])
+async def test_a_retry_of_anything_else_fails_and_changes_nothing(hub, torbay, what):
+    asked = await torbay.send(ask(torbay))
+    again = await torbay.send(ask(torbay))
+    refused = await torbay.answers(MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1")
+    assert refused.disposition == "rejected"
+    event_id = {
+        "accepted": asked.event_id,
+        "rejected": refused.event_id,
+        "duplicate": again.event_id,
+        "unknown": "none",
+    }
+    before = await hub.counts()
+
+    with pytest.raises(NotQuarantinedError):
+        await hub.unit.retry(event_id[what], operator="ops-1")
+    assert await hub.counts() == before
+
+
+@pytest.mark.parametrize("step", ["normalise", "advance"])
+async def test_a_bug_in_a_step_of_ours_quarantines_that_message_only(hub, torbay, monkeypatch, step):
+    """The exception quotes the patient; nothing that is kept or said does (see conftest)."""
+    right = getattr(journey_decide, step)
+
+    def wrong(first, *rest):
+        raw = first.raw if step == "normalise" else first.received.raw
+        if QUILLFEATHER.nhs_number.encode() in raw:
+            raise KeyError(f"{QUILLFEATHER.family} {QUILLFEATHER.nhs_number}")
+        return right(first, *rest)
+
+    people = (MARSHWIGGLE, QUILLFEATHER, THISTLEWICK)
+    records = [torbay.record(ask(torbay, p, f"TR-{n}")) for n, p in enumerate(people)]
+    with monkeypatch.context() as patched:
+        patched.setattr(journey_decide, step, wrong)
+        await hub.take(records)
+    outcomes = [await hub.outcome(record.event_id) for record in records]
+
+    assert [str(o) for o in outcomes] == ["accepted", "quarantined: hub-fault at ", "accepted"] or [
+        (o.disposition, o.why) for o in outcomes
+    ] == [("accepted", None), ("quarantined", "hub-fault"), ("accepted", None)]
+    assert outcomes[1].detail.startswith("KeyError at test_quarantine.py:")
+    assert await hub.told("RH8") == ["transfer.requested"] * 2
+    await hub.unit.retry(outcomes[1].event_id, operator="ops-1")
+    assert await hub.told("RH8") == ["transfer.requested"] * 3
+
+
+async def test_the_brake_pauses_one_trust_at_the_first_message_not_taken(hub, torbay, plymouth):
+    hub.mend(in_a_row_max=3)
+    bad = [torbay.record(b"no %d" % n) for n in range(5)]
+    others = [plymouth.record(b"no"), plymouth.record(ask_elsewhere(plymouth))]
+    taken = await hub.take([bad[0], others[0], *bad[1:], others[1]])
+
+    assert taken.braked == {"RA9"}
+    assert taken.dispositions == {Disposition.QUARANTINED: 4, Disposition.ACCEPTED: 1}
+    assert await hub.position("RA9") == taken.positions[bad[0].position.topic, 0] == 3
+    assert await hub.position("RK9") == 2
+    pulled = (await hub.audit(code="brake-pulled"))[0]
+    assert (pulled["trust"], pulled["outcome"], pulled["detail"]) == (
+        "RA9",
+        8,
+        {"in_a_row": 3, "why": "not-json"},
+    )
+
+    # While it is on, nothing of this trust is taken, good or bad, and the position stays.
+    before = await hub.counts()
+    again = await hub.take(bad[3:], next_after={(bad[0].position.topic, 0): 5})
+    assert (again.braked, again.dispositions) == ({"RA9"}, {})
+    assert await hub.position("RA9") == 3
+    assert await hub.counts() == before
+
+    await queries.release_brake(hub.engine, "RA9", "feed repaired", hub.clock())
+    assert (await hub.audit(code="brake-released"))[0]["detail"] == {"because": "feed repaired"}
+    on = await hub.take([*bad[3:], torbay.record(ask(torbay))])
+    assert (on.braked, sum(on.dispositions.values())) == (frozenset(), 3)
+    assert await hub.position("RA9") == 6
+    assert (await hub.rows(t.brake, t.brake.c.trust == "RA9"))[0]["in_a_row"] == 0
+    with pytest.raises(queries.NotFoundError):
+        await queries.release_brake(hub.engine, "RA9", "again", hub.clock())
+
+
+def ask_elsewhere(plymouth):
+    return plymouth.epr.asks_to_transfer(
+        THISTLEWICK, to="RH8", request_number="TR-P", encounter_number="V-P", at=plymouth.hub.clock()
+    )
+
+
+async def test_a_good_message_between_bad_ones_keeps_the_brake_off(hub, torbay):
+    hub.mend(in_a_row_max=3)
+    for n in range(4):
+        await torbay.send(b"no %d" % n)
+        await torbay.send(b"nor %d" % n)
+        assert (await torbay.send(ask(torbay, number=f"TR-{n}"))).disposition == "accepted"
+    assert (await hub.rows(t.brake))[0]["pulled"] is False
+    assert await hub.audit(code="brake-pulled") == []
+
+
+async def test_the_brake_counts_over_batches(hub, torbay):
+    hub.mend(in_a_row_max=3)
+    for n in range(3):
+        await torbay.send(b"no %d" % n)
+    assert [row["pulled"] for row in await queries.brakes(hub.engine)] == [True]
