@@ -4,6 +4,7 @@ Works against any broker. Nothing here joins a consumer group, so watching takes
 """
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ from hub.destinations.kafka import KafkaAccess
 from hub.domain.rejection import Disposition
 from hub.domain.trust import Directory, TrustProfile
 from hub.fhir import headers
+
+# What the client library writes about a broker that is away is said by the command line, in one line.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 ACCEPTED, REFUSED, NO_RECEIPT = 0, 1, 3
 """Exit codes of `send_file`."""

@@ -99,4 +99,7 @@ def instant(text: object) -> datetime | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except OverflowError:  # hours from the calendar's first or last day: no clock can mean that, so the offset is no matter
+        return moment.replace(tzinfo=UTC)

@@ -46,7 +46,8 @@ def _parse(raw: bytes, limits: Limits) -> Any:
     try:
         tree = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        if "recursion" in error.msg.lower():
+        # orjson's own limit is 1,024 levels; its words changed between versions.
+        if "recursion" in error.msg.lower() or "depth" in error.msg.lower():
             return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
         return Rejection(
             Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg)

@@ -12,13 +12,17 @@ from itertools import groupby
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
+    BigInteger,
     ColumnElement,
     Row,
     Select,
     and_,
+    any_,
     bindparam,
     func,
     insert,
+    literal,
     literal_column,
     or_,
     select,
@@ -82,6 +86,15 @@ def _chunks(values: Sequence[int]) -> Iterable[Sequence[int]]:
     return (values[at : at + _IN_MAX] for at in range(0, len(values), _IN_MAX))
 
 
+def _numbered(seqs: Sequence[int], connection: AsyncConnection) -> ColumnElement[bool]:
+    """The rows with these numbers; as one array parameter on PostgreSQL, so that a batch of any size is the same
+    statement and is prepared once.
+    """
+    if connection.dialect.name == "postgresql":
+        return outbox.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
+    return outbox.c.seq.in_(seqs)
+
+
 async def pending(
     store: Store, receiver: str, limit: int, now: datetime, *, without_topics: Iterable[str] = ()
 ) -> list[Outgoing]:
@@ -123,7 +136,7 @@ async def pending(
             return []
         rows: list[Row[Any]] = []
         for some in _chunks(seqs):
-            rows.extend((await connection.execute(_whole().where(outbox.c.seq.in_(some), _PENDING))).all())
+            rows.extend((await connection.execute(_whole().where(_numbered(some, connection), _PENDING))).all())
     return [Outgoing(*tuple(row)) for row in sorted(rows, key=lambda row: row.seq)]
 
 
@@ -132,8 +145,7 @@ def _whole() -> Select[Any]:
     return select(c.seq, c.receiver, c.topic, c.key, c.headers, c.payload, c.event_id, c.attempts)
 
 
-async def receivers_with_pending(store: Store) -> list[str]:
-    """Who has rows that wait, due or not. One index probe per receiver, however long the queue is."""
+def _receivers_with_pending() -> Select[Any]:
     first = select(func.min(outbox.c.receiver).label("receiver")).where(_PENDING).cte("found", recursive=True)
     after = (
         select(func.min(outbox.c.receiver))
@@ -141,12 +153,17 @@ async def receivers_with_pending(store: Store) -> list[str]:
         .scalar_subquery()
     )
     found = first.union_all(select(after).where(first.c.receiver.is_not(None)))
+    return select(found.c.receiver).where(found.c.receiver.is_not(None))
+
+
+_RECEIVERS_WITH_PENDING = _receivers_with_pending()
+"""Put together once: it is asked twenty times a second."""
+
+
+async def receivers_with_pending(store: Store) -> list[str]:
+    """Who has rows that wait, due or not. One index probe per receiver, however long the queue is."""
     async with _reading(store) as connection:
-        return list(
-            (
-                await connection.execute(select(found.c.receiver).where(found.c.receiver.is_not(None)))
-            ).scalars()
-        )
+        return list((await connection.execute(_RECEIVERS_WITH_PENDING)).scalars())
 
 
 async def topics_with_pending(store: Store, receiver: str) -> list[str]:
@@ -197,7 +214,7 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
             rows.extend(
                 await connection.execute(
                     select(c.seq, c.receiver, c.topic, c.event_id, c.person_id, c.transfer_id, c.attempts)
-                    .where(c.seq.in_(some), _PENDING)
+                    .where(_numbered(some, connection), _PENDING)
                     .order_by(c.seq)
                     .with_for_update()
                 )

@@ -97,7 +97,7 @@ async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:
         )
     if row is None:
         raise NotFoundError(transfer_id)
-    return dict(row)
+    return _dict(row)
 
 
 async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:
@@ -152,7 +152,7 @@ async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None
         )
     if found is None:
         raise NotFoundError(event_id)
-    row = dict(found)
+    row = _dict(found)
     raw = row.pop("raw")
     row["key"] = row["key"].decode(errors="replace") if row["key"] else None
     return row | advice(row["why"]), unpack(raw) if raw is not None else None
@@ -234,4 +234,9 @@ async def _all(engine: AsyncEngine, query: Select[Any]) -> list[Row]:
 
 
 def _dicts(rows: Sequence[Any]) -> list[Row]:
-    return [dict(row) for row in rows]
+    return [_dict(row) for row in rows]
+
+
+def _dict(row: Any) -> Row:
+    """Names that are reserved words come from SQLAlchemy as a kind of str of its own."""
+    return {str(name): value for name, value in row.items()}

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import orjson
 import psutil
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
 
 from hub.demo.people import check_digit
@@ -41,7 +41,8 @@ BATCH = 200
 """Of the passthrough; the hub's own default."""
 AHEAD = 3000
 """Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
-WARM_UP_S = 6.0
+WARM_UP_S = 8.0
+"""After the first arrival: Java compiles what it meets for the first time."""
 EVENTS_PER_SECOND_MAX = 2000
 """How many messages are built for each second of each measurement."""
 PATIENCE_S = 60.0
@@ -217,7 +218,7 @@ def new_producer(bootstrap_servers: str) -> Producer:
         {
             "bootstrap.servers": bootstrap_servers,
             "acks": "all",
-            "linger.ms": 0,
+            "linger.ms": 5,
             "queue.buffering.max.messages": 1_000_000,
         }
     )
@@ -301,7 +302,7 @@ def drain(load: Load, inboxes: Inboxes) -> None:
 
 
 class Usage:
-    """CPU seconds of processes and their children, and the highest memory that was seen of one."""
+    """CPU seconds of processes (PostgreSQL's with its backends), and the highest memory that was seen of one."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
@@ -312,11 +313,10 @@ class Usage:
             self.rss_mb[name] = max(self.rss_mb[name], process.memory_info().rss / 1e6)
 
     def cpu_s(self) -> dict[str, float]:
-        return {name: sum(map(used_s, family(process))) for name, process in self._processes.items()}
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
+        return {
+            name: sum(map(used_s, [process, *(process.children() if name == "postgres" else ())]))
+            for name, process in self._processes.items()
+        }
 
 
 def used_s(process: psutil.Process) -> float:
@@ -373,9 +373,9 @@ def sustained(load: Load, inboxes: Inboxes, usage: Usage, seconds: float, most: 
             if now - min(inboxes.arrived.values()) >= WARM_UP_S:
                 begun, before, arrived_before = now, usage.cpu_s(), len(inboxes.arrived)
             continue
-        usage.look()
         if now - begun >= seconds or len(load.produced) >= most:
             break
+    usage.look()
     after, arrived, lasted = usage.cpu_s(), len(inboxes.arrived) - arrived_before, time.monotonic() - begun
     if lasted < seconds:
         print(f"The messages ran out after {lasted:.1f} s; give more with --events.")

@@ -67,7 +67,7 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
     at = rng.uniform(2, 4)
     while at < length_s:
         kind = rng.choice(["worker", "dispatcher"])
-        deed: What = rng.choices(["kill", "term"], [3, 1])[0]
+        deed: What = rng.choice(["kill", "kill", "kill", "term"])
         faults.append(Fault(at, deed, kind, rng.randrange(2)))
         at += rng.uniform(0.5, 2.6)
     return sorted(faults, key=lambda fault: fault.at)

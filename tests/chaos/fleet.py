@@ -15,6 +15,8 @@ from tests.harness.kafka_server import log_tail, spawn
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLANTS = Path(__file__).resolve().parent / "plants"
 _RESTART_S = 0.3
+_OBEYS_S = 25.0
+"""The hub promises an orderly end within 20 s."""
 
 
 def environment(settings: Mapping[str, str], plant: str | None) -> dict[str, str]:
@@ -55,8 +57,12 @@ class Member:
     folder: Path
     process: subprocess.Popen[bytes] | None = None
     exits: list[int] = field(default_factory=list)
+    after_term: list[int] = field(default_factory=list)
+    ignored: int = 0
+    """How often SIGTERM did not end it within the patience."""
     stopping: bool = False
     _hit: bool = False
+    _asked_at: float | None = None
     _frozen: bool = False
 
     @property
@@ -69,6 +75,7 @@ class Member:
 
     def start(self) -> None:
         self._hit = self._frozen = False
+        self._asked_at = None
         # spawn: the kernel ends it when we die.
         self.process = spawn_in(self)
 
@@ -78,6 +85,8 @@ class Member:
             return False
         if number in {signal.SIGKILL, signal.SIGTERM}:
             self._hit = True
+        if number is signal.SIGTERM and self._asked_at is None:
+            self._asked_at = time.monotonic()
         self.process.send_signal(number)
         if self._frozen and number is signal.SIGTERM:
             self.process.send_signal(signal.SIGCONT)
@@ -90,28 +99,30 @@ class Member:
         while not self.stopping:
             self.start()
             began = time.monotonic()
-            while self.running:
-                await asyncio.sleep(0.05)
+            await self._end()
             assert self.process is not None
+            code = int(self.process.returncode or 0)
+            if self._asked_at is not None and code != -signal.SIGKILL:
+                self.after_term.append(code)
             if self._hit or self.stopping:
                 continue
-            self.exits.append(int(self.process.returncode or 0))
+            self.exits.append(code)
             # One that cannot start must not take the whole machine.
             await asyncio.sleep(_RESTART_S if time.monotonic() - began > 2 else 1.0)
 
-    async def end(self, patience_s: float) -> bool:
-        """SIGTERM, and SIGKILL when that is not obeyed in time: then False."""
+    async def _end(self) -> None:
+        while self.running:
+            if self._asked_at is not None and time.monotonic() - self._asked_at > _OBEYS_S and not self._frozen:
+                self.ignored += 1
+                self.hit(signal.SIGKILL)
+                self._asked_at = None
+            await asyncio.sleep(0.05)
+
+    def end(self) -> None:
+        """SIGTERM for good, and SIGKILL when that is not obeyed in time. `keep` comes to its end then."""
         self.stopping = True
         self.hit(signal.SIGCONT)
         self.hit(signal.SIGTERM)
-        deadline = time.monotonic() + patience_s
-        while self.running and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        obeyed = not self.running
-        if not obeyed and self.process is not None:
-            self.process.kill()
-            await asyncio.to_thread(self.process.wait)
-        return obeyed
 
     def tail(self, size: int = 1500) -> str:
         return log_tail(self.log_path, size)
@@ -138,8 +149,8 @@ class Fleet:
     def of(self, kind: str) -> list[Member]:
         return [member for member in self.members if member.kind == kind]
 
-    async def end(self) -> list[str]:
-        """Orderly; returns the names of those that did not obey SIGTERM in 20 s."""
-        obeyed = await asyncio.gather(*(member.end(20) for member in self.members))
+    async def end(self) -> None:
+        """Orderly, and at once for those that do not obey."""
+        for member in self.members:
+            member.end()
         await asyncio.gather(*self._keepers)
-        return [member.name for member, well in zip(self.members, obeyed, strict=True) if not well]

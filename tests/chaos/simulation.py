@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -78,8 +78,8 @@ class Post:
             except Exception:
                 await self._drop(producer)
                 await asyncio.sleep(0.3)
-        if attempts > 1 and expected == _ACCEPTED:
-            expected = _ACCEPTED | _REPEATED
+        if attempts > 1:
+            expected |= _REPEATED
         sent = Sent(
             trust,
             topic,
@@ -125,6 +125,9 @@ class Post:
         self._producer = None
         with contextlib.suppress(Exception):
             await asyncio.wait_for(producer.stop(), 3)
+        with contextlib.suppress(Exception):
+            # What stop() could not end would go on trying.
+            await asyncio.wait_for(producer.client.close(), 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,22 +239,16 @@ class Hospitals:
         """All stories, begun over `spread_s` seconds; each has `patience_s` from the end of that until it gives up."""
         self.give_up_at(time.monotonic() + spread_s + patience_s)
         readers = [asyncio.create_task(inbox.read_on()) for inbox in self._inboxes.values()]
-        tellers: list[Awaitable[None]] = []
-        for n in range(transfers):
-            # A generator of its own for each story: what one draws does not depend on how far the others are.
-            tellers.append(
-                self._transfer(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64)))
-            )
-        for n in range(transfers // 5):
-            tellers.append(
-                self._stay_without_transfer(
-                    transfers + n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64))
-                )
-            )
-        for n in range(max(3, transfers // 8)):
-            tellers.append(
-                self._junk(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64)))
-            )
+        # A generator of its own for each story: what one draws does not depend on how far the others are.
+        kinds = (
+            *[self._transfer] * transfers,
+            *[self._stay_without_transfer] * (transfers // 5),
+            *[self._junk] * max(3, transfers // 8),
+        )
+        tellers = [
+            tell(n, self._rng.uniform(0, spread_s), random.Random(self._rng.getrandbits(64)))
+            for n, tell in enumerate(kinds)
+        ]
         try:
             await asyncio.gather(*tellers)
         finally:
@@ -285,7 +282,7 @@ class Hospitals:
         )
         await asyncio.sleep(delay)
         began = _now()
-        say = {"story": stay, "expected": _ACCEPTED}
+        say: dict[str, Any] = {"story": stay, "expected": _ACCEPTED}
         form: Any = rng.choice(["collection", "message", "bare"])
         await self._post.send(
             profile.ods,
@@ -478,12 +475,3 @@ class _Transfer:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def story_names(stories: Collection[Story]) -> str:
-    """For people: which stories did not come to their end, and what they waited for."""
-    left = [f"{each.request_number} ({each.waited_for})" for each in stories if not each.finished]
-    return ", ".join(left)
-
-
-__all__ = ["GaveUpError", "Hospitals", "story_names"]

@@ -325,10 +325,7 @@ def empty_database(tmp_path_factory):
     async def make():
         engine = open_engine(f"sqlite+aiosqlite:///{path}")
         await schema.upgrade(engine)
-        async with engine.connect() as connection:
-            # Into the one file that is copied.
-            await connection.run_sync(lambda _: None)
-        await engine.dispose()
+        await engine.dispose()  # the last connection brings the write-ahead log into the one file that is copied
 
     asyncio.run(make())
     return path

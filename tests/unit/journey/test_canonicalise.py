@@ -1,0 +1,91 @@
+"""One form for identifiers and times; the meaning stays, and every change is remembered."""
+
+import copy
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION
+from hub.journey.canonicalise import canonicalise, instant, to_utc
+
+_DIGITS = st.text("0123456789", max_size=9)
+_OFFSETS = st.integers(-14 * 60, 14 * 60).map(
+    lambda m: f"{'-' if m < 0 else '+'}{abs(m) // 60:02d}:{abs(m) % 60:02d}"
+)
+_TIMES = st.datetimes(datetime(1001, 1, 1), datetime(9998, 1, 1)).map(lambda d: d.replace(microsecond=0).isoformat())  # noqa: DTZ001
+
+
+@given(_TIMES, _DIGITS, _OFFSETS)
+def test_the_same_instant_and_the_fraction_kept(head, digits, offset):
+    fraction = f".{digits}" if digits else ""
+    said = to_utc(head + fraction + offset)
+
+    assert said.endswith(f"{fraction}Z")
+    assert datetime.fromisoformat(said[:19]).replace(tzinfo=UTC) == datetime.fromisoformat(head + offset)
+
+
+@given(_TIMES, _DIGITS, _OFFSETS)
+def test_saying_it_twice_changes_nothing_more(head, digits, offset):
+    once = to_utc(head + (f".{digits}" if digits else "") + offset)
+
+    assert to_utc(once) == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026", "2026-11", "2026-11-23", "", "soon", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2026-13-45T00:00:00+00:00"],
+)
+def test_what_is_no_instant_stays_as_it_is(text):
+    assert to_utc(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("2026-11-23T10:00:00+01:00", datetime(2026, 11, 23, 9, tzinfo=UTC)),
+        ("2026-11-23T09:00:00Z", datetime(2026, 11, 23, 9, tzinfo=UTC)),
+        ("2026-11-23T09:00:00.123456789Z", datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)),
+        ("2026-11-23", None),
+        ("2026-11-23T09:00:00.5", None),
+        ("2026-11-23T09:00:60Z", None),
+        (None, None),
+        (20261123, None),
+    ],
+)
+def test_instants(text, found):
+    assert instant(text) == found
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"])
+def test_an_instant_outside_the_calendar_is_its_edge(text):
+    found = instant(text)
+
+    assert abs(found - datetime.fromisoformat(text[:19]).replace(tzinfo=UTC)) <= timedelta(hours=14)
+
+
+def test_identifiers_in_their_one_form_and_every_change_remembered():
+    tree = {
+        "resourceType": "Patient",
+        "identifier": [
+            {"system": "http://fhir.nhs.net/Id/nhs-number", "value": "999 000 0018"},
+            {"system": "urn:local", "value": "a b"},
+        ],
+        "managingOrganization": {"identifier": {"system": ODS_ORGANISATION, "value": " ra9"}},
+        "meta": {"lastUpdated": "2026-11-23T10:00:00.50+01:00"},
+    }
+    before = copy.deepcopy(tree)
+    changes = canonicalise(tree)
+
+    assert tree["identifier"][0] == {"system": NHS_NUMBER, "value": "9990000018"}
+    assert tree["identifier"][1] == before["identifier"][1]
+    assert tree["managingOrganization"]["identifier"]["value"] == "RA9"
+    assert tree["meta"]["lastUpdated"] == "2026-11-23T09:00:00.50Z"
+    assert sorted((c.path, c.rule) for c in changes) == [
+        ("Patient.identifier[0].system", "identifier-system"),
+        ("Patient.identifier[0].value", "nhs-number-spaces"),
+        ("Patient.managingOrganization.identifier.value", "ods-case"),
+        ("Patient.meta.lastUpdated", "time-to-utc"),
+    ]
+    assert canonicalise(tree) == ()

@@ -1,0 +1,82 @@
+"""Settings: each has a unit and a reason, and `hub settings` shows them all but no secret."""
+
+import json
+import os
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from hub.settings import HubSettings
+
+FIELDS = HubSettings.model_fields
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_has_a_unit_and_a_reason(name):
+    field = FIELDS[name]
+
+    assert field.json_schema_extra["unit"].strip()
+    assert field.description.strip().endswith(".")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    from hub import cli
+
+    def show(*arguments, **environment):
+        for name in [each for each in os.environ if each.startswith("HUB_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cli._settings.cache_clear()
+        result = CliRunner().invoke(cli.app, ["settings", *arguments])
+        cli._settings.cache_clear()
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return show
+
+
+def test_the_command_prints_all_of_them(shown):
+    rows = [json.loads(line) for line in shown("--json").splitlines()]
+
+    assert [row["setting"] for row in rows] == [f"HUB_{name.upper()}" for name in FIELDS]
+    assert {row["source"] for row in rows} == {"default"}
+    assert all(row["unit"] and row["reason"] for row in rows)
+
+
+@pytest.mark.parametrize("as_json", [["--json"], []])
+def test_secrets_are_masked(shown, as_json):
+    output = shown(
+        *as_json,
+        HUB_DATABASE_URL="postgresql+asyncpg://hub:hunter2@db/hub",
+        HUB_KAFKA_PASSWORD="swordfish",
+    )
+
+    assert "hunter2" not in output
+    assert "swordfish" not in output
+    if as_json:
+        rows = {row["setting"]: row for row in map(json.loads, output.splitlines())}
+        assert rows["HUB_DATABASE_URL"]["value"] == "postgresql+asyncpg://hub:***@db/hub"
+        assert (rows["HUB_KAFKA_PASSWORD"]["source"], rows["HUB_LOG_LEVEL"]["source"]) == ("environment", "default")
+
+
+def test_secrets_are_not_in_a_repr(monkeypatch):
+    monkeypatch.setenv("HUB_KAFKA_PASSWORD", "swordfish")
+    monkeypatch.setenv("HUB_DATABASE_URL", "postgresql+asyncpg://hub:hunter2@db/hub")
+
+    assert "swordfish" not in repr(HubSettings())
+    assert "hunter2" not in repr(HubSettings())
+
+
+@pytest.mark.parametrize(("name", "value"), [("MESSAGE_BYTES_MAX", "1"), ("NHS_NUMBER_CHECK", "maybe"), ("WATCHDOG_S", "0")])
+def test_a_senseless_value_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(f"HUB_{name}", value)
+    with pytest.raises(ValidationError):
+        HubSettings()
+
+
+def test_settings_do_not_change_while_the_program_runs():
+    with pytest.raises(ValidationError):
+        HubSettings().log_level = "debug"
