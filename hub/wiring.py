@@ -20,8 +20,6 @@ from hub.journey.normalise import Rules
 from hub.journey.read import Limits
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.settings import HubSettings
-from hub.sources.kafka import WorkerConfig
-from hub.sources.kafka import run_worker as run_kafka_worker
 from hub.store.engine import is_sqlite, open_engine
 from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
@@ -147,6 +145,9 @@ def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
 
 def run_worker(settings: HubSettings) -> int:
     """`hub worker`: until SIGTERM or SIGINT. Returns the exit code. Raises SecondWorkerError, TrustsError."""
+    from hub.sources.kafka import WorkerConfig  # noqa: PLC0415 - Faust takes long to load, and only the worker needs it
+    from hub.sources.kafka import run_worker as run_kafka_worker  # noqa: PLC0415
+
     trusts = directory(settings)
     access = kafka_access(settings)
     engine = open_engine(settings.database_url.get_secret_value(), patience_s=settings.store_patience_s)

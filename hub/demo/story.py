@@ -47,6 +47,7 @@ _TOWNS = {TORBAY: "Torbay", EXETER: "Exeter", PLYMOUTH: "Plymouth"}
 _STEP_S = 20.0
 _FIRST_STEP_S = 60.0
 """The first step also waits for the hub to start."""
+_SILENT_STEP_S = 5.0
 _QUIET_S = 1.0
 """How long to listen at the end for what should not have come."""
 _DELIVERED_S = 5.0
@@ -303,6 +304,7 @@ class Stage:
     producer: Any
     stderr: Path
     eprs: Eprs = field(default_factory=dict)
+    faults_told: list[str] = field(default_factory=list)
 
     def say(self, line: str, style: str = "") -> None:
         self.console.print(line, style=style, markup=False, soft_wrap=True)
@@ -382,16 +384,20 @@ class Stage:
         )
 
     def tell_faults(self) -> None:
-        """What the hub itself complained of."""
-        for line in _last_lines(self.stderr):
-            self.say(f"    the hub said: {line}", "dim")
+        """What the hub itself complained of, unless that was told before."""
+        lines = _last_lines(self.stderr)
+        if lines != self.faults_told:
+            self.faults_told = lines
+            for line in lines:
+                self.say(f"    the hub said: {line}", "dim")
 
 
 def _last_lines(file: Path) -> list[str]:
     try:
-        return file.read_text(errors="replace").strip().splitlines()[-3:]
+        lines = file.read_text(errors="replace").splitlines()
     except OSError:
         return []
+    return [line for line in lines if line and not line.startswith((" ", "Traceback"))][-3:]
 
 
 async def _tell_story(stage: Stage) -> list[Outcome]:
@@ -399,9 +405,7 @@ async def _tell_story(stage: Stage) -> list[Outcome]:
     stage.say("The hub starts; the first step waits for it.", "dim")
     outcomes: list[Outcome] = []
     for case, step in story:
-        # Only the first step has to wait for the start; if it was in vain, the others need not be patient either.
-        within_s = _STEP_S if outcomes else _FIRST_STEP_S
-        outcomes.append(await stage.play(case, step, within_s))
+        outcomes.append(await stage.play(case, step, _patience_s(outcomes)))
         if not outcomes[-1].seen:
             stage.tell_faults()
     outcomes += await _tell_surprises(stage)
@@ -409,6 +413,13 @@ async def _tell_story(stage: Stage) -> list[Outcome]:
         await _tell_trail(stage, main.transfer_id)
     _tell_summary(stage, outcomes)
     return outcomes
+
+
+def _patience_s(before: Sequence[Outcome]) -> float:
+    """Long for the first step, short after one that was not answered at all: the hub is probably not there."""
+    if not before:
+        return _FIRST_STEP_S
+    return _STEP_S if before[-1].receipt else _SILENT_STEP_S
 
 
 async def _tell_surprises(stage: Stage) -> list[Outcome]:
@@ -613,7 +624,7 @@ async def _demo(console: Console, once: bool) -> tuple[bool, Mapping[str, Any]]:
     async with _stage(console) as stage:
         outcomes = await _tell_story(stage)
         ok = all(each.seen for each in outcomes)
-        if not once:
+        if not once and any(each.receipt for each in outcomes):
             ending.patient = True
             _tell_how_to_join(stage)
             await _trickle(stage, ending.asked)

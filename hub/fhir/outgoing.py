@@ -165,8 +165,12 @@ def _outcome(disposition: Disposition, rejection: Rejection | None) -> Tree:
         ruling = rejection.ruling
         issue["details"] = {"coding": [{"system": HUB_REASON, "code": rejection.why.value}]}
         issue["diagnostics"] = " ".join(
-            filter(None, (rejection.detail, ruling.advice, f"To be mended by: {ruling.owner}."))
+            filter(None, (_sentence(rejection.detail), ruling.advice, f"To be mended by: {ruling.owner}."))
         )
         if rejection.at:
             issue["expression"] = [rejection.at]
     return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith(".") else f"{text}."

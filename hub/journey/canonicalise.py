@@ -101,5 +101,6 @@ def instant(text: object) -> datetime | None:
         return None
     try:
         return moment.astimezone(UTC) if moment.tzinfo else None
-    except OverflowError:  # hours from the calendar's first or last day: no clock can mean that, so the offset is no matter
+    except OverflowError:
+        # Hours from the calendar's first or last day: no clock can mean that, so the offset does not matter.
         return moment.replace(tzinfo=UTC)

@@ -11,7 +11,7 @@ def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 5) -> AsyncEngine:
+def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> AsyncEngine:
     """An engine for ``url``. No connection is made yet.
 
     ``patience_s`` bounds connecting, waiting for a lock and any one statement, so that a database that
@@ -26,7 +26,7 @@ def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 5) -> Async
     return create_async_engine(
         url,
         pool_size=pool_size,
-        max_overflow=2,
+        max_overflow=0,  # one beyond the pool is closed after each use: connecting costs more than the work
         pool_timeout=patience_s,
         pool_pre_ping=False,
         connect_args={

@@ -136,7 +136,9 @@ async def pending(
             return []
         rows: list[Row[Any]] = []
         for some in _chunks(seqs):
-            rows.extend((await connection.execute(_whole().where(_numbered(some, connection), _PENDING))).all())
+            rows.extend(
+                (await connection.execute(_whole().where(_numbered(some, connection), _PENDING))).all()
+            )
     return [Outgoing(*tuple(row)) for row in sorted(rows, key=lambda row: row.seq)]
 
 

@@ -220,6 +220,7 @@ def new_producer(bootstrap_servers: str) -> Producer:
             "acks": "all",
             "linger.ms": 5,
             "queue.buffering.max.messages": 1_000_000,
+            "log_level": 2,  # it outlives Kafka and would say so
         }
     )
 

@@ -7,7 +7,9 @@ it is the other way round: a bug is planted in the hub's processes, and status 0
 
 import argparse
 import asyncio
+import faulthandler
 import json
+import logging
 import random
 import shutil
 import signal
@@ -19,6 +21,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import asyncpg  # type: ignore[import-untyped]
 
 from hub.domain.trust import Directory
 from hub.trusts import load_directory
@@ -100,9 +104,11 @@ async def run_seed(
         fleet.started()
         trouble = Trouble(fleet, kafka, postgres)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(trouble.make(faults))
-                tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S))
+            await _working(dsn)
+            ready = time.monotonic()
+            async with asyncio.timeout(_SPREAD_S + _PATIENCE_S + 60), asyncio.TaskGroup() as tasks:
+                tasks.create_task(trouble.make(faults), name="faults")
+                tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S), name="hospitals")
             told = time.monotonic()
             left = await _drain(ledger, dsn, kafka.bootstrap_servers)
         finally:
@@ -121,7 +127,7 @@ async def run_seed(
         _say(f"seed {seed}: {json.dumps(verdict.facts)}")
         _say(f"seed {seed}: hit {dict(sorted(trouble.done.items()))}; ended by themselves {exits}; after SIGTERM {asked}")
         _say(
-            f"seed {seed}: told in {told - began:.0f} s, drained {drained - told:.0f} s later, "
+            f"seed {seed}: ready in {ready - began:.0f} s, told in {told - ready:.0f} s, drained {drained - told:.0f} s later, "
             f"judged in {time.monotonic() - drained:.0f} s; {json.dumps(verdict.counts)}"
         )
         return verdict, len(ledger.sent), trouble.done.total()
@@ -180,6 +186,20 @@ def _drop_guard(url: str) -> None:
         " and conrelid = 'message'::regclass and pg_get_constraintdef(oid) like '%partition%';"
         " execute format('alter table message drop constraint %I', guard); end $$",
     )
+
+
+async def _working(dsn: str) -> None:
+    """Until a worker has partitions; the faults begin then. Raises RuntimeError if that takes 60 s."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        connection = await asyncpg.connect(dsn)
+        try:
+            if await connection.fetchval("select count(*) from position"):
+                return
+        finally:
+            await connection.close()
+        await asyncio.sleep(0.2)
+    raise RuntimeError("no worker took up a partition within 60 s")
 
 
 async def _drain(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:
@@ -251,6 +271,9 @@ def main() -> int:
         _say("; ".join(sentences))
         return 2
     # Ctrl-C and SIGTERM unwind, so that servers and processes end.
+    faulthandler.register(signal.SIGUSR1)
+    # What aiokafka says of every outage is expected here.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return asyncio.run(_main(arguments))
 

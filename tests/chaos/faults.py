@@ -25,6 +25,8 @@ class Fault:
     kind: str = ""
     who: int = 0
     lasts: float = 0
+    ripe: float = 0
+    """A process younger than this is hit when it is this old: one that is always hit while it starts shows nothing."""
 
 
 def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s: float) -> list[Fault]:
@@ -68,7 +70,7 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
     while at < length_s:
         kind = rng.choice(["worker", "dispatcher"])
         deed: What = rng.choice(["kill", "kill", "kill", "term"])
-        faults.append(Fault(at, deed, kind, rng.randrange(2)))
+        faults.append(Fault(at, deed, kind, rng.randrange(2), ripe=rng.choice([0.5, 4.0, 5.0, 7.0])))
         at += rng.uniform(0.5, 2.6)
     return sorted(faults, key=lambda fault: fault.at)
 
@@ -110,6 +112,9 @@ class Trouble:
     async def _hit(self, fault: Fault) -> None:
         of_kind = self._fleet.of(fault.kind)
         member: Member = of_kind[fault.who % len(of_kind)]
+        ripe = 5.0 if fault.what == "freeze" else fault.ripe
+        while member.age_s < ripe:
+            await asyncio.sleep(0.05)
         if fault.what == "freeze":
             if member.hit(signal.SIGSTOP):
                 frozen = member.process

@@ -61,6 +61,7 @@ class Member:
     ignored: int = 0
     """How often SIGTERM did not end it within the patience."""
     stopping: bool = False
+    _began: float = 0.0
     _hit: bool = False
     _asked_at: float | None = None
     _frozen: bool = False
@@ -73,9 +74,14 @@ class Member:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._began
+
     def start(self) -> None:
         self._hit = self._frozen = False
         self._asked_at = None
+        self._began = time.monotonic()
         # spawn: the kernel ends it when we die.
         self.process = spawn_in(self)
 
@@ -98,7 +104,6 @@ class Member:
         """Start it whenever it does not run; until `stopping`."""
         while not self.stopping:
             self.start()
-            began = time.monotonic()
             await self._end()
             assert self.process is not None
             code = int(self.process.returncode or 0)
@@ -108,7 +113,7 @@ class Member:
                 continue
             self.exits.append(code)
             # One that cannot start must not take the whole machine.
-            await asyncio.sleep(_RESTART_S if time.monotonic() - began > 2 else 1.0)
+            await asyncio.sleep(_RESTART_S if self.age_s > 2 else 1.0)
 
     async def _end(self) -> None:
         while self.running:

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -70,8 +70,12 @@ class Post:
             producer = None
             try:
                 producer = await self._usable()
-                done = await producer.send(topic, value=message.body, key=message.key, headers=headers)
-                metadata = await asyncio.wait_for(done, 60)
+                async with asyncio.timeout(15):
+                    done = await producer.send(topic, value=message.body, key=message.key, headers=headers)
+                # Not wait_for: a batch under way cannot be cancelled.
+                if not (await asyncio.wait({done}, timeout=40))[0]:
+                    raise TimeoutError
+                metadata = done.result()
                 if metadata.offset < 0:
                     raise RuntimeError("acknowledged without an offset")
                 break
@@ -119,15 +123,13 @@ class Post:
                 self._producer = producer
             return self._producer
 
-    async def _drop(self, producer: AIOKafkaProducer | None) -> None:
+    async def _drop(self, producer: Any) -> None:
         if producer is None or producer is not self._producer:
             return
-        self._producer = None
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(producer.stop(), 3)
-        with contextlib.suppress(Exception):
-            # What stop() could not end would go on trying.
-            await asyncio.wait_for(producer.client.close(), 3)
+        self._producer = None  # first, so that nobody takes it again
+        await _within(3, producer.stop())
+        # What stop() could not end would go on trying.
+        await _within(3, producer.client.close())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +150,12 @@ class Inbox:
     bootstrap_servers: str
     seen: list[News] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    closed: bool = False
 
     async def read_on(self) -> None:
-        """Until it is cancelled."""
+        """Until `closed`."""
         reached: dict[TopicPartition, int] = {}
-        while True:
+        while not self.closed:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self.bootstrap_servers,
                 isolation_level="read_committed",
@@ -173,15 +176,12 @@ class Inbox:
                 consumer.assign(parts)
                 for part in parts:
                     consumer.seek(part, reached.get(part, 0))
-                while True:
+                while not self.closed:
                     await self._take(consumer, reached)
-            except asyncio.CancelledError:
-                raise
             except Exception:
                 await asyncio.sleep(0.5)
             finally:
-                with contextlib.suppress(Exception):
-                    await asyncio.wait_for(consumer.stop(), 3)
+                await _within(3, consumer.stop())
 
     async def _take(self, consumer: AIOKafkaConsumer, reached: dict[TopicPartition, int]) -> None:
         batches = await consumer.getmany(timeout_ms=200)
@@ -252,9 +252,9 @@ class Hospitals:
         try:
             await asyncio.gather(*tellers)
         finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+            for inbox in self._inboxes.values():
+                inbox.closed = True
+            await asyncio.wait(readers, timeout=15)
             await self._post.close()
 
     async def _transfer(self, n: int, delay: float, rng: random.Random) -> None:
@@ -471,6 +471,16 @@ class _Transfer:
 
     async def _pause(self, longest: float) -> None:
         await asyncio.sleep(self._rng.uniform(0, longest))
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+    """Let it be done, or be cancelled after that long; `wait_for` would wait for a cancellation that is not obeyed."""
+    task = asyncio.create_task(work)
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        task.cancel()
+    elif not task.cancelled():
+        task.exception()
 
 
 def _now() -> datetime:

@@ -5,6 +5,7 @@ Run as a program, this file is a dispatcher process that the tests kill and free
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -42,7 +43,7 @@ from hub.domain.trust import Directory, IdentifierSystems, Site, TrustProfile
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.store import outbox
 from hub.store.engine import open_engine
-from hub.store.tables import audit_entry, metadata
+from hub.store.tables import audit_entry, lease, metadata
 from hub.store.tables import outbox as table
 from tests.harness.kafka_server import KafkaServer, kafka_is_installed
 
@@ -271,6 +272,7 @@ class Mortal:
 
 
 async def _main(database_url, bootstrap_servers, ods, lease_s, die_at):
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG: do not outlive the tests
     Mortal.left = int(die_at)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -321,6 +323,13 @@ async def writing(engine, ods, *, keys=7):
         await task
 
 
+async def owner(engine, ods):
+    """The process that has the receiver's lease."""
+    async with engine.connect() as connection:
+        holder = (await connection.execute(select(lease.c.holder).where(lease.c.name == f"dispatch.{ods}"))).scalar()
+        return int(holder.split(":")[1]) if holder else None
+
+
 @pytest.mark.timeout(300)
 async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_wire(
     engine, database_url, bootstrap_servers, tmp_path
@@ -337,7 +346,13 @@ async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_w
                         -2000:
                     ]
                 else:
-                    await asyncio.sleep(random.uniform(1.0, 2.5))
+                    pid = process.pid
+
+                    async def owned(pid=pid):
+                        return await owner(engine, ods) == pid
+
+                    await until(owned, 60)
+                    await asyncio.sleep(random.uniform(0, 0.7))
                     process.kill()
     with dispatcher_process(database_url, bootstrap_servers, ods, output) as process:
         await until(lambda: all_sent(engine, ods), 60)
@@ -360,13 +375,19 @@ async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(
             dispatcher_process(database_url, bootstrap_servers, ods, first_log) as first,
             dispatcher_process(database_url, bootstrap_servers, ods, second_log) as second,
         ):
-            for _ in range(3):
-                for process in (first, second):
-                    await asyncio.sleep(random.uniform(0.5, 1.0))
-                    process.send_signal(signal.SIGSTOP)
-                    # Longer than the lease: the other one takes over.
-                    await asyncio.sleep(random.uniform(1.5, 2.5))
-                    process.send_signal(signal.SIGCONT)
+            processes = {first.pid: first, second.pid: second}
+            for _ in range(6):
+                await until(lambda: owner(engine, ods), 60)
+                frozen = await owner(engine, ods)
+                await asyncio.sleep(random.uniform(0.2, 0.6))
+                processes[frozen].send_signal(signal.SIGSTOP)
+
+                async def taken_over(frozen=frozen):
+                    return await owner(engine, ods) not in (frozen, None)
+
+                await until(taken_over, 60)
+                await asyncio.sleep(random.uniform(0, 0.6))
+                processes[frozen].send_signal(signal.SIGCONT)
     with dispatcher_process(database_url, bootstrap_servers, ods, first_log):
         await until(lambda: all_sent(engine, ods), 60)
 

@@ -311,9 +311,8 @@ def test_takes_in_listens_nowhere_and_leaves_the_group_on_sigterm(stage: Stage) 
     began = time.monotonic()
     assert worker.stop() == ExitCode.STOPPED
     assert time.monotonic() - began < 8
-    group = AdminClient({"bootstrap.servers": stage.servers}).describe_consumer_groups(
-        [stage.config["group"]]
-    )
+    admin = AdminClient({"bootstrap.servers": stage.servers})  # held: without a reference its requests fail
+    group = admin.describe_consumer_groups([stage.config["group"]])
     assert next(iter(group.values())).result().members == []
     # Stopping in good order is no death.
     assert {
@@ -374,9 +373,8 @@ def test_aborted_records_are_not_read_and_their_gap_is_accepted(stage: Stage) ->
 def test_a_position_below_the_first_offset_is_an_incident_and_reading_goes_on(stage: Stage) -> None:
     stage.topics()
     stage.produce(*map(str, range(10)))
-    deleted = AdminClient({"bootstrap.servers": stage.servers}).delete_records(
-        [TopicPartition(stage.topic, 0, 6)]
-    )
+    admin = AdminClient({"bootstrap.servers": stage.servers})
+    deleted = admin.delete_records([TopicPartition(stage.topic, 0, 6)])
     [future.result() for future in deleted.values()]
     stage.set_position(3)
     worker = stage.worker()
