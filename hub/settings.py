@@ -90,6 +90,12 @@ class HubSettings(BaseSettings):
     # Delivering
     dispatch_batch_max: int = _of(200, "messages", "One Kafka transaction for one receiver.", ge=1, le=1000)
     dispatch_poll_s: float = _of(0.05, "seconds", "How soon a new row is seen when nothing is waiting.", gt=0)
+    dispatch_gather_s: float = _of(
+        0.15,
+        "seconds",
+        "Between two Kafka transactions for one receiver that are not full: each costs the broker the same, however few rows it has.",
+        ge=0,
+    )
     dispatch_backoff_s: float = _of(
         0.5, "seconds", "The first wait after a failure; doubles up to the maximum.", gt=0
     )

@@ -108,6 +108,7 @@ async def run_dispatcher(settings: HubSettings) -> None:
     config = DispatcherConfig(
         batch_max=settings.dispatch_batch_max,
         poll_s=settings.dispatch_poll_s,
+        gather_s=settings.dispatch_gather_s,
         backoff_s=settings.dispatch_backoff_s,
         backoff_max_s=settings.dispatch_backoff_max_s,
         lease_s=settings.dispatch_lease_s,

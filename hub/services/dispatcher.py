@@ -62,6 +62,7 @@ class DispatcherConfig:
 
     batch_max: int = 200
     poll_s: float = 0.05
+    gather_s: float = 0.15
     backoff_s: float = 0.5
     backoff_max_s: float = 60
     lease_s: float = 15
@@ -278,6 +279,9 @@ class Dispatcher:
             placed = await destination.send(rows)
             await self._store(outbox.mark_sent(self._engine, placed, self._now()))
             self._sent(receiver, rows)
+            if len(rows) < limit:
+                # A Kafka transaction costs the broker as much for two rows as for two hundred.
+                await self._sleep(self._config.gather_s)
         self._log.warning("delivery.lease_lost", receiver=receiver.ods)
 
     def _sent(self, receiver: _Receiver, rows: Sequence[Outgoing]) -> None:

@@ -211,8 +211,8 @@ class Stage:
         self.workers.append(Worker(process, log_path))
         return self.workers[-1]
 
-    def topics(self, partitions: int = 1) -> None:
-        create_topics(self.servers, [profile(ods).events_topic for ods in self.trusts], partitions)
+    def topics(self, partitions: int = 1, **config: str) -> None:
+        create_topics(self.servers, [profile(ods).events_topic for ods in self.trusts], partitions, config)
 
     def produce(self, *values: str, topic: str = "", partition: int = 0, **more: Any) -> None:
         producer = Producer({"bootstrap.servers": self.servers})
@@ -321,7 +321,7 @@ def test_takes_in_listens_nowhere_and_leaves_the_group_on_sigterm(stage: Stage) 
 
 
 def test_a_tombstone_an_impossible_time_and_odd_headers_are_only_messages(stage: Stage) -> None:
-    stage.topics()
+    stage.topics(**{"message.timestamp.after.max.ms": str(2**63 - 1)})
     producer = Producer({"bootstrap.servers": stage.servers})
     producer.produce(stage.topic, None, key=None, timestamp=2**62)
     producer.produce(stage.topic, b"", key=b"\xff\xfe", headers=[("ü", None), ("a", b"\xff")])

@@ -325,7 +325,9 @@ def empty_database(tmp_path_factory):
     async def make():
         engine = open_engine(f"sqlite+aiosqlite:///{path}")
         await schema.upgrade(engine)
-        await engine.dispose()  # the last connection brings the write-ahead log into the one file that is copied
+        await (
+            engine.dispose()
+        )  # the last connection brings the write-ahead log into the one file that is copied
 
     asyncio.run(make())
     return path

@@ -120,7 +120,11 @@ async def test_a_bug_in_a_step_of_ours_quarantines_that_message_only(hub, torbay
         await hub.take(records)
     outcomes = [await hub.outcome(record.event_id) for record in records]
 
-    assert [(o.disposition, o.why) for o in outcomes] == [("accepted", None), ("quarantined", "hub-fault"), ("accepted", None)]
+    assert [(o.disposition, o.why) for o in outcomes] == [
+        ("accepted", None),
+        ("quarantined", "hub-fault"),
+        ("accepted", None),
+    ]
     assert outcomes[1].detail.startswith("KeyError at test_quarantine.py:")
     assert await hub.told("RH8") == ["transfer.requested"] * 2
     await hub.unit.retry(outcomes[1].event_id, operator="ops-1")

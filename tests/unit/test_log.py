@@ -18,7 +18,11 @@ def _calls():
     root = Path(hub.__file__).parent
     for path in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LEVELS):
+            if not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in _LEVELS
+            ):
                 continue
             owner = node.func.value
             name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
@@ -50,7 +54,9 @@ def test_the_events_of_dispositions_are_in_the_vocabulary():
 
 
 def test_identifiers_are_hidden_by_their_key():
-    line = hide_identifiers(None, "info", {"event": "fault", "family": "Marshwiggle", "nhs_number": "1", "trust": "RA9"})
+    line = hide_identifiers(
+        None, "info", {"event": "fault", "family": "Marshwiggle", "nhs_number": "1", "trust": "RA9"}
+    )
 
     assert line == {"event": "fault", "family": "[hidden]", "nhs_number": "[hidden]", "trust": "RA9"}
 
@@ -72,5 +78,10 @@ def test_lines_are_json_away_from_a_terminal(capsys):
         line = json.loads(capsys.readouterr().err.splitlines()[-1])
     finally:
         structlog.configure(**before)
-    assert (line["event"], line["level"], line["service"], line["trust"]) == ("message.rejected", "warning", "worker", "RA9")
+    assert (line["event"], line["level"], line["service"], line["trust"]) == (
+        "message.rejected",
+        "warning",
+        "worker",
+        "RA9",
+    )
     assert line["name"] == "[hidden]"

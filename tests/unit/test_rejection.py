@@ -28,8 +28,12 @@ def test_reason_codes_are_short_and_plain(why):
 
 
 def test_only_one_reason_is_a_conflict():
-    assert [why for why, r in RULINGS.items() if r.disposition is Disposition.CONFLICT] == [Why.MESSAGE_ID_REUSED]
+    assert [why for why, r in RULINGS.items() if r.disposition is Disposition.CONFLICT] == [
+        Why.MESSAGE_ID_REUSED
+    ]
 
 
 def test_what_the_hub_does_wrong_can_be_run_again():
-    assert {RULINGS[why].disposition for why in (Why.HUB_FAULT, Why.PROCESS_KILLED)} == {Disposition.QUARANTINED}
+    assert {RULINGS[why].disposition for why in (Why.HUB_FAULT, Why.PROCESS_KILLED)} == {
+        Disposition.QUARANTINED
+    }

@@ -59,7 +59,10 @@ def test_secrets_are_masked(shown, as_json):
     if as_json:
         rows = {row["setting"]: row for row in map(json.loads, output.splitlines())}
         assert rows["HUB_DATABASE_URL"]["value"] == "postgresql+asyncpg://hub:***@db/hub"
-        assert (rows["HUB_KAFKA_PASSWORD"]["source"], rows["HUB_LOG_LEVEL"]["source"]) == ("environment", "default")
+        assert (rows["HUB_KAFKA_PASSWORD"]["source"], rows["HUB_LOG_LEVEL"]["source"]) == (
+            "environment",
+            "default",
+        )
 
 
 def test_secrets_are_not_in_a_repr(monkeypatch):
@@ -70,7 +73,9 @@ def test_secrets_are_not_in_a_repr(monkeypatch):
     assert "hunter2" not in repr(HubSettings())
 
 
-@pytest.mark.parametrize(("name", "value"), [("MESSAGE_BYTES_MAX", "1"), ("NHS_NUMBER_CHECK", "maybe"), ("WATCHDOG_S", "0")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("MESSAGE_BYTES_MAX", "1"), ("NHS_NUMBER_CHECK", "maybe"), ("WATCHDOG_S", "0")]
+)
 def test_a_senseless_value_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(f"HUB_{name}", value)
     with pytest.raises(ValidationError):

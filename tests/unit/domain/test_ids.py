@@ -15,7 +15,17 @@ moments = st.datetimes(datetime(1971, 1, 1), datetime(9999, 1, 1), timezones=st.
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [("RA9", "RA9"), (" rh801 ", "RH801"), ("R", None), ("RA9RA9X", None), ("RA-9", None), ("", None), (None, None), (9, None), ("RÄ9", None)],
+    [
+        ("RA9", "RA9"),
+        (" rh801 ", "RH801"),
+        ("R", None),
+        ("RA9RA9X", None),
+        ("RA-9", None),
+        ("", None),
+        (None, None),
+        (9, None),
+        ("RÄ9", None),
+    ],
 )
 def test_ods_codes(text, code):
     assert parse_ods(text) == code
@@ -73,4 +83,7 @@ def test_ids_sort_by_their_time(one, other):
 def test_other_parts_give_other_ids():
     at = datetime(2026, 11, 23, tzinfo=UTC)
 
-    assert len({time_ordered_id(at, *parts) for parts in ((), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1))}) == 6
+    assert (
+        len({time_ordered_id(at, *parts) for parts in ((), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1))})
+        == 6
+    )

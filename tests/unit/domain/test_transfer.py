@@ -63,9 +63,7 @@ _STORY = (
 
 def told(story):
     """A transfer that hears the facts one after the other, as the hub does."""
-    transfer = Transfer(
-        TransferId("t"), PersonId("p"), SENDER, RECEIVER, State.REQUESTED, 0, NINE, facts=()
-    )
+    transfer = Transfer(TransferId("t"), PersonId("p"), SENDER, RECEIVER, State.REQUESTED, 0, NINE, facts=())
     for each in story:
         transfer, _ = transfer.with_fact(each)
     return transfer
@@ -73,7 +71,10 @@ def told(story):
 
 @given(st.permutations(_STORY[1:]), st.lists(st.sampled_from(_STORY[1:]), max_size=4))
 def test_a_planned_transfer_ends_completed_however_and_how_often_it_is_told(order, again):
-    repeated = [Fact(EventId(f"{each.event_id}-{n}"), each.step, each.by, each.occurred_at, each.received_at) for n, each in enumerate(again)]
+    repeated = [
+        Fact(EventId(f"{each.event_id}-{n}"), each.step, each.by, each.occurred_at, each.received_at)
+        for n, each in enumerate(again)
+    ]
     transfer = told((_STORY[0], *order, *repeated))
 
     assert transfer.state is State.COMPLETED
@@ -100,7 +101,10 @@ def test_no_story_begins_without_a_request(story):
 def test_the_request_opens_the_story_even_if_its_clock_is_ahead():
     moves = fold([fact("a", Step.ACCEPT, 0), fact("r", Step.REQUEST, 30)])
 
-    assert [(m.before, m.after) for m in moves] == [(None, State.REQUESTED), (State.REQUESTED, State.ACCEPTED)]
+    assert [(m.before, m.after) for m in moves] == [
+        (None, State.REQUESTED),
+        (State.REQUESTED, State.ACCEPTED),
+    ]
 
 
 def test_the_senders_numbering_decides_between_equal_times():

@@ -14,7 +14,9 @@ _DIGITS = st.text("0123456789", max_size=9)
 _OFFSETS = st.integers(-14 * 60, 14 * 60).map(
     lambda m: f"{'-' if m < 0 else '+'}{abs(m) // 60:02d}:{abs(m) % 60:02d}"
 )
-_TIMES = st.datetimes(datetime(1001, 1, 1), datetime(9998, 1, 1)).map(lambda d: d.replace(microsecond=0).isoformat())  # noqa: DTZ001
+_TIMES = st.datetimes(datetime(1001, 1, 1), datetime(9998, 1, 1)).map(
+    lambda d: d.replace(microsecond=0).isoformat()
+)  # noqa: DTZ001
 
 
 @given(_TIMES, _DIGITS, _OFFSETS)
@@ -35,7 +37,16 @@ def test_saying_it_twice_changes_nothing_more(head, digits, offset):
 
 @pytest.mark.parametrize(
     "text",
-    ["2026", "2026-11", "2026-11-23", "", "soon", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2026-13-45T00:00:00+00:00"],
+    [
+        "2026",
+        "2026-11",
+        "2026-11-23",
+        "",
+        "soon",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-12:00",
+        "2026-13-45T00:00:00+00:00",
+    ],
 )
 def test_what_is_no_instant_stays_as_it_is(text):
     assert to_utc(text) == text
