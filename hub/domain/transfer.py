@@ -119,7 +119,12 @@ TRANSITIONS: Mapping[State | None, Mapping[Step, State]] = {
         Step.ADMIT: State.COMPLETED,
     },
     # A refusal stays open until the sender withdraws or sends it elsewhere (BaRS REFRESP02).
-    State.REJECTED: {Step.REJECT: State.REJECTED, Step.ACCEPT: State.ACCEPTED, Step.CANCEL: State.CANCELLED},
+    State.REJECTED: {
+        Step.REJECT: State.REJECTED,
+        Step.ACCEPT: State.ACCEPTED,
+        Step.ALLOCATE_BED: State.READY,
+        Step.CANCEL: State.CANCELLED,
+    },
     State.CANCELLED: {Step.CANCEL: State.CANCELLED},
 }
 

@@ -24,6 +24,10 @@ from hub.journey.known import Known
 INPATIENT = frozenset({"IMP", "ACUTE", "NONAC"})
 """Encounter classes that mean a bed (v3-ActCode); an ED or outpatient attendance completes no transfer."""
 
+REASONS = frozenset({"RRNA", "OTH", "FC", "22", "23", "24", "27", "40", "42", "99"})
+"""Refusal codes that may be quoted in the record (BaRS rejected-reasons, DoS). FHIR lets a code hold any words, so what
+is not on the list might be a name: it stays in the message."""
+
 _BEFORE_REQUEST = timedelta(days=1)
 """Encounter events older than the request by more than this belong to another story."""
 _AFTER_END = timedelta(days=7)
@@ -132,7 +136,8 @@ def _step(canonical: Canonical, transfer: Transfer) -> Step | Rejection:
 
 
 def _because(canonical: Canonical, transfer: Transfer, step: Step) -> str:
-    reason = f" ({', '.join(sorted({code.value for code in canonical.reason}))})" if canonical.reason else ""
+    known = sorted({code.value for code in canonical.reason} & REASONS)
+    reason = f" ({', '.join(known)})" if known else ""
     said = {
         Step.REQUEST: f"{canonical.trust} sent the request again",
         Step.UPDATE: f"{canonical.trust} changed the request",
@@ -221,8 +226,7 @@ def _encounter(canonical: Canonical, person_id: PersonId, known: Known) -> Advan
     transfer, step = chosen[0]
     fact = _fact(canonical, step, _because_of_stay(canonical, step))
     told, move = transfer.with_fact(fact)
-    if move.after is None:
-        return Advanced()
+    # What happened is kept even where it moves nothing now: a fact that comes late may make room for it.
     return Advanced(told, fact, move, flags=_hazards(move))
 
 

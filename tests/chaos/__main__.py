@@ -49,6 +49,7 @@ _PATIENCE_S = 60.0
 _DRAIN_S = 40.0
 _SESSION_TIMEOUT_S = 6.0
 _LEASE_S = 3.0
+_PARTITIONS = 3
 _SHOWN = 12
 """Sentences of one kind that are printed; the rest is counted."""
 
@@ -97,7 +98,7 @@ async def run_seed(
             await asyncio.to_thread(_drop_guard, postgres.url(name))
         fleet = Fleet(_members(rng, settings, plant, folder))
         faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
-        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, seed, rng)
+        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng)
         _say(
             f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
         )
@@ -119,13 +120,19 @@ async def run_seed(
             verdict.say("unexpected", f"not drained within {_DRAIN_S:.0f} s: {left}")
         for member in fleet.members:
             if member.ignored:
-                verdict.say("unexpected", f"{member.name} had not ended 25 s after SIGTERM, {member.ignored} times")
+                verdict.say(
+                    "unexpected", f"{member.name} had not ended 25 s after SIGTERM, {member.ignored} times"
+                )
             if 99 in member.exits:
                 raise RuntimeError(f"the plant could not be planted:\n{member.tail()}")
         exits = {member.name: dict(Counter(member.exits)) for member in fleet.members if member.exits}
-        asked = {member.name: dict(Counter(member.after_term)) for member in fleet.members if member.after_term}
+        asked = {
+            member.name: dict(Counter(member.after_term)) for member in fleet.members if member.after_term
+        }
         _say(f"seed {seed}: {json.dumps(verdict.facts)}")
-        _say(f"seed {seed}: hit {dict(sorted(trouble.done.items()))}; ended by themselves {exits}; after SIGTERM {asked}")
+        _say(
+            f"seed {seed}: hit {dict(sorted(trouble.done.items()))}; ended by themselves {exits}; after SIGTERM {asked}"
+        )
         _say(
             f"seed {seed}: ready in {ready - began:.0f} s, told in {told - ready:.0f} s, drained {drained - told:.0f} s later, "
             f"judged in {time.monotonic() - drained:.0f} s; {json.dumps(verdict.counts)}"
@@ -150,7 +157,7 @@ def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[
         "database_url": database_url,
         "kafka_bootstrap_servers": bootstrap_servers,
         "schemas_dir": str(schemas),
-        "topic_partitions": "3",
+        "topic_partitions": f"{_PARTITIONS}",
         "session_timeout_s": f"{_SESSION_TIMEOUT_S}",
         "batch_messages_max": "20",
         "watchdog_s": "25",
@@ -230,9 +237,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=1, help="the first seed; the others follow it")
     parser.add_argument("--transfers", type=int, default=100, help="transfers of one seed")
     parser.add_argument("--plant", choices=sorted(FOUND_AS), help="plant this bug; status 0 if it is found")
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the logs of good seeds too"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the logs of good seeds too")
     return parser.parse_args()
 
 

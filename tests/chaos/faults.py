@@ -113,8 +113,9 @@ class Trouble:
         of_kind = self._fleet.of(fault.kind)
         member: Member = of_kind[fault.who % len(of_kind)]
         ripe = 5.0 if fault.what == "freeze" else fault.ripe
-        while member.age_s < ripe:
-            await asyncio.sleep(0.05)
+        # Another fault may have begun its life anew meanwhile.
+        while (left := ripe - member.age_s) > 0:
+            await asyncio.sleep(left)
         if fault.what == "freeze":
             if member.hit(signal.SIGSTOP):
                 frozen = member.process

@@ -117,7 +117,11 @@ class Member:
 
     async def _end(self) -> None:
         while self.running:
-            if self._asked_at is not None and time.monotonic() - self._asked_at > _OBEYS_S and not self._frozen:
+            if (
+                self._asked_at is not None
+                and time.monotonic() - self._asked_at > _OBEYS_S
+                and not self._frozen
+            ):
                 self.ignored += 1
                 self.hit(signal.SIGKILL)
                 self._asked_at = None

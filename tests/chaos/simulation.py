@@ -124,7 +124,8 @@ class Post:
             return self._producer
 
     async def _drop(self, producer: Any) -> None:
-        if producer is None or producer is not self._producer:
+        current: Any = self._producer
+        if producer is None or producer is not current:
             return
         self._producer = None  # first, so that nobody takes it again
         await _within(3, producer.stop())
@@ -147,6 +148,7 @@ class Inbox:
 
     trust: str
     topic: str
+    partitions: int
     bootstrap_servers: str
     seen: list[News] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -166,13 +168,7 @@ class Inbox:
             )
             try:
                 await consumer.start()
-                parts = [
-                    TopicPartition(self.topic, p) for p in consumer.partitions_for_topic(self.topic) or ()
-                ]
-                if not parts:
-                    await consumer._client.fetch_all_metadata()
-                    await asyncio.sleep(0.2)
-                    continue
+                parts = [TopicPartition(self.topic, part) for part in range(self.partitions)]
                 consumer.assign(parts)
                 for part in parts:
                     consumer.seek(part, reached.get(part, 0))
@@ -221,14 +217,14 @@ class Hospitals:
     """All stories of one seed. `rng` decides who, what and when; only the machine's speed adds to that."""
 
     def __init__(
-        self, directory: Directory, ledger: Ledger, bootstrap_servers: str, seed: int, rng: random.Random
+        self, directory: Directory, ledger: Ledger, bootstrap_servers: str, partitions: int, seed: int, rng: random.Random
     ) -> None:
         self._directory = directory
         self._ledger = ledger
         self._seed = seed
         self._rng = rng
         self._post = Post(bootstrap_servers, ledger)
-        self._inboxes = {each.ods: Inbox(each.ods, each.inbox_topic, bootstrap_servers) for each in directory}
+        self._inboxes = {each.ods: Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers) for each in directory}
         self._deadline = float("inf")
 
     def give_up_at(self, moment: float) -> None:

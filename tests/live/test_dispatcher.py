@@ -326,7 +326,9 @@ async def writing(engine, ods, *, keys=7):
 async def owner(engine, ods):
     """The process that has the receiver's lease."""
     async with engine.connect() as connection:
-        holder = (await connection.execute(select(lease.c.holder).where(lease.c.name == f"dispatch.{ods}"))).scalar()
+        holder = (
+            await connection.execute(select(lease.c.holder).where(lease.c.name == f"dispatch.{ods}"))
+        ).scalar()
         return int(holder.split(":")[1]) if holder else None
 
 

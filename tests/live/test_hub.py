@@ -129,7 +129,9 @@ async def test_two_workers_share_the_partitions_and_one_takes_over_when_the_othe
 
     async def shared() -> bool:
         counts = [
-            len(w.said("worker.assigned")[-1]["partitions"]) for w in (first, second) if w.said("worker.assigned")
+            len(w.said("worker.assigned")[-1]["partitions"])
+            for w in (first, second)
+            if w.said("worker.assigned")
         ]
         return len(counts) == 2 and sum(counts) == 9 and min(counts) > 0
 
