@@ -114,7 +114,10 @@ class Trouble:
         member: Member = of_kind[fault.who % len(of_kind)]
         ripe = 5.0 if fault.what == "freeze" else fault.ripe
         # Another fault may have begun its life anew meanwhile.
-        while (left := ripe - member.age_s) > 0:
+        while True:
+            left = ripe - member.age_s
+            if left <= 0:
+                break
             await asyncio.sleep(left)
         if fault.what == "freeze":
             if member.hit(signal.SIGSTOP):

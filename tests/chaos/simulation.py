@@ -217,14 +217,22 @@ class Hospitals:
     """All stories of one seed. `rng` decides who, what and when; only the machine's speed adds to that."""
 
     def __init__(
-        self, directory: Directory, ledger: Ledger, bootstrap_servers: str, partitions: int, seed: int, rng: random.Random
+        self,
+        directory: Directory,
+        ledger: Ledger,
+        bootstrap_servers: str,
+        partitions: int,
+        seed: int,
+        rng: random.Random,
     ) -> None:
         self._directory = directory
         self._ledger = ledger
         self._seed = seed
         self._rng = rng
         self._post = Post(bootstrap_servers, ledger)
-        self._inboxes = {each.ods: Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers) for each in directory}
+        self._inboxes = {
+            each.ods: Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers) for each in directory
+        }
         self._deadline = float("inf")
 
     def give_up_at(self, moment: float) -> None:

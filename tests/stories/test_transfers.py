@@ -120,6 +120,36 @@ async def test_a_refusal_without_a_reason_is_sent_back(hub, torbay, exeter):
     assert await hub.told("RA9") == []
 
 
+async def test_a_name_in_the_place_of_a_reason_code_stays_in_the_message(hub, torbay, exeter):
+    """FHIR lets a code hold any words; what leaks into the audit is found when the fixture ends."""
+    asked = await ask(torbay)
+    refused = await answer(exeter, "rejected", to=torbay, reason=f"{MARSHWIGGLE.given} {MARSHWIGGLE.family}")
+
+    assert str(refused) == "accepted"
+    assert await hub.state(asked.transfer_id) == "rejected"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+async def test_a_departure_that_came_too_early_counts_once_the_story_has_room_for_it(
+    hub, torbay, exeter, order
+):
+    """Refused at 5, accepted after all at 15, left at 30 minutes past; told in any order."""
+    asked = await ask(torbay)
+    began = hub.clock()
+    hub.clock.later(hours=1)
+    happened = [
+        lambda: answer(exeter, "rejected", to=torbay, reason="RRNA", at=began + timedelta(minutes=5)),
+        lambda: answer(exeter, "accepted", to=torbay, at=began + timedelta(minutes=15)),
+        lambda: torbay.discharges(
+            MARSHWIGGLE, encounter_number=STAY, to_site="RH801", at=began + timedelta(minutes=30)
+        ),
+    ]
+    for each in order:
+        await happened[each]()
+
+    assert await hub.state(asked.transfer_id) == "in-transit"
+
+
 @pytest.mark.parametrize("in_error", [False, True])
 async def test_withdrawn_or_sent_in_error(hub, torbay, in_error):
     asked = await ask(torbay)
