@@ -408,6 +408,25 @@ class _Transfer:
             self._patient, to=self._story.receiver, request_number=self._story.request_number, at=_now()
         )
         await self._post(self._story.sender, cancel, "cancel", "transfer.cancelled")
+        if self._rng.random() < 0.5:
+            # Too late, and told so: the receiver has seen that the request was withdrawn.
+            await self._seen(
+                self._story.receiver, "transfer.cancelled", lambda news: news.transfer_id == self._transfer_id
+            )
+            late = self._receiver.answers(
+                self._patient,
+                "accepted",
+                requester=self._asks,
+                request_number=self._story.request_number,
+                at=_now(),
+            )
+            await self._hospitals.send(
+                self._story.receiver,
+                late,
+                what="answer: accepted, too late",
+                story=self._story.request_number,
+                expected=frozenset({"rejected"}),
+            )
 
     async def _completed(self, began: datetime) -> None:
         rng, story = self._rng, self._story

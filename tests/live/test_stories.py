@@ -1,7 +1,15 @@
-"""The stories of `tests/stories` again, on PostgreSQL."""
+"""The stories of `tests/stories` again, on PostgreSQL: one database, emptied before each."""
+
+import asyncio
+import uuid
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from hub.store import schema
+from hub.store.tables import metadata
+from tests.live.conftest import _revive
 from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
 from tests.stories.test_bad_input import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
@@ -9,6 +17,27 @@ from tests.stories.test_quarantine import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403
 
 
+@pytest.fixture(scope="module")
+def stories_url(postgres):
+    name = f"stories_{uuid.uuid4().hex}"
+    _revive(postgres)
+    postgres.create_database(name)
+    url = postgres.url(name)
+
+    async def migrate():
+        engine = create_async_engine(url)
+        await schema.upgrade(engine)
+        await engine.dispose()
+
+    asyncio.run(migrate())
+    yield url
+    postgres.drop_database(name)
+
+
 @pytest.fixture
-def store_url(database_url):
-    return database_url
+async def store_url(stories_url):
+    engine = create_async_engine(stories_url)
+    async with engine.begin() as connection:
+        await connection.execute(text(f"truncate {', '.join(metadata.tables)} restart identity"))
+    await engine.dispose()
+    return stories_url
