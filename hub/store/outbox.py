@@ -61,12 +61,14 @@ class Waiting:
 
 
 @asynccontextmanager
-async def _reading(store: Store) -> AsyncIterator[AsyncConnection]:
-    """A connection for reads. From an engine on PostgreSQL: autocommit, one round trip instead of three."""
+async def _one_statement(store: Store) -> AsyncIterator[AsyncConnection]:
+    """A connection for reads, or for one statement that writes. From an engine on PostgreSQL: autocommit, one
+    round trip instead of three, and no lock that a process could freeze upon.
+    """
     if isinstance(store, AsyncConnection):
         yield store
     elif store.dialect.name == "sqlite":
-        async with store.connect() as connection:
+        async with store.begin() as connection:
             yield connection
     else:
         async with store.connect() as plain:
@@ -75,10 +77,15 @@ async def _reading(store: Store) -> AsyncIterator[AsyncConnection]:
 
 @asynccontextmanager
 async def _writing(store: Store) -> AsyncIterator[AsyncConnection]:
+    """A transaction. From an engine on PostgreSQL it ends when its process stands still for five seconds:
+    a frozen dispatcher would otherwise keep its rows locked, and nobody could take them over.
+    """
     if isinstance(store, AsyncConnection):
         yield store
     else:
         async with store.begin() as connection:
+            if connection.dialect.name != "sqlite":
+                await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 5000")
             yield connection
 
 
@@ -117,7 +124,7 @@ async def pending(
     )
     seqs: list[int] = []
     held: set[tuple[str, str]] = set()
-    async with _reading(store) as connection:
+    async with _one_statement(store) as connection:
         # The usual case, nothing held back: as many narrow rows as are wanted, once.
         window = limit
         above = 0
@@ -164,13 +171,13 @@ _RECEIVERS_WITH_PENDING = _receivers_with_pending()
 
 async def receivers_with_pending(store: Store) -> list[str]:
     """Who has rows that wait, due or not. One index probe per receiver, however long the queue is."""
-    async with _reading(store) as connection:
+    async with _one_statement(store) as connection:
         return list((await connection.execute(_RECEIVERS_WITH_PENDING)).scalars())
 
 
 async def topics_with_pending(store: Store, receiver: str) -> list[str]:
     """The topics that rows waiting for ``receiver`` go to: what has to be read back. Reads the whole queue."""
-    async with _reading(store) as connection:
+    async with _one_statement(store) as connection:
         topics = await connection.execute(
             select(outbox.c.topic).distinct().where(outbox.c.receiver == receiver, _PENDING)
         )
@@ -195,7 +202,7 @@ async def highest_sent(store: Store, topic: str) -> dict[int, int]:
         .where(outbox.c.topic == topic, outbox.c.sent_partition == parts.c.part)
         .scalar_subquery()
     )
-    async with _reading(store) as connection:
+    async with _one_statement(store) as connection:
         rows = await connection.execute(select(parts.c.part, highest).where(parts.c.part.is_not(None)))
         return {int(part): int(offset) for part, offset in rows if offset is not None}
 
@@ -366,7 +373,7 @@ async def waiting(store: Store) -> list[Waiting]:
         .order_by(c.receiver)
     )
     oldest_failed = select(func.min(c.seq)).where(_PENDING, c.last_error.is_not(None)).group_by(c.receiver)
-    async with _reading(store) as connection:
+    async with _one_statement(store) as connection:
         errors: Mapping[str, str] = {
             row.receiver: row.last_error
             for row in await connection.execute(
@@ -392,7 +399,7 @@ async def hold_lease(store: Store, name: str, holder: str, until: datetime, now:
     A lease keeps two from working on the same thing for long; it does not keep a sleeper from waking up
     late. What must not happen twice needs a fence as well.
     """
-    async with _writing(store) as connection:
+    async with _one_statement(store) as connection:
         dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
         taken = dialect.insert(lease).values(name=name, holder=holder, expires_at=until)
         taken = taken.on_conflict_do_update(
@@ -405,5 +412,5 @@ async def hold_lease(store: Store, name: str, holder: str, until: datetime, now:
 
 async def release_lease(store: Store, name: str, holder: str) -> None:
     """Give a lease back, if ``holder`` still has it."""
-    async with _writing(store) as connection:
+    async with _one_statement(store) as connection:
         await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))

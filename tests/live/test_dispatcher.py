@@ -18,6 +18,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from aiokafka.errors import ProducerFenced
 from confluent_kafka import Consumer, TopicPartition
@@ -271,9 +272,24 @@ class Mortal:
         return placed
 
 
+def _freeze_while_writing_down(batches):
+    """Stop this process in the middle of a store transaction that holds the rows' locks."""
+    original, left = outbox._attempts, [batches]
+
+    def attempts(*args):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return original(*args)
+
+    outbox._attempts = attempts
+
+
 async def _main(database_url, bootstrap_servers, ods, lease_s, die_at):
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG: do not outlive the tests
     Mortal.left = int(die_at)
+    if int(die_at) < 0:
+        _freeze_while_writing_down(-int(die_at))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = open_engine(database_url)
@@ -401,6 +417,27 @@ async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(
         if each["event"] == "delivery.taken_over"
     ]
     assert len(taken_over) > 3, "nobody took over: the test tested nothing"
+
+
+@pytest.mark.timeout(180)
+async def test_an_owner_that_freezes_in_the_middle_of_a_transaction_does_not_hold_the_rows(
+    engine, database_url, bootstrap_servers, tmp_path
+):
+    ods = new_ods()
+    create(bootstrap_servers, inbox(ods))
+    await write(engine, ods, [f"k{n % 9}" for n in range(1000)])
+    with dispatcher_process(database_url, bootstrap_servers, ods, tmp_path / "first.log", die_at=-3) as first:
+
+        async def frozen():
+            return psutil.Process(first.pid).status() == psutil.STATUS_STOPPED
+
+        await until(frozen, 60)
+        async with running(engine, bootstrap_servers, [ods], lease_s=1) as log:
+            await until(lambda: all_sent(engine, ods), 20)
+            assert log.of("delivery.found_sent") == [{"receiver": ods, "rows": 100}]
+            first.send_signal(signal.SIGCONT)
+            await asyncio.sleep(2)
+    await assert_each_once_and_in_order(engine, bootstrap_servers, ods)
 
 
 def outgoing(seq, ods, key="k", payload=b"x", topic=None):

@@ -240,7 +240,7 @@ async def test_a_position_beyond_the_end_is_refused_and_the_other_topics_go_on(h
     await hub.produce((hub.two, back))
     await hub.until_taken_in(2)
     said = worker.said("position.above_end")[0]
-    assert "hub positions set" in said["mend"]
+    assert "hub positions set" in said["todo"]
 
 
 async def test_a_message_that_kills_the_process_is_set_aside_unread_after_the_third_death(hub, tmp_path):
