@@ -103,7 +103,7 @@ async def run_seed(
             f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
         )
         fleet.started()
-        trouble = Trouble(fleet, kafka, postgres)
+        trouble = Trouble(fleet, kafka, postgres, dsn)
         try:
             await _working(dsn)
             ready = time.monotonic()

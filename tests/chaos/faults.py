@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import asyncpg  # type: ignore[import-untyped]
+
 from tests.chaos.fleet import Fleet, Member
 from tests.harness.kafka_server import KafkaServer
 from tests.harness.postgres_server import PostgresServer
 
-What = Literal["kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop"]
+What = Literal["kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop", "locked"]
+
+_LOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Fault:
 def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s: float) -> list[Fault]:
     """Something of everything, at moments of the seed's choice.
 
-    One outage of Kafka, because its start takes longest; three of PostgreSQL; one worker sleeps past its session, one
+    One outage of Kafka, because its start takes longest; three of PostgreSQL; four locks; one worker sleeps past its session, one
     dispatcher past its lease; and a process is hit every second or two.
     """
     faults = [
@@ -66,6 +70,8 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
                 lasts=rng.choice([0.0, 1.0, 2.0, rng.uniform(2, 8)]),
             )
         )
+    slot = (length_s - 4) / _LOCKS
+    faults += [Fault(3 + n * slot + rng.uniform(0, slot - 2), "locked", lasts=rng.uniform(1, 2)) for n in range(_LOCKS)]
     at = rng.uniform(2, 4)
     while at < length_s:
         kind = rng.choice(["worker", "dispatcher"])
@@ -78,8 +84,8 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
 class Trouble:
     """Carries a plan out. `done` counts what hit something."""
 
-    def __init__(self, fleet: Fleet, kafka: KafkaServer, postgres: PostgresServer) -> None:
-        self._fleet, self._kafka, self._postgres = fleet, kafka, postgres
+    def __init__(self, fleet: Fleet, kafka: KafkaServer, postgres: PostgresServer, dsn: str) -> None:
+        self._fleet, self._kafka, self._postgres, self._dsn = fleet, kafka, postgres, dsn
         self._kafka_lock, self._postgres_lock = asyncio.Lock(), asyncio.Lock()
         self.done: Counter[str] = Counter()
 
@@ -106,8 +112,38 @@ class Trouble:
                 self.done[fault.what] += 1
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(self._postgres.start)
+        elif fault.what == "locked":
+            await self._lock_out(fault)
         else:
             await self._hit(fault)
+
+    async def _lock_out(self, fault: Fault) -> None:
+        """Somebody's maintenance locks `delivery_attempt`, and the dispatchers die before it ends.
+
+        What they have sent cannot be written down meanwhile, so this hits the moment between the two, which
+        lasts a millisecond or two and which random kills hardly ever meet.
+        """
+        try:
+            connection = await asyncpg.connect(self._dsn, timeout=5)
+        except (OSError, asyncpg.PostgresError, TimeoutError):
+            return  # PostgreSQL is down anyway
+        try:
+            async with asyncio.timeout(10), connection.transaction():
+                await connection.execute("lock table delivery_attempt in share mode")
+                await asyncio.sleep(fault.lasts)
+                for member in self._fleet.of("dispatcher"):
+                    if member.hit(signal.SIGKILL):
+                        self.done["kill dispatcher, locked out"] += 1
+                # The dead ones' transactions end before the lock is let go of.
+                await asyncio.sleep(0.3)
+                await connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+                    " and query ilike '%delivery_attempt%' and datname = current_database()"
+                )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            return
+        finally:
+            connection.terminate()
 
     async def _hit(self, fault: Fault) -> None:
         of_kind = self._fleet.of(fault.kind)
