@@ -134,12 +134,7 @@ class Trouble:
                 for member in self._fleet.of("dispatcher"):
                     if member.hit(signal.SIGKILL):
                         self.done["kill dispatcher, locked out"] += 1
-                # The dead ones' transactions end before the lock is let go of.
                 await asyncio.sleep(0.3)
-                await connection.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
-                    " and query ilike '%delivery_attempt%' and datname = current_database()"
-                )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
             return
         finally:
