@@ -33,13 +33,13 @@ demo: setup ## watch a patient move from Torbay to Exeter (ONCE=1 tells the stor
 prerequisites: setup ## install Java, Maven and PostgreSQL where this machine allows it; say what is missing where it does not
 	@$(VENV)/bin/python -m tests.harness.prerequisites --install || true
 
-test: prerequisites ## everything: unit, property, story and contract tests, then the live ones on real Kafka and PostgreSQL
-	@$(VENV)/bin/python -m pytest -q
+test: prerequisites ## unit, property, story and contract tests, then the live ones on real Kafka and PostgreSQL
+	@$(VENV)/bin/python -m pytest -q -m "not long"
 
 test-fast: setup ## all but the live tests
 	@$(VENV)/bin/python -m pytest -q --ignore=tests/live
 
-live: prerequisites ## only the tests on real Kafka and PostgreSQL
+live: prerequisites ## all the tests on real Kafka and PostgreSQL, the long ones too
 	@$(VENV)/bin/python -m pytest -q tests/live
 
 check: setup ## format, lint, types, layers

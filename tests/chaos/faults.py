@@ -15,7 +15,9 @@ from tests.chaos.fleet import Fleet, Member
 from tests.harness.kafka_server import KafkaServer
 from tests.harness.postgres_server import PostgresServer
 
-What = Literal["kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop", "locked"]
+What = Literal[
+    "kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop", "locked"
+]
 
 _LOCKS = 4
 
@@ -71,7 +73,10 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
             )
         )
     slot = (length_s - 4) / _LOCKS
-    faults += [Fault(3 + n * slot + rng.uniform(0, slot - 2), "locked", lasts=rng.uniform(1, 2)) for n in range(_LOCKS)]
+    faults += [
+        Fault(3 + n * slot + rng.uniform(0, slot - 2), "locked", lasts=rng.uniform(1, 2))
+        for n in range(_LOCKS)
+    ]
     at = rng.uniform(2, 4)
     while at < length_s:
         kind = rng.choice(["worker", "dispatcher"])

@@ -348,6 +348,7 @@ async def owner(engine, ods):
         return int(holder.split(":")[1]) if holder else None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_wire(
     engine, database_url, bootstrap_servers, tmp_path
@@ -382,6 +383,7 @@ async def test_killed_between_commit_and_writing_down_every_row_is_once_on_the_w
     assert len(found) >= 8, "the kills between commit and mark were not seen: the test tested nothing"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(
     engine, database_url, bootstrap_servers, tmp_path
@@ -419,6 +421,7 @@ async def test_a_frozen_owner_that_wakes_up_sends_nothing_twice(
     assert len(taken_over) > 3, "nobody took over: the test tested nothing"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_an_owner_that_freezes_in_the_middle_of_a_transaction_does_not_hold_the_rows(
     engine, database_url, bootstrap_servers, tmp_path
@@ -640,6 +643,7 @@ async def test_a_record_that_is_too_large_waits_with_its_key_only(engine, bootst
         await assert_each_once_and_in_order(engine, bootstrap_servers, ods)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("server", ["kafka", "postgres"])
 async def test_a_server_that_dies_and_comes_back_costs_time_only(

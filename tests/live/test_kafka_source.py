@@ -38,7 +38,7 @@ from hub.store.unit_of_work import insert_ignoring
 from hub.telemetry.log import get_log, set_up
 from tests.harness.kafka_server import create_topics
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.long]
 
 EFFECT = Table(
     "effect",
