@@ -68,8 +68,6 @@ def _no_position_check() -> None:
 
 def _no_header_check() -> None:
     """Whoever takes a receiver over does not look what lies in its topics."""
-    import asyncio
-
     from hub.destinations.kafka import KafkaDestination
     from hub.domain.delivery import ReadBack
 
@@ -77,15 +75,6 @@ def _no_header_check() -> None:
         return ReadBack()
 
     KafkaDestination.read_back = read_back  # type: ignore[method-assign]
-    send = KafkaDestination.send
-
-    async def send_and_dawdle(self: Any, rows: Any) -> Any:
-        placed = await send(self, rows)
-        # The moment between Kafka's commit and writing it down, long enough for a kill to fall into it.
-        await asyncio.sleep(0.5)
-        return placed
-
-    KafkaDestination.send = send_and_dawdle  # type: ignore[method-assign]
 
 
 PLANTS = {
