@@ -21,7 +21,7 @@ import psutil
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from sqlalchemy import Column, Integer, String, Table, Text, insert, select, text, tuple_, update
+from sqlalchemy import Column, Integer, MetaData, String, Table, Text, insert, select, text, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from hub.domain.ids import OdsCode
@@ -40,9 +40,11 @@ from tests.harness.kafka_server import create_topics
 
 pytestmark = [pytest.mark.live, pytest.mark.long]
 
+# A table of the test alone: in the hub's own metadata it would be looked for by everybody.
+_TEST_TABLES = MetaData()
 EFFECT = Table(
     "effect",
-    t.metadata,
+    _TEST_TABLES,
     Column("id", Integer, primary_key=True),
     Column("topic", String(249)),
     Column("partition", Integer),
@@ -258,6 +260,7 @@ class Stage:
 
     async def make_tables(self, connection: Any) -> None:
         await connection.run_sync(t.metadata.create_all)
+        await connection.run_sync(_TEST_TABLES.create_all)
 
     def sql(self, statement: str) -> list[Any]:
         async def work(connection: Any) -> list[Any]:
