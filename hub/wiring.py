@@ -97,6 +97,8 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    # A batch makes some ten thousand objects that all live until its commit: no use to look at them in between.
+    gc.set_threshold(50_000, 20, 20)
 
 
 async def run_dispatcher(settings: HubSettings) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import NewType
 
 import nhs_number
@@ -61,8 +62,12 @@ class NhsNumber:
     repeated: bool
 
 
+@lru_cache(maxsize=1024)
 def parse_nhs_number(text: str) -> NhsNumber:
-    """Read an NHS number in any spacing. Never fails: what is wrong is in the answer."""
+    """Read an NHS number in any spacing. Never fails: what is wrong is in the answer.
+
+    Remembered for a while: one message says the same number several times.
+    """
     digits = _SPACES.sub("", text)
     repeated = len(digits) == 10 and len(set(digits)) == 1
     is_ten_digits = len(digits) == 10 and digits.isascii() and digits.isdigit()

@@ -8,13 +8,14 @@ Rules (`Change.rule`):
 """
 
 from datetime import UTC, datetime
-from typing import Any
 
 from hub.domain.ids import parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system
 from hub.fhir.tree import Tree
+
+Path = tuple[str | int, ...]
 
 _TIMES = TIME_PROPERTIES - {"value"}
 """`value` is an instant in one place of FHIR and plain text in Identifier."""
@@ -23,35 +24,29 @@ _TIMES = TIME_PROPERTIES - {"value"}
 def canonicalise(tree: Tree) -> tuple[Change, ...]:
     """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed."""
     changes: list[Change] = []
-    _walk(tree, [tree["resourceType"]], changes)
+    _walk(tree, (tree["resourceType"],), changes)
     return tuple(changes)
 
 
-def _walk(node: Any, path: list[str], changes: list[Change]) -> None:
-    if type(node) is list:
-        for index, child in enumerate(node):
-            if type(child) is dict or type(child) is list:
-                path.append(f"[{index}]")
-                _walk(child, path, changes)
-                path.pop()
-        return
+def _walk(node: Tree, path: Path, changes: list[Change]) -> None:
     for name, value in node.items():
         kind = type(value)
         if kind is str:
             if name in _TIMES and len(value) > 10 and value[-1] != "Z":
                 _set(node, name, to_utc(value), "time-to-utc", path, changes)
-        elif kind is dict or kind is list:
-            path.append(name)
+        elif kind is dict:
             if name == "identifier":
-                for index, each in enumerate(value if kind is list else (value,)):
-                    _identifier(each, [*path, f"[{index}]"] if kind is list else path, changes)
-            _walk(value, path, changes)
-            path.pop()
+                _identifier(value, (*path, name), changes)
+            _walk(value, (*path, name), changes)
+        elif kind is list:
+            for index, child in enumerate(value):
+                if type(child) is dict:
+                    if name == "identifier":
+                        _identifier(child, (*path, name, index), changes)
+                    _walk(child, (*path, name, index), changes)
 
 
-def _identifier(identifier: Any, path: list[str], changes: list[Change]) -> None:
-    if type(identifier) is not dict:
-        return
+def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     system, value = identifier.get("system"), identifier.get("value")
     if isinstance(system, str):
         system = canonical_system(system)
@@ -64,12 +59,16 @@ def _identifier(identifier: Any, path: list[str], changes: list[Change]) -> None
         _set(identifier, "value", parse_ods(value) or value, "ods-case", path, changes)
 
 
-def _set(node: Tree, name: str, after: str, rule: str, path: list[str], changes: list[Change]) -> None:
+def _set(node: Tree, name: str, after: str, rule: str, path: Path, changes: list[Change]) -> None:
     before = node[name]
     if after != before:
         node[name] = after
-        where = ".".join([*path, name]).replace(".[", "[")
-        changes.append(Change(where, before, after, rule))
+        changes.append(Change(_said((*path, name)), before, after, rule))
+
+
+def _said(path: Path) -> str:
+    """``("Bundle", "entry", 0, "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
 
 
 def to_utc(text: str) -> str:

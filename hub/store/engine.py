@@ -6,9 +6,7 @@ import orjson
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
+from hub.store.bulk import dumps
 
 
 def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> AsyncEngine:
@@ -17,7 +15,7 @@ def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> Async
     ``patience_s`` bounds connecting, waiting for a lock and any one statement, so that a database that
     is gone is an error and not a silence.
     """
-    common: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads}
+    common: dict[str, Any] = {"json_serializer": dumps, "json_deserializer": orjson.loads}
     if url.startswith("sqlite"):
         engine = create_async_engine(url, connect_args={"timeout": patience_s}, **common)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -34,6 +32,8 @@ def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> Async
             "command_timeout": patience_s * 6,
             "server_settings": {
                 "application_name": "transfer-hub",
+                # A generic plan is made when the tables are empty and reads them whole ever after.
+                "plan_cache_mode": "force_custom_plan",
                 "lock_timeout": str(int(patience_s * 1000)),
                 "idle_in_transaction_session_timeout": "60000",
             },

@@ -1,10 +1,10 @@
 """Reading for a batch: first the locks, then what is known. A handful of set-wise queries, whatever the batch's size."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, String, any_, bindparam, literal, or_, select, text
+from sqlalchemy import ARRAY, BigInteger, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
@@ -14,19 +14,12 @@ from hub.domain.transfer import Fact, State, Step, Transfer
 from hub.journey.decide import Understood
 from hub.journey.known import FirstMessage, Known, Person
 from hub.store import tables as t
+from hub.store.bulk import among, is_postgresql
 
 
 def first_key(trust: str, message_id: str) -> str:
     """What makes a message id unique: ids are the sender's own."""
     return f"{trust}|{message_id}"
-
-
-def among(column: Any, values: Iterable[str], connection: AsyncConnection) -> ColumnElement[bool]:
-    """``column IN values``; as one array parameter on PostgreSQL, so that every batch is the same statement."""
-    found = sorted(set(values))
-    if connection.dialect.name == "postgresql":
-        return column == any_(literal(found, ARRAY(String)))  # type: ignore[no-any-return]
-    return column.in_(found)  # type: ignore[no-any-return]
 
 
 async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -> None:
@@ -35,7 +28,7 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
 
     PostgreSQL only. SQLite has one writer at a time.
     """
-    if connection.dialect.name != "postgresql":
+    if not is_postgresql(connection):
         return
     names = {f"m|{first_key(u.received.trust, u.message_id)}" for u in batch}
     for meaning in (u.meaning for u in batch):

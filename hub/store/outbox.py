@@ -33,6 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import Code, Outcome
 from hub.domain.delivery import Outgoing, Placed
+from hub.store.bulk import insert_rows, update_rows
 from hub.store.tables import audit_entry, delivery_attempt, lease, outbox
 
 Store = AsyncEngine | AsyncConnection
@@ -41,7 +42,6 @@ SYSTEM = "dispatcher"
 
 # Written out and not bound: with a bound value neither database can use the partial index on pending rows.
 _PENDING = outbox.c.state == literal_column("'pending'")
-_SENT: ColumnElement[str] = literal_column("'sent'")
 _WINDOW = 1000
 """Rows looked at in one go behind rows that are held back; narrow rows, so a thousand is cheap."""
 _IN_MAX = 500
@@ -235,32 +235,29 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         ]
         if not rows:
             return 0
-        await connection.execute(
-            update(outbox)
-            .where(c.seq == bindparam("of_seq"))
-            .values(
-                state=_SENT,
-                sent_at=bindparam("of_at"),
-                sent_partition=bindparam("of_partition"),
-                sent_offset=bindparam("of_offset"),
-                next_attempt_at=None,
-                last_error=None,
-            ),
+        await update_rows(
+            connection,
+            outbox,
+            ["seq"],
             [
                 {
-                    "of_seq": row.seq,
-                    "of_at": at,
-                    "of_partition": place[row.seq].partition,
-                    "of_offset": place[row.seq].offset,
+                    "seq": row.seq,
+                    "state": "sent",
+                    "sent_at": at,
+                    "sent_partition": place[row.seq].partition,
+                    "sent_offset": place[row.seq].offset,
+                    "next_attempt_at": None,
+                    "last_error": None,
                 }
                 for row in rows
             ],
         )
-        await connection.execute(
-            insert(delivery_attempt), _attempts(rows, at, "found-sent" if found else "sent", None)
+        await insert_rows(
+            connection, delivery_attempt, _attempts(rows, at, "found-sent" if found else "sent", None)
         )
-        await connection.execute(
-            insert(audit_entry),
+        await insert_rows(
+            connection,
+            audit_entry,
             [
                 {
                     "code": Code.DELIVERY_SENT.value,

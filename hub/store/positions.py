@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.ids import OdsCode, time_ordered_id
+from hub.store.bulk import insert_ignoring
 from hub.store.intake import PartitionKey, StoreUnavailableError
 from hub.store.tables import brake, incident, position
-from hub.store.unit_of_work import insert_ignoring
 from hub.store.write import write_audit
 from hub.telemetry.log import fault_of
 

@@ -5,13 +5,12 @@ and the position says that it was taken in.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Insert, bindparam, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -22,6 +21,7 @@ from hub.domain.rejection import Disposition
 from hub.journey.decide import Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
+from hub.store.bulk import among, insert_ignoring, update_rows
 from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
 from hub.store.load import load_known, lock_names
 from hub.store.write import unpack, write_audit, write_effects
@@ -201,13 +201,6 @@ def _partition(received: Received) -> PartitionKey:
     return received.position.topic, received.position.partition
 
 
-def insert_ignoring(connection: AsyncConnection, table: Any) -> Insert:
-    """INSERT … ON CONFLICT DO NOTHING in the connection's dialect."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement: Insert = dialect.insert(table).on_conflict_do_nothing()
-    return statement
-
-
 async def _lock_positions(
     connection: AsyncConnection, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]
 ) -> dict[PartitionKey, int]:
@@ -218,22 +211,37 @@ async def _lock_positions(
     for each in understood:
         key = _partition(each.received)
         first[key] = min(first.get(key, each.received.position.offset), each.received.position.offset)
-    p = t.position
-    await connection.execute(
-        insert_ignoring(connection, p),
-        [
-            {"topic": topic, "partition": partition, "next_offset": offset, "taken_up": 0, "suspect_begun": 0}
-            for (topic, partition), offset in sorted(first.items())
-        ],
-    )
+    held = await _positions_locked(connection, first)
+    new = sorted(first.keys() - held.keys())
+    if new:
+        await connection.execute(
+            insert_ignoring(connection, t.position),
+            [
+                {
+                    "topic": key[0],
+                    "partition": key[1],
+                    "next_offset": first[key],
+                    "taken_up": 0,
+                    "suspect_begun": 0,
+                }
+                for key in new
+            ],
+        )
+        held = await _positions_locked(connection, first)
+    return {key: held[key] for key in first}
+
+
+async def _positions_locked(
+    connection: AsyncConnection, keys: Iterable[PartitionKey]
+) -> dict[PartitionKey, int]:
+    p, wanted = t.position, set(keys)
     rows = await connection.execute(
         select(p.c.topic, p.c.partition, p.c.next_offset)
-        .where(tuple_(p.c.topic, p.c.partition).in_(sorted(first)))
+        .where(among(p.c.topic, {topic for topic, _ in wanted}, connection))
         .order_by(p.c.topic, p.c.partition)
         .with_for_update()
     )
-    held = {(row.topic, row.partition): row.next_offset for row in rows}
-    return {key: held[key] for key in first}
+    return {key: row.next_offset for row in rows if (key := (row.topic, row.partition)) in wanted}
 
 
 def _moved(
@@ -259,22 +267,22 @@ def _moved(
 async def _write_positions(
     connection: AsyncConnection, moved: Mapping[PartitionKey, int], now: datetime
 ) -> None:
-    if not moved:
-        return
-    p = t.position
-    await connection.execute(
-        update(p)
-        .where(p.c.topic == bindparam("topic_"), p.c.partition == bindparam("partition_"))
-        .values(next_offset=bindparam("offset_"), moved_at=now, suspect_offset=None, suspect_begun=0),
-        [
-            {"topic_": topic, "partition_": partition, "offset_": offset}
-            for (topic, partition), offset in sorted(moved.items())
-        ],
-    )
+    rows = [
+        {
+            "topic": topic,
+            "partition": partition,
+            "next_offset": offset,
+            "moved_at": now,
+            "suspect_offset": None,
+            "suspect_begun": 0,
+        }
+        for (topic, partition), offset in sorted(moved.items())
+    ]
+    await update_rows(connection, t.position, ["topic", "partition"], rows)
 
 
 async def _load_brakes(connection: AsyncConnection, trusts: set[OdsCode]) -> dict[OdsCode, _Brake]:
-    rows = await connection.execute(select(t.brake).where(t.brake.c.trust.in_(sorted(trusts))))
+    rows = await connection.execute(select(t.brake).where(among(t.brake.c.trust, trusts, connection)))
     found = {OdsCode(row.trust): _Brake(row.in_a_row, row.pulled, row.why) for row in rows}
     return {trust: found.get(trust, _Brake()) for trust in sorted(trusts)}
 

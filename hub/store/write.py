@@ -2,18 +2,18 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.entries import AuditEntry
 from hub.domain.rejection import Disposition
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.store import tables as t
+from hub.store.bulk import insert_rows, update_rows
 from hub.store.load import first_key
 
 Row = dict[str, Any]
@@ -36,26 +36,21 @@ async def write_effects(
     if again:
         await _update_messages(connection, effects, now)
     else:
-        await _insert(connection, t.message, [_message(each) for each in effects])
+        await insert_rows(connection, t.message, [_message(each) for each in effects])
     happened = [each.happened for each in effects if each.happened is not None]
-    await _insert(connection, t.person, [_person(each) for each in happened if each.identified.created])
-    await _insert(
+    await insert_rows(connection, t.person, [_person(each) for each in happened if each.identified.created])
+    await insert_rows(
         connection, t.person_identifier, [row for each in happened for row in _person_identifiers(each)]
     )
-    await _insert(connection, t.event, [_event(each) for each in happened])
+    await insert_rows(connection, t.event, [_event(each) for each in happened])
     await _write_transfers(connection, happened)
-    await _insert(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
+    await insert_rows(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
     await write_audit(connection, [entry for each in effects for entry in each.audit])
 
 
 async def write_audit(connection: AsyncConnection, entries: Sequence[AuditEntry]) -> None:
     """Append to the book."""
-    await _insert(connection, t.audit_entry, [_audit(entry) for entry in entries])
-
-
-async def _insert(connection: AsyncConnection, table: Any, rows: Sequence[Row]) -> None:
-    if rows:
-        await connection.execute(insert(table), rows)
+    await insert_rows(connection, t.audit_entry, [_audit(entry) for entry in entries])
 
 
 def _message(effects: Effects) -> Row:
@@ -134,8 +129,10 @@ def _event(happened: Happened) -> Row:
         "received_at": canonical.received.received_at,
         "sequence": canonical.sequence,
         "because": fact.because if fact else "",
-        "flags": [asdict(flag) for flag in happened.flags],
-        "changes": [asdict(change) for change in canonical.changes],
+        "flags": [{"code": f.code.value, "path": f.path, "detail": f.detail} for f in happened.flags],
+        "changes": [
+            {"path": c.path, "before": c.before, "after": c.after, "rule": c.rule} for c in canonical.changes
+        ],
         "payload": pack(orjson.dumps(canonical.resources)),
     }
 
@@ -161,26 +158,15 @@ async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happe
         }
         for each in last.values()
     ]
-    await _insert(connection, t.transfer, [row for row in rows if row["transfer_id"] in new])
+    await insert_rows(connection, t.transfer, [row for row in rows if row["transfer_id"] in new])
     changed = [row for row in rows if row["transfer_id"] not in new]
-    if changed:
-        await connection.execute(
-            update(t.transfer)
-            .where(t.transfer.c.transfer_id == bindparam("id_"))
-            .values(
-                state=bindparam("state_"), version=bindparam("version_"), changed_at=bindparam("changed_")
-            ),
-            [
-                {
-                    "id_": row["transfer_id"],
-                    "state_": row["state"],
-                    "version_": row["version"],
-                    "changed_": row["changed_at"],
-                }
-                for row in changed
-            ],
-        )
-    await _insert(
+    await update_rows(
+        connection,
+        t.transfer,
+        ["transfer_id"],
+        [{name: row[name] for name in ("transfer_id", "state", "version", "changed_at")} for row in changed],
+    )
+    await insert_rows(
         connection,
         t.transfer_identifier,
         [
@@ -190,7 +176,7 @@ async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happe
             for request in each.requests
         ],
     )
-    await _insert(
+    await insert_rows(
         connection, t.transfer_history, [_history(each) for each in happened if each.fact is not None]
     )
 

@@ -41,7 +41,7 @@ BATCH = 200
 """Of the passthrough; the hub's own default."""
 AHEAD = 3000
 """Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
-WARM_UP_S = 8.0
+WARM_UP_S = 20.0
 """After the first arrival: Java compiles what it meets for the first time."""
 EVENTS_PER_SECOND_MAX = 2000
 """How many messages are built for each second of each measurement."""
@@ -418,7 +418,7 @@ def measure(seconds: float, count: int) -> bool:
             "HUB_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
             "HUB_DATABASE_URL": postgres.url("bench"),
             "HUB_TOPIC_PARTITIONS": str(PARTITIONS),
-            "HUB_LOG_LEVEL": "warning",
+            "HUB_LOG_LEVEL": os.environ.get("HUB_LOG_LEVEL", "warning"),
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         for command in ("db upgrade", "topics apply"):
@@ -457,6 +457,9 @@ def measure(seconds: float, count: int) -> bool:
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
+        if os.environ.get("BENCH_KEEP"):
+            import shutil
+            shutil.copytree(folder, os.environ["BENCH_KEEP"], dirs_exist_ok=True)
         if lost or inboxes.twice:
             said(services)
     figures = {

@@ -1,0 +1,140 @@
+"""Many rows in one statement, and the same statement whatever their number.
+
+On PostgreSQL the rows travel as one array per column and are spread by ``unnest``: parsed, bound and executed once,
+where a statement per row costs the database more than the row does. SQLite gets a statement per row.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    ColumnElement,
+    FromClause,
+    Insert,
+    String,
+    Table,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import Update
+from sqlalchemy.types import TypeEngine
+
+Row = Mapping[str, Any]
+
+
+def dumps(value: Any) -> str:
+    """JSON as the store writes it."""
+    return orjson.dumps(value).decode()
+
+
+def is_postgresql(connection: AsyncConnection) -> bool:
+    """Whether it has arrays, advisory locks and row locks; otherwise it is SQLite."""
+    return connection.dialect.name == "postgresql"
+
+
+def among(of: Any, values: Iterable[str], connection: AsyncConnection) -> ColumnElement[bool]:
+    """``of IN values``; as one array parameter on PostgreSQL, so that every batch is the same statement."""
+    found = sorted(set(values))
+    if is_postgresql(connection):
+        return of == any_(literal(found, ARRAY(String)))  # type: ignore[no-any-return]
+    return of.in_(found)  # type: ignore[no-any-return]
+
+
+def insert_ignoring(connection: AsyncConnection, table: Any) -> Insert:
+    """INSERT … ON CONFLICT DO NOTHING in the connection's dialect."""
+    dialect = postgresql if is_postgresql(connection) else sqlite
+    statement: Insert = dialect.insert(table).on_conflict_do_nothing()
+    return statement
+
+
+async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Row]) -> None:
+    """Insert rows that all have the same columns. Numbers the database gives out follow the rows' order."""
+    if not rows:
+        return
+    if not is_postgresql(connection):
+        await connection.execute(insert(table), rows)
+        return
+    names = tuple(rows[0])
+    await connection.execute(_insert(table, names), _arrays(table, names, rows))
+
+
+async def update_rows(
+    connection: AsyncConnection, table: Table, key: Sequence[str], rows: Sequence[Row]
+) -> None:
+    """Set the other columns of the rows that have these values in the columns ``key``, which name one row each."""
+    if not rows:
+        return
+    names = tuple(rows[0])
+    if not is_postgresql(connection):
+        where = and_(*(table.c[name] == bindparam(f"_{name}") for name in key))
+        values: dict[str, Any] = {name: bindparam(f"_{name}") for name in names if name not in key}
+        await connection.execute(
+            update(table).where(where).values(values),
+            [{f"_{name}": value for name, value in row.items()} for row in rows],
+        )
+        return
+    await connection.execute(_update(table, tuple(key), names), _arrays(table, names, rows))
+
+
+@lru_cache(maxsize=64)
+def _insert(table: Table, names: tuple[str, ...]) -> Insert:
+    spread = _spread(table, names)
+    values = select(*(_value(table, spread, name) for name in names)).order_by(spread.c["nr"])
+    return insert(table).from_select(list(names), values)
+
+
+@lru_cache(maxsize=64)
+def _update(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Update:
+    spread = _spread(table, names)
+    where = and_(*(table.c[name] == spread.c[name] for name in key))
+    return (
+        update(table)
+        .where(where)
+        .values({name: _value(table, spread, name) for name in names if name not in key})
+    )
+
+
+def _spread(table: Table, names: tuple[str, ...]) -> FromClause:
+    """One array per column as a table with a column ``nr``, the row's place."""
+    types = {name: _wire(table.c[name].type) for name in names}
+    arrays = (bindparam(_array(name), type_=ARRAY(type_)) for name, type_ in types.items())
+    columns = (column(name, type_) for name, type_ in types.items())
+    return func.unnest(*arrays).table_valued(*columns, with_ordinality="nr", name="row").render_derived()
+
+
+def _array(name: str) -> str:
+    """A parameter's name; SQLAlchemy keeps the columns' own names for itself."""
+    return f"{name}_"
+
+
+def _value(table: Table, spread: FromClause, name: str) -> ColumnElement[Any]:
+    is_json = isinstance(table.c[name].type, JSON)
+    return cast(spread.c[name], JSON) if is_json else spread.c[name]
+
+
+def _wire(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type of an array's elements: JSON travels as text, lengths do not matter on the way."""
+    return Text() if isinstance(type_, JSON | String) else type_
+
+
+def _arrays(table: Table, names: tuple[str, ...], rows: Sequence[Row]) -> dict[str, list[Any]]:
+    arrays = {_array(name): [row[name] for row in rows] for name in names}
+    for name in names:
+        if isinstance(table.c[name].type, JSON):
+            arrays[_array(name)] = [None if row[name] is None else dumps(row[name]) for row in rows]
+    return arrays
