@@ -49,6 +49,17 @@ class Change:
     before: Any
     after: Any
     rule: str
+    source: str = ""
+    """Where the rule stands, if it is data: a ConceptMap's name and the line of the code in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """A value of the message that the canonical form has no place for. It is kept here, so that nothing is lost."""
+
+    path: str
+    value: Any
+    why: str
 
 
 class FlagCode(StrEnum):
