@@ -110,7 +110,16 @@ class HubSettings(BaseSettings):
     )
 
     # Topics
-    topic_partitions: int = _of(6, "partitions", "Workers beyond this number have nothing to do.", ge=1)
+    topic_partitions: int = _of(
+        6, "partitions", "Of each trust's events. Workers beyond this number have nothing to do.", ge=1
+    )
+    topic_partitions_out: int = _of(
+        1,
+        "partitions",
+        "Of each inbox and receipts topic. One carries far more than a hospital gets, and each more is written to "
+        "in every transaction. To change it later breaks the order of what is under way.",
+        ge=1,
+    )
     topic_replication: int = _of(1, "copies", "3 on a real cluster.", ge=1)
     topic_retention_days: int = _of(14, "days", "Longer than the longest outage anybody plans for.", ge=1)
 

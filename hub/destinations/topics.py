@@ -82,9 +82,11 @@ class KafkaUnavailableError(Exception):
 
 
 def wanted_topics(
-    directory: Directory, partitions: int, replication: int, retention_days: int
+    directory: Directory, partitions: int, replication: int, retention_days: int, *, partitions_out: int = 1
 ) -> list[Topic]:
-    """Every topic of every trust, and the audit's. Pure."""
+    """Every topic of every trust (``partitions`` for what they write, ``partitions_out`` for what the hub writes to
+    them), and the audit's. Pure.
+    """
     common = {
         "cleanup.policy": "delete",
         "retention.ms": str(retention_days * 86_400_000),
@@ -94,17 +96,17 @@ def wanted_topics(
         "min.insync.replicas": "2" if replication >= 3 else "1",
     }
 
-    def topic(name: str, bytes_max: int) -> Topic:
+    def topic(name: str, partitions: int, bytes_max: int) -> Topic:
         return Topic(name, partitions, replication, {**common, "max.message.bytes": str(bytes_max)})
 
     wanted: list[Topic] = []
     for profile in directory:
         wanted += [
-            topic(profile.events_topic, EVENTS_BYTES_MAX),
-            topic(profile.inbox_topic, HUB_BYTES_MAX),
-            topic(profile.receipts_topic, HUB_BYTES_MAX),
+            topic(profile.events_topic, partitions, EVENTS_BYTES_MAX),
+            topic(profile.inbox_topic, partitions_out, HUB_BYTES_MAX),
+            topic(profile.receipts_topic, partitions_out, HUB_BYTES_MAX),
         ]
-    return [*wanted, topic(AUDIT_TOPIC, HUB_BYTES_MAX)]
+    return [*wanted, topic(AUDIT_TOPIC, 1, HUB_BYTES_MAX)]
 
 
 def judge(wanted: Iterable[Topic], found: Mapping[str, Found]) -> list[Row]:

@@ -82,14 +82,7 @@ def time_ordered_id(at: datetime, *parts: object) -> str:
     The random bits are a hash of ``parts``, so that a message that is read again before it was
     committed gets the id it had, and a replay on another machine gives the same bytes (RFC 9562, 5.7).
     """
-    milliseconds = int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF
-    rest = int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:10], "big")
-    number = (
-        (milliseconds << 80)
-        | (0x7 << 76)
-        | ((rest >> 68) & 0xFFF) << 64
-        | (0b10 << 62)
-        | (rest & (2**62 - 1))
-    )
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time = f"{int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF:012x}"
+    rest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+    variant = "89ab"[int(rest[3], 16) & 0b11]
+    return f"{time[:8]}-{time[8:]}-7{rest[:3]}-{variant}{rest[4:7]}-{rest[7:19]}"

@@ -21,6 +21,9 @@ from hub.sources.positions import Positions
 from hub.store.intake import Intake
 from hub.telemetry.log import Log, fault_of
 
+_TAKE_S = 0.005
+"""The broker has let the batch fill; this is for what it delivered in several parts."""
+
 __all__ = ["ExitCode", "WorkerConfig", "run_worker", "serve"]
 
 
@@ -133,6 +136,7 @@ def _app(config: WorkerConfig, source: KafkaSource, topics: list[str]) -> HubApp
     )
     app.steering = source
     app.read_committed = config.read_committed
+    app.fetch_wait_ms = int(config.batch_wait_s * 1000)
     app.transport.Consumer = HubConsumer
     channel = app.topic(
         *topics, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
@@ -141,7 +145,7 @@ def _app(config: WorkerConfig, source: KafkaSource, topics: list[str]) -> HubApp
     # concurrency=1: more loses messages on a crash (faust issue 606). Scale by partitions and workers.
     @app.agent(channel, concurrency=1, name="intake")  # type: ignore[untyped-decorator]
     async def take_in(stream: Any) -> None:
-        async for events in stream.take_events(config.batch_messages_max, within=config.batch_wait_s):
+        async for events in stream.take_events(config.batch_messages_max, within=_TAKE_S):
             await source.handle([event.message for event in events])
 
     return app

@@ -17,6 +17,8 @@ from faust.types import TP
 from hub.store.intake import PartitionKey
 
 _COMMIT_S = 5.0
+_FETCH_MIN_BYTES = 262_144
+"""About a hundred messages."""
 
 
 class Steering(Protocol):
@@ -47,6 +49,7 @@ class HubApp(faust.App):  # type: ignore[misc]
     BootStrategy = _Boot
     steering: Steering
     read_committed: bool
+    fetch_wait_ms: int
 
     def _create_directories(self) -> None:
         """Faust would make a folder for tables; the container's file system is read-only."""
@@ -117,8 +120,9 @@ class HubConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         if self.app.read_committed:
             # Faust in at_least_once reads aborted records too.
             consumer._isolation_level = "read_committed"  # noqa: SLF001
-        # A fetch without an answer holds up the end of the client; Faust's 1.5 s is for brokers far away.
-        consumer._fetch_max_wait_ms = 500  # noqa: SLF001
+        # The broker lets a batch fill: else it answers for every message, each time for all partitions.
+        consumer._fetch_max_wait_ms = self.app.fetch_wait_ms  # noqa: SLF001
+        consumer._fetch_min_bytes = _FETCH_MIN_BYTES  # noqa: SLF001
         return consumer
 
     def highwater(self, tp: Any) -> Any:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -97,7 +98,14 @@ message = Table(
     Column("retries", Integer, nullable=False, default=0),
     Column("retried_at", UtcDateTime),
     UniqueConstraint("topic", "partition", "offset"),
-    Index("ix_message_disposition", "disposition", "trust", "received_at"),
+    Index(
+        "ix_message_disposition",
+        "disposition",
+        "trust",
+        "received_at",
+        postgresql_where=text("disposition <> 'accepted'"),
+        sqlite_where=text("disposition <> 'accepted'"),
+    ),
 )
 
 person = Table(
@@ -253,7 +261,14 @@ audit_entry = Table(
     _id("person_id", index=True),
     _id("transfer_id", index=True),
     Column("detail", JSON, nullable=False),
-    Column("leaf_index", BigInteger, unique=True, comment="Given when the entry is sealed"),
+    Column("leaf_index", BigInteger, comment="Given when the entry is sealed"),
+    Index(
+        "ix_audit_entry_leaf_index",
+        "leaf_index",
+        unique=True,
+        postgresql_where=text("leaf_index IS NOT NULL"),
+        sqlite_where=text("leaf_index IS NOT NULL"),
+    ),
 )
 
 incident = Table(

@@ -330,14 +330,15 @@ def used_s(process: psutil.Process) -> float:
 
 @contextmanager
 def service(name: str, folder: Path) -> Iterator[ServerProcess]:
-    """`hub NAME` as its own process, in an empty folder."""
+    """`hub worker` or `hub dispatcher` as its own process, in an empty folder."""
+    kind = name.partition("-")[0]
     process = ServerProcess(f"hub {name}", folder / f"{name}.log")
     command = [
-        *os.environ.get(f"BENCH_{name.upper()}_UNDER", "").split(),
+        *os.environ.get(f"BENCH_{kind.upper()}_UNDER", "").split(),
         sys.executable,
         "-m",
         "hub.cli",
-        name,
+        kind,
     ]
     process.adopt(spawn(command, log_path=process.log_path, cwd=folder, death_signal=signal.SIGKILL))
     try:
@@ -406,7 +407,7 @@ def percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else float("nan")
 
 
-def measure(seconds: float, count: int) -> bool:
+def measure(seconds: float, count: int, workers: int) -> bool:
     """The whole run; whether every message arrived exactly once."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
@@ -436,7 +437,8 @@ def measure(seconds: float, count: int) -> bool:
         inboxes = Inboxes(kafka.bootstrap_servers, trusts)
         inboxes.start()
         stack.callback(inboxes.close)
-        services = {name: stack.enter_context(service(name, folder)) for name in ("worker", "dispatcher")}
+        names = [*(f"worker-{number}" for number in range(1, workers + 1)), "dispatcher"]
+        services = {name: stack.enter_context(service(name, folder)) for name in names}
         pids = {name: process.pid for name, process in services.items()}
         usage = Usage(pids | {"kafka": kafka.pid, "postgres": postgres_pid(postgres), "bench": os.getpid()})
         load = Load(new_producer(kafka.bootstrap_servers), events, [])
@@ -459,6 +461,7 @@ def measure(seconds: float, count: int) -> bool:
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
         if os.environ.get("BENCH_KEEP"):
             import shutil
+
             shutil.copytree(folder, os.environ["BENCH_KEEP"], dirs_exist_ok=True)
         if lost or inboxes.twice:
             said(services)
@@ -469,8 +472,8 @@ def measure(seconds: float, count: int) -> bool:
         "offered_per_s": round(offered, 1),
         "raw_passthrough_per_s": round(raw, 1),
         "ratio": round(flow.events_per_s / raw, 3),
-        "worker_rss_mb": round(usage.rss_mb["worker"], 1),
-        "cpu_us_per_event": round(flow.cpu_us["worker"] + flow.cpu_us["dispatcher"], 1),
+        "worker_rss_mb": round(max(usage.rss_mb[name] for name in services if name != "dispatcher"), 1),
+        "cpu_us_per_event": round(sum(flow.cpu_us[name] for name in services), 1),
     }
     print(json.dumps(figures))
     return not lost and not inboxes.twice
@@ -490,9 +493,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="how long each measurement lasts")
     parser.add_argument("--events", type=int, help="messages to build; a third of them is for the latency")
+    parser.add_argument("--workers", type=int, default=2, help="one for each core is the most that helps")
     arguments = parser.parse_args()
     per_second = int(arguments.seconds + WARM_UP_S) * EVENTS_PER_SECOND_MAX
-    return 0 if measure(arguments.seconds, arguments.events or per_second) else 1
+    return 0 if measure(arguments.seconds, arguments.events or per_second, arguments.workers) else 1
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[
         "kafka_bootstrap_servers": bootstrap_servers,
         "schemas_dir": str(schemas),
         "topic_partitions": f"{_PARTITIONS}",
+        "topic_partitions_out": f"{_PARTITIONS}",
         "session_timeout_s": f"{_SESSION_TIMEOUT_S}",
         "batch_messages_max": "20",
         "watchdog_s": "25",

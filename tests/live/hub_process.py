@@ -48,7 +48,7 @@ class LiveHub:
         self.one, self.two, self.three = (Epr(profile) for profile in profiles)
         self._processes: list[subprocess.Popen[bytes]] = []
         admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-        topics.apply(admin, topics.wanted_topics(self.directory, 3, 1, 1))
+        topics.apply(admin, topics.wanted_topics(self.directory, 3, 1, 1, partitions_out=2))
         self.run("db", "upgrade")
 
     @property
