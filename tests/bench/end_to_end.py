@@ -407,10 +407,10 @@ def percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else float("nan")
 
 
-def measure(seconds: float, count: int, workers: int) -> bool:
+def measure(seconds: float, count: int, workers: int, logs: Path | None) -> bool:
     """The whole run; whether every message arrived exactly once."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
+        folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
         kafka = stack.enter_context(KafkaServer(quick_start=False, heap_mb=1024))
         postgres = stack.enter_context(PostgresServer())
         kafka.start()
@@ -419,7 +419,7 @@ def measure(seconds: float, count: int, workers: int) -> bool:
             "HUB_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
             "HUB_DATABASE_URL": postgres.url("bench"),
             "HUB_TOPIC_PARTITIONS": str(PARTITIONS),
-            "HUB_LOG_LEVEL": os.environ.get("HUB_LOG_LEVEL", "warning"),
+            "HUB_LOG_LEVEL": "info" if logs else "warning",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         for command in ("db upgrade", "topics apply"):
@@ -459,10 +459,6 @@ def measure(seconds: float, count: int, workers: int) -> bool:
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
-        if os.environ.get("BENCH_KEEP"):
-            import shutil
-
-            shutil.copytree(folder, os.environ["BENCH_KEEP"], dirs_exist_ok=True)
         if lost or inboxes.twice:
             said(services)
     figures = {
@@ -493,10 +489,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="how long each measurement lasts")
     parser.add_argument("--events", type=int, help="messages to build; a third of them is for the latency")
-    parser.add_argument("--workers", type=int, default=2, help="one for each core is the most that helps")
+    parser.add_argument("--workers", type=int, default=1, help="more than one for each core does not help")
+    parser.add_argument(
+        "--logs", type=Path, help="a folder for what worker and dispatcher say; costs a little speed"
+    )
     arguments = parser.parse_args()
     per_second = int(arguments.seconds + WARM_UP_S) * EVENTS_PER_SECOND_MAX
-    return 0 if measure(arguments.seconds, arguments.events or per_second, arguments.workers) else 1
+    return (
+        0
+        if measure(arguments.seconds, arguments.events or per_second, arguments.workers, arguments.logs)
+        else 1
+    )
 
 
 if __name__ == "__main__":
