@@ -16,6 +16,8 @@ from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
 from hub import wiring
+from hub.domain.ids import OdsCode, parse_ods
+from hub.domain.trust import TrustProfile
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
 from hub.store.intake import StoreUnavailableError
@@ -408,17 +410,101 @@ def trust_list(as_json: AsJson = False) -> None:
 
 
 @trust.command("check")
-def trust_check(ods: Annotated[str | None, typer.Argument(help="Only this trust's folder.")] = None) -> None:
-    """Prove the trusts' folders; exit 1 and say what is wrong, where, and who can mend it."""
+def trust_check(
+    ods: Annotated[str | None, typer.Argument(help="Only this trust's folder.")] = None,
+    sign_off: Annotated[
+        bool,
+        typer.Option(
+            "--sign-off", help="Write the expected files that are missing or differ. Read them, then commit."
+        ),
+    ] = False,
+) -> None:
+    """Prove the trusts' folders: profile, codes claimed once, worked examples. Exit 1 and say what is wrong, where, and who can mend it."""
+    from hub.onboarding import examples
+
     settings = _settings()
     findings = [
         f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
     ]
+    proved = 0
+    if not findings:
+        trusts = wiring.directory(settings)
+        rules = wiring.journey(settings, trusts)
+        for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
+            if each not in trusts:
+                _fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
+            for file in examples.sign_off(settings.schemas_dir, each, rules) if sign_off else ():
+                print(f"written: {file}")
+            findings += examples.check_examples(settings.schemas_dir, each, rules)
+            proved += len(list(examples.examples_of(settings.schemas_dir, each)))
     for finding in findings:
         print(finding)
     if findings:
         raise typer.Exit(1)
-    print("Every trust's folder is sound.")
+    print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+
+
+@trust.command("new")
+def trust_new(
+    ods: Annotated[str, typer.Argument(help="The trust's ODS code.")],
+    name: Annotated[str, typer.Option(help="The trust's full name.")] = "Name of the trust",
+) -> None:
+    """Begin a trust's folder: a profile to fill in, and a place for worked examples."""
+    from hub.onboarding.new_trust import new_trust
+
+    code = parse_ods(ods)
+    if code is None:
+        _fail(f"{ods} is no ODS code: three to six letters and digits.")
+    try:
+        made = new_trust(_settings().schemas_dir, code, name)
+    except FileExistsError:
+        _fail(f"{code} has a folder already.")
+    for file in made:
+        print(f"made: {file}")
+    print(f"Fill in the profile, add examples, then: hub trust check {code}")
+
+
+@trust.command("repairs")
+def trust_repairs(as_json: AsJson = False) -> None:
+    """What the hub mends in messages before it judges them; a profile's `repairs_off` does without."""
+    from hub.journey.repair import RULES
+
+    rows = [{"rule": rule.value, "does": each.does, "because": each.because} for rule, each in RULES.items()]
+    _print(rows, as_json, ("rule", "does", "because"), "")
+
+
+@trust.command("schema")
+def trust_schema() -> None:
+    """Print the JSON Schema of profile.yaml; schemas/trusts/profile.schema.json is this, for editors."""
+    print(orjson.dumps(TrustProfile.model_json_schema(), option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command(rich_help_panel=_PANELS["join"])
+def explain(
+    file: Annotated[Path, typer.Argument(help="A file with one message.", exists=True, dir_okay=False)],
+    ods: Ods,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, the canonical Bundle with it.")
+    ] = False,
+) -> None:
+    """Say what the hub would make of a message, and why, without storing anything. Shows what the message holds."""
+    from hub.onboarding.examples import as_text, explain_file
+    from hub.onboarding.telling import tell
+
+    settings = _settings()
+    try:
+        trusts = wiring.directory(settings)
+        explanation = explain_file(file, OdsCode(ods.upper()), wiring.journey(settings, trusts), wiring.now())
+    except TrustsError as error:
+        _fail(str(error))
+    except KeyError:
+        _fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+    except OSError as error:
+        _fail(f"{file} cannot be read: {error.strerror}.")
+    if as_json:
+        sys.stdout.buffer.write(as_text(explanation))
+    else:
+        Console().print(tell(explanation, file.read_text(encoding="utf-8", errors="replace")))
 
 
 # ---------------------------------------------------------------- Ask

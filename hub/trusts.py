@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from hub.domain.trust import Directory, TrustProfile
+from hub.journey.repair import RULES
 
 Mender = Literal["the trust", "the hub team", "the hub team with both trusts"]
 
@@ -160,6 +161,10 @@ def _judge(folder: str, profile: TrustProfile, text: str) -> Iterator[Finding]:
         ZoneInfo(profile.time_zone)
     except (KeyError, ValueError, OSError):  # unknown; not a plausible path; a folder of zones
         yield Finding(file, "time_zone", f"there is no time zone {profile.time_zone!r}", "the trust")
+    for unknown in sorted(profile.repairs_off - set(RULES)):
+        yield Finding(
+            file, "repairs_off", f"there is no repair {unknown!r}; see `hub trust repairs`", "the trust"
+        )
     for name, system in _systems(profile):
         yield from _judge_system(file, name, system, profile)
     opening = " ".join(line.lstrip("# ") for line in _leading_comment(text)).lower()
@@ -194,6 +199,8 @@ def _judge_system(file: str, name: str, system: str, profile: TrustProfile) -> I
         yield Finding(file, field, "must be an absolute URI (https://… or urn:…)", "the trust")
     elif system.rstrip("/").lower().endswith("/id/nhs-number"):
         yield Finding(file, field, "is the NHS number's system; name the trust's own", "the trust")
+    elif host == "replace.me":
+        yield Finding(file, field, "is still the placeholder; the trust's own URI is needed", "the trust")
     elif profile.illustration and not host.endswith(".example"):
         yield Finding(
             file,

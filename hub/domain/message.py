@@ -76,6 +76,10 @@ class FlagCode(StrEnum):
     TRANSFER_AMBIGUOUS = "transfer-ambiguous"
     PATIENT_LINK_REFUSED = "patient-link-refused"
     MOVED_WITHOUT_ACCEPTANCE = "moved-without-acceptance"
+    TIME_ZONE_ASSUMED = "tz-assumed"
+    ENCOUNTER_CLASS_ASSUMED = "encounter-class-assumed"
+    CONTENT_TYPE_WRONG = "content-type-wrong"
+    CODE_UNMAPPED = "code-unmapped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ class Canonical:
     resources: tuple[Mapping[str, Any], ...] = ()
     """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
     changes: tuple[Change, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
     flags: tuple[Flag, ...] = field(default=())
 
     @property

@@ -1,6 +1,6 @@
 """A trust as the hub knows it: data, never code."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -54,6 +54,13 @@ class TrustProfile(_Part):
         default=(), description="ODS codes of trusts this one absorbed; old messages still carry them"
     )
     identifier_systems: IdentifierSystems
+    repairs_off: frozenset[str] = Field(
+        default=frozenset(), description="Ids of repairs that must not be done to this trust's messages"
+    )
+    identifier_namespaces: Mapping[str, Mapping[str, str]] = Field(
+        default_factory=dict,
+        description="Resource type → the type an identifier has ('*' for any) → the system it gets when it comes without one",
+    )
     doors: Doors = Doors()
 
     @property

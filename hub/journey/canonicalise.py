@@ -5,8 +5,11 @@ Rules (`Change.rule`):
  * ``nhs-number-spaces``    ten digits without spaces
  * ``ods-case``             ODS codes in upper case
  * ``time-to-utc``          an instant with an offset is said in UTC; its fraction is kept as it was
+ * ``full-url``             every entry has a ``urn:uuid:`` URL of its own, whatever server it came from
+ * ``reference``            a reference to a resource of the same Bundle is that resource's URL
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from hub.domain.ids import parse_nhs_number, parse_ods
@@ -21,29 +24,59 @@ _TIMES = TIME_PROPERTIES - {"value"}
 """`value` is an instant in one place of FHIR and plain text in Identifier."""
 
 
-def canonicalise(tree: Tree) -> tuple[Change, ...]:
-    """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed."""
+def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]:
+    """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed.
+
+    ``url_of`` gives the URL of the entry at an index, for those that have none or a server's.
+    """
     changes: list[Change] = []
-    _walk(tree, (tree["resourceType"],), changes)
+    references: list[tuple[Tree, Path]] = []
+    _walk(tree, (tree["resourceType"],), changes, references)
+    if tree["resourceType"] == "Bundle":
+        urls = _full_urls(tree, url_of, changes)
+        for node, path in references:
+            target = urls.get(node["reference"])
+            if target is not None:
+                _set(node, "reference", target, "reference", path, changes)
     return tuple(changes)
 
 
-def _walk(node: Tree, path: Path, changes: list[Change]) -> None:
+def _full_urls(bundle: Tree, url_of: Callable[[int], str], changes: list[Change]) -> dict[str, str]:
+    """Gives every entry its URL. What references in the Bundle call an entry → that URL."""
+    urls: dict[str, str] = {}
+    for index, entry in enumerate(bundle.get("entry", ())):
+        resource = entry.get("resource")
+        if resource is None:
+            continue
+        given = entry.get("fullUrl")
+        if given is None or not given.startswith("urn:uuid:"):
+            entry["fullUrl"] = url_of(index)
+            if given is not None:
+                changes.append(Change(f"Bundle.entry[{index}].fullUrl", given, entry["fullUrl"], "full-url"))
+                urls[given] = entry["fullUrl"]
+        if "id" in resource:
+            urls.setdefault(f"{resource['resourceType']}/{resource['id']}", entry["fullUrl"])
+    return urls
+
+
+def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[Tree, Path]]) -> None:
     for name, value in node.items():
         kind = type(value)
         if kind is str:
             if name in _TIMES and len(value) > 10 and value[-1] != "Z":
                 _set(node, name, to_utc(value), "time-to-utc", path, changes)
+            elif name == "reference":
+                references.append((node, path))
         elif kind is dict:
             if name == "identifier":
                 _identifier(value, (*path, name), changes)
-            _walk(value, (*path, name), changes)
+            _walk(value, (*path, name), changes, references)
         elif kind is list:
             for index, child in enumerate(value):
                 if type(child) is dict:
                     if name == "identifier":
                         _identifier(child, (*path, name, index), changes)
-                    _walk(child, (*path, name, index), changes)
+                    _walk(child, (*path, name, index), changes, references)
 
 
 def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:

@@ -47,11 +47,11 @@ def understand(received: Received, journey: Journey) -> Understood:
     """Steps 1 and 2. A fault of our own becomes this message's quarantine and nobody else's."""
     sha256 = hashlib.sha256(received.raw).hexdigest()
     try:
-        tree = read(received, journey.limits)
+        found = read(received, journey.limits, journey.directory[received.trust])
         meaning = (
-            tree
-            if isinstance(tree, Rejection)
-            else normalise(received, tree, journey.directory, journey.rules)
+            found
+            if isinstance(found, Rejection)
+            else normalise(received, found, journey.directory, journey.rules)
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the other messages
         meaning = _fault(error)

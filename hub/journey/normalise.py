@@ -35,6 +35,7 @@ from hub.fhir import headers
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
 from hub.fhir.tree import Entry, Resources, Tree, code_of, codes, identifiers, ods_code
 from hub.journey.canonicalise import canonicalise, instant
+from hub.journey.read import Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,19 @@ class _Draft:
         return next(iter(self.resources.of_type(resource_type)), None)
 
 
-def normalise(received: Received, tree: Tree, directory: Directory, rules: Rules) -> Canonical | Rejection:
-    """Say in the hub's words what this trust's message said in its own. Changes ``tree`` in place."""
+def normalise(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical | Rejection:
+    """Say in the hub's words what this trust's message said in its own. Changes ``found.tree`` in place."""
     try:
-        return _normalise(received, tree, directory, rules)
+        return _normalise(received, found, directory, rules)
     except _RefusedError as refused:
         return refused.rejection
 
 
-def _normalise(received: Received, tree: Tree, directory: Directory, rules: Rules) -> Canonical:
-    changes = canonicalise(tree)
+def _normalise(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical:
+    tree = found.tree
+    changes = (*found.changes, *canonicalise(tree, lambda index: _url(received, index)))
     draft = _open(received, tree, directory)
+    draft.flags += found.flags
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
     encounter_entry = _encounter_entry(draft, kind)
@@ -117,6 +120,7 @@ def _normalise(received: Received, tree: Tree, directory: Directory, rules: Rule
         encounter=encounter,
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         changes=changes,
+        unmapped=found.unmapped,
         flags=tuple(draft.flags),
     )
 

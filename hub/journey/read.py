@@ -1,15 +1,18 @@
-"""Step 1, read: bytes → a FHIR tree whose structure is sound, or why not."""
+"""Step 1, read: bytes → a FHIR R4 tree whose structure is sound, with what had to be mended, or why not."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from hub.dialects import SUPPORTED, detect
-from hub.domain.message import Received
+from hub.dialects import SUPPORTED, Dialect, detect
+from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
-from hub.fhir.structure import StructureIssue, check, resource_types
+from hub.domain.trust import TrustProfile
+from hub.fhir.structure import StructureIssue, resource_types
 from hub.fhir.tree import Tree
+from hub.journey.repair import Repaired, RuleId, repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +23,22 @@ class Limits:
     depth_max: int = 64
 
 
-def read(received: Received, limits: Limits) -> Tree | Rejection:
-    """The parsed resource, checked against FHIR R4's structure, or a Rejection that names the first fault.
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A message as FHIR R4, structurally sound. ``tree`` belongs to whoever holds this."""
 
-    Cheap questions come first, so that nothing large or deep is parsed.
+    tree: Tree
+    dialect: Dialect
+    changes: tuple[Change, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+
+def read(received: Received, limits: Limits, trust: TrustProfile) -> Read | Rejection:
+    """The message as FHIR R4 in the sender's own codes, or a Rejection that names the first fault.
+
+    Cheap questions come first, so that nothing large or deep is parsed. ``trust`` is the sender: its zone, and
+    which repairs it does without.
     """
     raw = received.raw
     if received.unread:
@@ -39,7 +54,8 @@ def read(received: Received, limits: Limits) -> Tree | Rejection:
     dialect = detect(received.headers.get("content-type", ""), raw)
     if dialect not in SUPPORTED:
         return Rejection(Why.DIALECT_NOT_SUPPORTED, detail=f"It looks like {dialect}.")
-    return _sound(_parse(raw, limits))
+    tree = _parse(raw, limits)
+    return tree if isinstance(tree, Rejection) else _sound(tree, dialect, trust)
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
@@ -80,19 +96,31 @@ def _deeper_than(tree: Any, levels: int) -> bool:
     return True
 
 
-def _sound(tree: Any) -> Tree | Rejection:
-    if isinstance(tree, Rejection):
-        return tree
+def _sound(tree: Any, dialect: Dialect, trust: TrustProfile) -> Read | Rejection:
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
     if tree["resourceType"] not in resource_types():
         return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
-    issues = check(tree, limit=5)
-    if not issues:
-        return tree
-    first = issues[0]
-    why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
-    return Rejection(why, at=first.path, detail=" ".join(map(_sentence, issues)))
+    repaired = repair(tree, trust.repairs_off, trust.time_zone, trust.identifier_namespaces)
+    if repaired.issues:
+        first = repaired.issues[0]
+        why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
+        return Rejection(why, at=first.path, detail=" ".join(map(_sentence, repaired.issues)))
+    return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
+
+
+def _doubts(repaired: Repaired) -> Iterator[Flag]:
+    for rule, code in _DOUBTFUL.items():
+        change = next((each for each in repaired.changes if each.rule == rule), None)
+        if change is not None:
+            yield Flag(code, change.path)
+
+
+_DOUBTFUL = {
+    RuleId.TZ_ASSUMED: FlagCode.TIME_ZONE_ASSUMED,
+    RuleId.CLASS_ASSUMED: FlagCode.ENCOUNTER_CLASS_ASSUMED,
+}
+"""Repairs that assumed something about the event itself, not only about how it was written."""
 
 
 def _sentence(issue: StructureIssue) -> str:

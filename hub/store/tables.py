@@ -153,6 +153,7 @@ event = Table(
     Column("because", Text, nullable=False, default=""),
     Column("flags", JSON, nullable=False),
     Column("changes", JSON, nullable=False),
+    Column("unmapped", JSON, nullable=False, server_default="[]"),
     Column("payload", LargeBinary, comment="The canonical resources, zlib-compressed JSON"),
 )
 

@@ -131,8 +131,10 @@ def _event(happened: Happened) -> Row:
         "because": fact.because if fact else "",
         "flags": [{"code": f.code.value, "path": f.path, "detail": f.detail} for f in happened.flags],
         "changes": [
-            {"path": c.path, "before": c.before, "after": c.after, "rule": c.rule} for c in canonical.changes
+            {"path": c.path, "before": c.before, "after": c.after, "rule": c.rule, "source": c.source}
+            for c in canonical.changes
         ],
+        "unmapped": [{"path": u.path, "value": u.value, "why": u.why} for u in canonical.unmapped],
         "payload": pack(orjson.dumps(canonical.resources)),
     }
 

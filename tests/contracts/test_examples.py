@@ -51,8 +51,8 @@ def understand(body: bytes, topic: str):
         body,
         AT,
     )
-    tree = read(received, Limits())
-    return tree if isinstance(tree, Rejection) else normalise(received, tree, DIRECTORY, Rules())
+    found = read(received, Limits(), DIRECTORY[received.trust])
+    return found if isinstance(found, Rejection) else normalise(received, found, DIRECTORY, Rules())
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -14,6 +14,12 @@ _DIGITS = st.text("0123456789", max_size=9)
 _OFFSETS = st.integers(-14 * 60, 14 * 60).map(
     lambda m: f"{'-' if m < 0 else '+'}{abs(m) // 60:02d}:{abs(m) % 60:02d}"
 )
+
+
+def _url(index: int) -> str:
+    return f"urn:uuid:00000000-0000-7000-8000-{index:012d}"
+
+
 _FIRST, _LAST = datetime.fromisoformat("1001-01-01"), datetime.fromisoformat("9998-01-01")
 _TIMES = st.datetimes(_FIRST, _LAST).map(lambda d: d.replace(microsecond=0).isoformat())
 
@@ -86,7 +92,7 @@ def test_identifiers_in_their_one_form_and_every_change_remembered():
         "meta": {"lastUpdated": "2026-11-23T10:00:00.50+01:00"},
     }
     before = copy.deepcopy(tree)
-    changes = canonicalise(tree)
+    changes = canonicalise(tree, _url)
 
     assert tree["identifier"][0] == {"system": NHS_NUMBER, "value": "9990000018"}
     assert tree["identifier"][1] == before["identifier"][1]
@@ -98,4 +104,42 @@ def test_identifiers_in_their_one_form_and_every_change_remembered():
         ("Patient.managingOrganization.identifier.value", "ods-case"),
         ("Patient.meta.lastUpdated", "time-to-utc"),
     ]
-    assert canonicalise(tree) == ()
+    assert canonicalise(tree, _url) == ()
+
+
+def test_references_inside_a_bundle_lead_to_its_entries_whatever_they_were_called():
+    patient = {"resourceType": "Patient", "id": "77"}
+    stay = {"resourceType": "Encounter", "id": "5", "subject": {"reference": "Patient/77"}}
+    elsewhere = {"reference": "Practitioner/9"}
+    task = {
+        "resourceType": "Task",
+        "for": {"reference": "https://epr.example/fhir/Patient/77"},
+        "encounter": {"reference": "Encounter/5"},
+        "requester": elsewhere,
+    }
+    tree = {
+        "resourceType": "Bundle",
+        "type": "collection",
+        "entry": [
+            {"fullUrl": "https://epr.example/fhir/Patient/77", "resource": patient},
+            {"resource": stay},
+            {"fullUrl": "urn:uuid:9b2c1d2e-0000-4000-8000-000000000001", "resource": task},
+        ],
+    }
+
+    changes = canonicalise(tree, _url)
+
+    assert [entry["fullUrl"] for entry in tree["entry"]] == [
+        _url(0),
+        _url(1),
+        "urn:uuid:9b2c1d2e-0000-4000-8000-000000000001",
+    ]
+    assert stay["subject"]["reference"] == task["for"]["reference"] == _url(0)
+    assert task["encounter"]["reference"] == _url(1)
+    assert elsewhere == {"reference": "Practitioner/9"}
+    assert {(change.path, change.before) for change in changes} == {
+        ("Bundle.entry[0].fullUrl", "https://epr.example/fhir/Patient/77"),
+        ("Bundle.entry[1].resource.subject.reference", "Patient/77"),
+        ("Bundle.entry[2].resource.for.reference", "https://epr.example/fhir/Patient/77"),
+        ("Bundle.entry[2].resource.encounter.reference", "Encounter/5"),
+    }

@@ -1,4 +1,4 @@
-"""Lighter writes: indexes of what is looked for only, and payloads packed by the quicker method where it is there."""
+"""What has no place in the canonical form is kept; indexes of what is looked for only; payloads packed quicker."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,7 @@ _SEALED = sa.text("leaf_index IS NOT NULL")
 
 
 def upgrade() -> None:
+    op.add_column("event", sa.Column("unmapped", sa.JSON(), nullable=False, server_default="[]"))
     op.drop_index("ix_message_disposition", "message")
     op.create_index(
         "ix_message_disposition",
@@ -50,3 +51,5 @@ def downgrade() -> None:
         table.create_unique_constraint("uq_audit_entry_leaf_index", ["leaf_index"])
     op.drop_index("ix_message_disposition", "message")
     op.create_index("ix_message_disposition", "message", ["disposition", "trust", "received_at"])
+    with op.batch_alter_table("event") as table:
+        table.drop_column("unmapped")

@@ -1,0 +1,106 @@
+"""What the hub makes of one message, and why: a dry run that anybody who holds the message may see.
+
+The one place that shows a message's values beside the hub's words; nothing of it is stored or logged.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hub.dialects import detect
+from hub.domain.message import Canonical, Change, Flag, Kind, Received, Unmapped
+from hub.domain.rejection import Disposition, Rejection
+from hub.domain.trust import Directory
+from hub.fhir import headers
+from hub.journey.decide import Journey, understand
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One message, explained. `as_json` is its stable form: the same for the same bytes on every machine."""
+
+    outcome: str
+    """``canonical``, ``quarantined`` or ``rejected``."""
+    dialect: str
+    event_type: str | None
+    issues: tuple[Json, ...]
+    changes: tuple[Change, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
+    canonical: Json | None = None
+    routes: tuple[Json, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, keys in a fixed order."""
+        return {
+            "outcome": self.outcome,
+            "dialect": self.dialect,
+            "event_type": self.event_type,
+            "issues": list(self.issues),
+            "changes": [
+                {
+                    "path": each.path,
+                    "before": each.before,
+                    "after": each.after,
+                    "rule": each.rule,
+                    **({"source": each.source} if each.source else {}),
+                }
+                for each in self.changes
+            ],
+            "unmapped": [{"path": each.path, "value": each.value, "why": each.why} for each in self.unmapped],
+            "canonical": self.canonical,
+            "routes": list(self.routes),
+        }
+
+
+def explain(received: Received, journey: Journey) -> Explanation:
+    """Run steps 1 and 2 on a message and say what they did. Which transfer it belongs to, only the store knows."""
+    meaning = understand(received, journey).meaning
+    dialect = detect(received.headers.get(headers.CONTENT_TYPE, ""), received.raw).value
+    if isinstance(meaning, Rejection):
+        rejected = meaning.ruling.disposition is Disposition.REJECTED
+        return Explanation("rejected" if rejected else "quarantined", dialect, None, (_refusal(meaning),))
+    return Explanation(
+        "canonical",
+        dialect,
+        meaning.event_type,
+        tuple(map(_doubt, meaning.flags)),
+        meaning.changes,
+        meaning.unmapped,
+        _bundle(meaning),
+        tuple(_routes(meaning, journey.directory)),
+    )
+
+
+def _refusal(rejection: Rejection) -> Json:
+    said = " ".join(filter(None, (rejection.detail, rejection.ruling.advice)))
+    return {
+        "code": rejection.why.value,
+        "severity": "error",
+        "path": rejection.at,
+        "message": f"{said} To be mended by: {rejection.ruling.owner}.",
+    }
+
+
+def _doubt(flag: Flag) -> Json:
+    return {"code": flag.code.value, "severity": "warning", "path": flag.path, "message": flag.detail}
+
+
+def _bundle(canonical: Canonical) -> Json:
+    return {
+        "resourceType": "Bundle",
+        "type": "collection",
+        "entry": [dict(each) for each in canonical.resources],
+    }
+
+
+def _routes(canonical: Canonical, directory: Directory) -> Iterable[Json]:
+    """Who would hear of it. Only a request says its receiver itself; the rest depends on the transfer it belongs to."""
+    if canonical.kind is Kind.REQUEST and canonical.receiver is not None:
+        yield {"to": canonical.receiver, "topic": directory[canonical.receiver].inbox_topic, "what": "news"}
+    elif canonical.kind is Kind.ENCOUNTER:
+        yield {"to": None, "topic": None, "what": "news, if the stay moves a transfer: its other trust"}
+    else:
+        yield {"to": None, "topic": None, "what": "news: the other trust of the transfer it belongs to"}
+    yield {"to": canonical.trust, "topic": directory[canonical.trust].receipts_topic, "what": "receipt"}

@@ -1,0 +1,118 @@
+"""Worked examples: what a trust sends beside what the hub makes of it, signed off by reading.
+
+``schemas/trusts/<ODS>/examples/NAME.in.json`` (or ``.xml``) and ``NAME.expected.json``. The expected file is what
+`hub explain --json` says of the input, taken as received at `RECEIVED_AT`, so that every run gives the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from hub.domain.ids import EventId, OdsCode, time_ordered_id
+from hub.domain.message import Position, Received
+from hub.fhir import headers
+from hub.journey.decide import Journey
+from hub.journey.explain import Explanation, explain
+from hub.trusts import Finding
+
+RECEIVED_AT = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
+"""When every example was received. Their own times lie shortly before."""
+
+_CONTENT_TYPES = {".json": headers.CONTENT_TYPE_FHIR, ".xml": "application/fhir+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input and where its expected output is, or will be when somebody signs it off."""
+
+    ods: OdsCode
+    given: Path
+    expected: Path
+
+
+def examples_of(schemas_dir: Path, ods: str) -> Iterator[Example]:
+    """The trust's worked examples, by name."""
+    folder = schemas_dir / "trusts" / ods / "examples"
+    for given in sorted(folder.glob("*.in.*")):
+        yield Example(OdsCode(ods), given, given.with_name(given.name.split(".in.")[0] + ".expected.json"))
+
+
+def explain_file(file: Path, ods: OdsCode, journey: Journey, received_at: datetime) -> Explanation:
+    """Explain a file as if the trust ``ods`` had sent its bytes. Raises OSError; KeyError if the trust has not joined."""
+    raw = file.read_bytes()
+    journey.directory[ods]
+    received = Received(
+        event_id=EventId(time_ordered_id(received_at, "explain", hashlib.sha256(raw).hexdigest())),
+        trust=ods,
+        position=Position("explain", 0, 0),
+        headers={
+            headers.CONTENT_TYPE: _CONTENT_TYPES.get(file.suffix.lower(), ""),
+            headers.REQUEST_ID: file.name,
+        },
+        key=b"explain",
+        raw=raw,
+        received_at=received_at,
+    )
+    return explain(received, journey)
+
+
+def as_text(explanation: Explanation) -> bytes:
+    """An explanation as an expected file holds it: indented, so that a review shows what changed."""
+    return orjson.dumps(explanation.as_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def check_examples(schemas_dir: Path, ods: str, journey: Journey) -> list[Finding]:
+    """What is wrong with a trust's examples: not signed off, or not what the hub makes of them now."""
+    findings: list[Finding] = []
+    for example in examples_of(schemas_dir, ods):
+        name = example.expected.relative_to(schemas_dir).as_posix()
+        found = as_text(explain_file(example.given, example.ods, journey, RECEIVED_AT))
+        if not example.expected.exists():
+            todo = f"nobody has signed off what becomes of {example.given.name}: `hub trust check {ods} --sign-off`, then read it"
+            findings.append(Finding(name, "", todo, "the hub team"))
+        elif (signed := example.expected.read_bytes()) != found:
+            findings.append(
+                Finding(
+                    name, _first_difference(signed, found), "is not what the hub makes of it", "the hub team"
+                )
+            )
+    return findings
+
+
+def sign_off(schemas_dir: Path, ods: str, journey: Journey) -> list[Path]:
+    """Write the expected files that are missing or differ, for a person to read before they are committed."""
+    written: list[Path] = []
+    for example in examples_of(schemas_dir, ods):
+        found = as_text(explain_file(example.given, example.ods, journey, RECEIVED_AT))
+        if not example.expected.exists() or example.expected.read_bytes() != found:
+            example.expected.write_bytes(found)
+            written.append(example.expected)
+    return written
+
+
+def _first_difference(signed: bytes, found: bytes) -> str:
+    try:
+        return difference(orjson.loads(signed), orjson.loads(found)) or "white space or the order of fields"
+    except orjson.JSONDecodeError:
+        return "not JSON"
+
+
+def difference(before: Any, after: Any, path: str = "") -> str:
+    """The path of the first place where two JSON values differ; "" if they do not."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before.keys() | after.keys():
+            if name not in before or name not in after:
+                return f"{path}.{name}".lstrip(".")
+        return next(
+            filter(None, (difference(before[n], after[n], f"{path}.{n}") for n in before)), ""
+        ).lstrip(".")
+    if isinstance(before, list) and isinstance(after, list):
+        pairs = enumerate(zip(before, after, strict=False))
+        found = next(filter(None, (difference(a, b, f"{path}[{i}]") for i, (a, b) in pairs)), "")
+        return found or (f"{path}[{min(len(before), len(after))}]" if len(before) != len(after) else "")
+    return "" if before == after and type(before) is type(after) else path or "(the whole)"

@@ -1,0 +1,99 @@
+"""Joining a trust: a folder is begun, filled, signed off, and from then on proved."""
+
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from hub.cli import _settings, app
+from hub.domain.trust import TrustProfile
+from hub.onboarding.examples import difference
+
+ROOT = Path(__file__).resolve().parents[3]
+REQUEST = ROOT / "schemas" / "examples" / "transfer-request-RA9-to-RH8.json"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The command line over a copy of the shipped schemas."""
+    shutil.copytree(ROOT / "schemas", tmp_path / "schemas")
+    monkeypatch.setenv("HUB_SCHEMAS_DIR", str(tmp_path / "schemas"))
+    _settings.cache_clear()
+    yield lambda *arguments: CliRunner().invoke(app, arguments)
+    _settings.cache_clear()
+
+
+def test_an_example_is_proved_once_it_is_signed_off(hub, tmp_path):
+    folder = tmp_path / "schemas" / "trusts" / "RA9" / "examples"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(REQUEST, folder / "asked.in.json")
+
+    assert "nobody has signed off what becomes of asked.in.json" in hub(
+        "trust", "check", "RA9"
+    ).stdout.replace("\n", " ")
+    assert hub("trust", "check", "RA9", "--sign-off").exit_code == 0
+    assert hub("trust", "check", "RA9").exit_code == 0
+
+    expected = folder / "asked.expected.json"
+    signed = orjson.loads(expected.read_bytes())
+    signed["event_type"] = "transfer-update"
+    expected.write_bytes(orjson.dumps(signed))
+    found = hub("trust", "check", "RA9")
+    assert found.exit_code == 1
+    assert "asked.expected.json, event_type: is not what the hub makes of it" in found.stdout.replace(
+        "\n", " "
+    )
+
+
+def test_a_new_folder_is_complete_but_for_what_only_the_trust_knows(hub, tmp_path):
+    assert hub("trust", "new", "ryj", "--name", "A new trust").exit_code == 0
+    found = hub("trust", "check", "RYJ")
+    assert found.exit_code == 1
+    assert found.stdout.count("is still the placeholder") == len(found.stdout.splitlines()) == 3
+    assert (tmp_path / "schemas" / "trusts" / "RYJ" / "examples" / "README.md").exists()
+    assert hub("trust", "new", "RYJ").exit_code == 1
+
+
+def test_a_message_is_explained_the_same_way_every_time(hub):
+    def explained():
+        return hub("explain", str(REQUEST), "--trust", "RA9", "--json").stdout
+
+    told = orjson.loads(explained())
+    assert (told["outcome"], told["dialect"], told["event_type"]) == (
+        "canonical",
+        "fhir-r4-json",
+        "transfer-request",
+    )
+    assert {"to": "RH8", "topic": "hub.rh8.inbox", "what": "news"} in told["routes"]
+    assert all(change.keys() >= {"path", "before", "after", "rule"} for change in told["changes"])
+    assert explained() == explained()
+
+
+def test_a_refused_message_is_shown_with_its_line(hub):
+    told = hub("explain", str(REQUEST.with_name("wrong-sender.json")), "--trust", "RA9")
+    assert told.exit_code == 0
+    assert "sender-not-topic-owner MessageHeader.sender" in told.stdout
+    assert "MessageHeader" in told.stdout.partition("❱")[2]
+
+
+def test_the_schema_that_editors_use_is_that_of_the_code():
+    shipped = orjson.loads((ROOT / "schemas" / "trusts" / "profile.schema.json").read_bytes())
+    assert shipped == TrustProfile.model_json_schema(), (
+        "hub trust schema > schemas/trusts/profile.schema.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "path"),
+    [
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "a[1].b"),
+        ({"a": 1}, {"a": 1, "b": 2}, "b"),
+        ({"a": [1]}, {"a": [1, 2]}, "a[1]"),
+        ({"a": 1}, {"a": True}, "a"),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}, ""),
+    ],
+)
+def test_the_first_difference_is_named(before, after, path):
+    assert difference(before, after) == path
