@@ -17,13 +17,14 @@ from sqlalchemy.exc import DBAPIError
 
 from hub import wiring
 from hub.domain.ids import OdsCode, parse_ods
+from hub.domain.message import Received
 from hub.domain.trust import TrustProfile
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log, set_up
-from hub.trusts import TrustsError, check_trusts
+from hub.trusts import TrustsError, check_trusts, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -574,6 +575,51 @@ def audit_trail(
 
 
 # ---------------------------------------------------------------- Untangle
+
+
+@app.command(rich_help_panel=_PANELS["untangle"])
+def replay(
+    ods: Ods,
+    since: Annotated[datetime, typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.")],
+    profile: Annotated[Path, typer.Option(help="The new profile.yaml to try.", exists=True, dir_okay=False)],
+    values: Annotated[
+        bool, typer.Option("--values", help="Also the values, which are patients' data; else paths only.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try a new version of a trust's profile on the messages it sent: what would differ, field by field. Changes nothing; audited."""
+    from hub.onboarding.replay import compare, with_profile
+
+    settings = _settings()
+
+    async def load(settings: HubSettings) -> list[Received]:
+        async with wiring.opened(settings) as engine:
+            return await queries.messages_for_replay(
+                engine,
+                ods.upper(),
+                since=since if since.tzinfo else since.replace(tzinfo=UTC),
+                reader=getpass.getuser(),
+                now=wiring.now(),
+            )
+
+    messages = _run(load, settings)
+    try:
+        rules = wiring.journey(settings, wiring.directory(settings))
+        trial = with_profile(rules, load_profile(profile))
+    except TrustsError as error:
+        _fail(str(error))
+    if ods.upper() not in trial.directory or len(trial.directory) != len(rules.directory):
+        _fail(f"{profile} is not a profile of {ods.upper()}.")
+    rows = [
+        {"event_id": received.event_id, "path": each.path}
+        | ({"before": each.before, "after": each.after} if values else {})
+        for received, differing in compare(messages, rules, trial)
+        for each in differing
+    ]
+    columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")
+    _print(rows, as_json, columns, "Nothing would differ.")
+    if not as_json:
+        print(f"{len({row['event_id'] for row in rows})} of {len(messages)} messages would differ.")
 
 
 @quarantine.command("list")

@@ -56,6 +56,14 @@ def load_directory(schemas_dir: Path) -> Directory:
     return Directory(profile for profile, _ in profiles.values())
 
 
+def load_profile(file: Path) -> TrustProfile:
+    """One profile from a file of any name, for a trial. Raises TrustsError."""
+    found = _read_profile(file, file.name)
+    if isinstance(found, list):
+        raise TrustsError(found)
+    return found[0]
+
+
 def check_trusts(schemas_dir: Path) -> list[Finding]:
     """Everything that is wrong, in the order of the files. Empty: the hub can start with these trusts."""
     _, findings = _examine(schemas_dir)
@@ -113,15 +121,19 @@ def _file(folder: str) -> str:
 
 
 def _read(folder: Path) -> tuple[TrustProfile, str] | list[Finding]:
-    file = _file(folder.name)
+    return _read_profile(folder / PROFILE, _file(folder.name))
+
+
+def _read_profile(path: Path, file: str) -> tuple[TrustProfile, str] | list[Finding]:
+    """``file`` is what the findings call it."""
 
     def unusable(problem: str, mender: Mender = "the trust", field: str = "") -> list[Finding]:
         return [Finding(file, field, problem, mender)]
 
     try:
-        text = (folder / PROFILE).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return unusable(f"the folder has no {PROFILE}", "the hub team")
+        return unusable(f"there is no {path.name}", "the hub team")
     except UnicodeDecodeError:
         return unusable("the file is not UTF-8")
     except OSError as error:

@@ -36,6 +36,7 @@ class Code(StrEnum):
     INCIDENT_CLOSED = "incident-closed"
     POSITION_SET = "position-set"
     AUDIT_READ = "audit-read"
+    MESSAGES_READ = "msg-read"
 
 
 class Outcome(IntEnum):

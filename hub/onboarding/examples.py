@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -18,6 +17,7 @@ from hub.domain.message import Position, Received
 from hub.fhir import headers
 from hub.journey.decide import Journey
 from hub.journey.explain import Explanation, explain
+from hub.onboarding.replay import differences
 from hub.trusts import Finding
 
 RECEIVED_AT = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
@@ -97,22 +97,7 @@ def sign_off(schemas_dir: Path, ods: str, journey: Journey) -> list[Path]:
 
 def _first_difference(signed: bytes, found: bytes) -> str:
     try:
-        return difference(orjson.loads(signed), orjson.loads(found)) or "white space or the order of fields"
+        first = next(differences(orjson.loads(signed), orjson.loads(found)), None)
     except orjson.JSONDecodeError:
         return "not JSON"
-
-
-def difference(before: Any, after: Any, path: str = "") -> str:
-    """The path of the first place where two JSON values differ; "" if they do not."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in before.keys() | after.keys():
-            if name not in before or name not in after:
-                return f"{path}.{name}".lstrip(".")
-        return next(
-            filter(None, (difference(before[n], after[n], f"{path}.{n}") for n in before)), ""
-        ).lstrip(".")
-    if isinstance(before, list) and isinstance(after, list):
-        pairs = enumerate(zip(before, after, strict=False))
-        found = next(filter(None, (difference(a, b, f"{path}[{i}]") for i, (a, b) in pairs)), "")
-        return found or (f"{path}[{min(len(before), len(after))}]" if len(before) != len(after) else "")
-    return "" if before == after and type(before) is type(after) else path or "(the whole)"
+    return first.path if first else "white space or the order of fields"

@@ -8,18 +8,32 @@ from sqlalchemy import ARRAY, BigInteger, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
-from hub.domain.message import Canonical
+from hub.domain.message import Canonical, Position, Received
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import Fact, State, Step, Transfer
 from hub.journey.decide import Understood
 from hub.journey.known import FirstMessage, Known, Person
 from hub.store import tables as t
 from hub.store.bulk import among, is_postgresql
+from hub.store.packing import unpack
 
 
 def first_key(trust: str, message_id: str) -> str:
     """What makes a message id unique: ids are the sender's own."""
     return f"{trust}|{message_id}"
+
+
+def as_received(row: Any) -> Received:
+    """A row of `message` with its bytes, as it came in."""
+    return Received(
+        event_id=EventId(row.event_id),
+        trust=OdsCode(row.trust),
+        position=Position(row.topic, row.partition, row.offset),
+        headers=row.headers,
+        key=row.key,
+        raw=unpack(row.raw),
+        received_at=row.received_at,
+    )
 
 
 async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -> None:

@@ -9,9 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
+from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.store import tables as t
-from hub.store.write import unpack, write_audit
+from hub.store.load import as_received
+from hub.store.packing import unpack
+from hub.store.write import write_audit
 
 Row = dict[str, Any]
 
@@ -240,3 +243,21 @@ def _dicts(rows: Sequence[Any]) -> list[Row]:
 def _dict(row: Any) -> Row:
     """Names that are reserved words come from SQLAlchemy as a kind of str of its own."""
     return {str(name): value for name, value in row.items()}
+
+
+async def messages_for_replay(
+    engine: AsyncEngine, trust: str, *, since: datetime, reader: str, now: datetime, limit: int = 10_000
+) -> list[Received]:
+    """What a trust sent since then, oldest first, with its bytes; a repetition is not there twice. Reading it is audited."""
+    m = t.message
+    query = (
+        select(m)
+        .where(m.c.trust == trust, m.c.received_at >= since, m.c.raw.is_not(None))
+        .order_by(m.c.received_at, m.c.event_id)
+        .limit(limit)
+    )
+    async with engine.begin() as connection:
+        found = [as_received(row) for row in await connection.execute(query)]
+        read = {"reader": reader, "messages": len(found), "since": since.isoformat()}
+        await write_audit(connection, [AuditEntry(Code.MESSAGES_READ, now, "cli", trust=trust, detail=read)])
+    return found

@@ -15,16 +15,16 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.domain.ids import EventId, OdsCode
-from hub.domain.message import Position, Received
+from hub.domain.ids import OdsCode
+from hub.domain.message import Received
 from hub.domain.rejection import Disposition
 from hub.journey.decide import Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
 from hub.store.bulk import among, insert_ignoring, update_rows
 from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
-from hub.store.load import load_known, lock_names
-from hub.store.write import unpack, write_audit, write_effects
+from hub.store.load import as_received, load_known, lock_names
+from hub.store.write import write_audit, write_effects
 from hub.telemetry.log import Log, LogEvent, fault_of
 
 # serialization_failure, deadlock_detected, lock_not_available: somebody else was faster; try again.
@@ -315,12 +315,4 @@ async def _stored(connection: AsyncConnection, event_id: str) -> Received:
     ).one_or_none()
     if row is None or row.disposition != Disposition.QUARANTINED or row.raw is None:
         raise NotQuarantinedError(event_id)
-    return Received(
-        event_id=EventId(row.event_id),
-        trust=OdsCode(row.trust),
-        position=Position(row.topic, row.partition, row.offset),
-        headers=row.headers,
-        key=row.key,
-        raw=unpack(row.raw),
-        received_at=row.received_at,
-    )
+    return as_received(row)

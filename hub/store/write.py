@@ -1,6 +1,5 @@
 """Writing a batch's effects: one statement a table, rows in the order in which they were decided."""
 
-import zlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -15,18 +14,9 @@ from hub.journey.effects import Effects, Happened, Outgoing
 from hub.store import tables as t
 from hub.store.bulk import insert_rows, update_rows
 from hub.store.load import first_key
+from hub.store.packing import pack
 
 Row = dict[str, Any]
-
-
-def pack(raw: bytes) -> bytes:
-    """Bytes as they are stored: FHIR shrinks to a third at the fastest level."""
-    return zlib.compress(raw, 1)
-
-
-def unpack(stored: bytes) -> bytes:
-    """The bytes again, exactly."""
-    return zlib.decompress(stored)
 
 
 async def write_effects(

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hub.cli import _settings, app
 from hub.domain.trust import TrustProfile
-from hub.onboarding.examples import difference
+from hub.onboarding.replay import differences
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = ROOT / "schemas" / "examples" / "transfer-request-RA9-to-RH8.json"
@@ -86,14 +86,14 @@ def test_the_schema_that_editors_use_is_that_of_the_code():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "path"),
+    ("before", "after", "paths"),
     [
-        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "a[1].b"),
-        ({"a": 1}, {"a": 1, "b": 2}, "b"),
-        ({"a": [1]}, {"a": [1, 2]}, "a[1]"),
-        ({"a": 1}, {"a": True}, "a"),
-        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}, ""),
+        ({"a": [1, {"b": 2}], "c": 1}, {"a": [1, {"b": 3}], "c": 2}, ["a[1].b", "c"]),
+        ({"a": 1}, {"a": 1, "b": 2}, ["b"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a[1]"]),
+        ({"a": 1}, {"a": True}, ["a"]),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}, []),
     ],
 )
-def test_the_first_difference_is_named(before, after, path):
-    assert difference(before, after) == path
+def test_differences_are_named(before, after, paths):
+    assert [each.path for each in differences(before, after)] == paths
