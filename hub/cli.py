@@ -24,7 +24,7 @@ from hub.store import outbox, queries, schema
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log, set_up
-from hub.trusts import TrustsError, check_trusts, load_profile
+from hub.trusts import TrustsError, check_codes, check_trusts, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -430,6 +430,12 @@ def trust_check(
     proved = 0
     if not findings:
         trusts = wiring.directory(settings)
+        findings += [
+            f
+            for f in check_codes(settings.schemas_dir, trusts)
+            if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
+        ]
+    if not findings:
         rules = wiring.journey(settings, trusts)
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import ValidationError
 
+from hub.codes.book import CodeBook, CodeFile, compile_book, problems
 from hub.domain.trust import Directory, TrustProfile
 from hub.journey.repair import RULES
 
@@ -54,6 +55,40 @@ def load_directory(schemas_dir: Path) -> Directory:
     if findings:
         raise TrustsError(findings)
     return Directory(profile for profile, _ in profiles.values())
+
+
+def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:
+    """The code book of every trust: the shared maps, and its own (``conceptmaps/*.json`` in its folder) before them.
+
+    Raises TrustsError for a file that cannot be used.
+    """
+    try:
+        shared = compile_book(_files(schemas_dir, "codesystems"), _files(schemas_dir, "conceptmaps"))
+        return {
+            profile.ods: shared.with_maps(_files(schemas_dir, f"trusts/{profile.ods}/conceptmaps"))
+            for profile in directory
+        }
+    except ValueError as error:
+        raise TrustsError([Finding(str(error), "", "cannot be used", "the hub team")]) from error
+
+
+def check_codes(schemas_dir: Path, directory: Directory) -> list[Finding]:
+    """What is wrong with the maps: shared ones, then each trust's. The profiles must be sound. Raises TrustsError."""
+    book = compile_book(_files(schemas_dir, "codesystems"), ())
+    folders: list[tuple[str, Mender]] = [("conceptmaps", "the hub team")]
+    folders += [(f"trusts/{profile.ods}/conceptmaps", "the trust") for profile in directory]
+    return [
+        Finding(each.file, f"line {each.line}" if each.line else "", each.problem, mender)
+        for folder, mender in folders
+        for each in problems(book, _files(schemas_dir, folder))
+    ]
+
+
+def _files(schemas_dir: Path, folder: str) -> list[CodeFile]:
+    return [
+        CodeFile(f"{folder}/{path.name}", path.read_bytes())
+        for path in sorted((schemas_dir / folder).glob("*.json"))
+    ]
 
 
 def load_profile(file: Path) -> TrustProfile:

@@ -25,7 +25,7 @@ from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
-from hub.trusts import load_directory
+from hub.trusts import load_books, load_directory
 
 
 class SecondWorkerError(Exception):
@@ -65,6 +65,7 @@ def journey(settings: HubSettings, trusts: Directory) -> Journey:
             timedelta(seconds=settings.clock_ahead_max_s),
             timedelta(days=settings.clock_behind_max_days),
         ),
+        load_books(settings.schemas_dir, trusts),
     )
 
 

@@ -5,10 +5,12 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from hub.audit.entries import AuditEntry, Code, Outcome
+from hub.codes.book import CodeBook
 from hub.domain.ids import EventId
 from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection, Why
@@ -41,6 +43,8 @@ class Journey:
     directory: Directory
     limits: Limits = field(default_factory=Limits)
     rules: Rules = field(default_factory=Rules)
+    books: Mapping[str, CodeBook] = field(default_factory=dict)
+    """ODS code of the sender → its code book; without one, codes stay as they were sent."""
 
 
 def understand(received: Received, journey: Journey) -> Understood:
@@ -51,7 +55,9 @@ def understand(received: Received, journey: Journey) -> Understood:
         meaning = (
             found
             if isinstance(found, Rejection)
-            else normalise(received, found, journey.directory, journey.rules)
+            else normalise(
+                received, found, journey.directory, journey.rules, journey.books.get(received.trust)
+            )
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the other messages
         meaning = _fault(error)

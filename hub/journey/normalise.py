@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from hub.codes.book import CodeBook
 from hub.domain.ids import (
     Identifier,
     NhsNumber,
@@ -35,6 +36,7 @@ from hub.fhir import headers
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
 from hub.fhir.tree import Entry, Resources, Tree, code_of, codes, identifiers, ods_code
 from hub.journey.canonicalise import canonicalise, instant
+from hub.journey.codes import to_national
 from hub.journey.read import Read
 
 
@@ -70,19 +72,27 @@ class _Draft:
         return next(iter(self.resources.of_type(resource_type)), None)
 
 
-def normalise(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical | Rejection:
-    """Say in the hub's words what this trust's message said in its own. Changes ``found.tree`` in place."""
+def normalise(
+    received: Received, found: Read, directory: Directory, rules: Rules, book: CodeBook | None = None
+) -> Canonical | Rejection:
+    """Say in the hub's words what this trust's message said in its own. Changes ``found.tree`` in place.
+
+    ``book`` is the sender's code book; without one, codes stay as they were sent.
+    """
     try:
-        return _normalise(received, found, directory, rules)
+        return _normalise(received, found, directory, rules, book)
     except _RefusedError as refused:
         return refused.rejection
 
 
-def _normalise(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical:
+def _normalise(
+    received: Received, found: Read, directory: Directory, rules: Rules, book: CodeBook | None
+) -> Canonical:
     tree = found.tree
-    changes = (*found.changes, *canonicalise(tree, lambda index: _url(received, index)))
+    coded, doubts = to_national(tree, book, directory[received.trust].nation) if book else ((), ())
+    changes = (*found.changes, *coded, *canonicalise(tree, lambda index: _url(received, index)))
     draft = _open(received, tree, directory)
-    draft.flags += found.flags
+    draft.flags += (*found.flags, *doubts)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
     encounter_entry = _encounter_entry(draft, kind)

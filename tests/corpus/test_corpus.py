@@ -25,13 +25,14 @@ from hub.journey.decide import Journey, decide, understand
 from hub.journey.explain import explain
 from hub.journey.known import Known
 from hub.journey.read import Limits, Read, read
-from hub.trusts import load_directory
+from hub.trusts import load_books, load_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"
 OWN = ROOT / "schemas" / "examples"
 AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-JOURNEY = Journey(load_directory(ROOT / "schemas"))
+DIRECTORY = load_directory(ROOT / "schemas")
+JOURNEY = Journey(DIRECTORY, books=load_books(ROOT / "schemas", DIRECTORY))
 CONTENT_TYPE = {
     ".json": headers.CONTENT_TYPE_FHIR,
     ".xml": "application/fhir+xml",

@@ -1,0 +1,212 @@
+"""Part of step 2: local codes become national ones, beside what was sent. The maps are data; this only applies them.
+
+Rules (`Change.rule`):
+ * ``code-mapped``        a ConceptMap knows the code: the national coding stands first, the local one behind it
+ * ``code-mapped-loosely`` the same, where the map says that the meanings are not equal
+ * ``code-order``         a national coding that stood behind a local one stands first
+ * ``extension-place``    UK Core has this extension on the hospitalization, not on the Encounter
+ * ``extension-url``      an extension of a retired family under its UK Core URL
+ * ``profile-claim``      what the sender says its resource conforms to is a hint of its own, and is not passed on
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hub.codes.book import CodeBook, Translation
+from hub.domain.message import Change, Flag, FlagCode
+from hub.fhir.tree import Tree
+
+_UK = "https://fhir.hl7.org.uk/CodeSystem/UKCore-"
+_STRUCTURE = "https://fhir.hl7.org.uk/StructureDefinition/Extension-UKCore-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of code: the national systems it may end in, those of the nation first."""
+
+    england: tuple[str, ...]
+    wales: tuple[str, ...] = ()
+
+    def systems(self, nation: str) -> tuple[str, ...]:
+        return (*self.wales, *self.england) if nation == "wales" else (*self.england, *self.wales)
+
+
+def _national(name: str, *more: str) -> _Kind:
+    return _Kind((f"{_UK}{name}England", *more), (f"{_UK}{name}Wales",))
+
+
+ENCOUNTER_CLASS = _Kind(("http://terminology.hl7.org/CodeSystem/v3-ActCode",))
+SOURCE_OF_ADMISSION = _national("SourceOfAdmission")
+DISCHARGE_DESTINATION = _national(
+    "DischargeDestination", "https://transfer-hub.example/CodeSystem/discharge-destination-current"
+)
+SPECIALTY = _Kind((f"{_UK}PracticeSettingCode",))
+VERIFICATION = _Kind((f"{_UK}NHSNumberVerificationStatusEngland",))
+
+ELEMENTS: dict[str, tuple[tuple[tuple[str, ...], _Kind], ...]] = {
+    "Encounter": (
+        (("class",), ENCOUNTER_CLASS),
+        (("serviceType",), SPECIALTY),
+        (("hospitalization", "admitSource"), SOURCE_OF_ADMISSION),
+        (("hospitalization", "dischargeDisposition"), DISCHARGE_DESTINATION),
+    ),
+    "ServiceRequest": ((("performerType",), SPECIALTY),),
+    "PractitionerRole": ((("specialty",), SPECIALTY),),
+}
+"""Which element of which resource holds which kind of code."""
+
+EXTENSIONS: dict[str, _Kind] = {
+    "AdmissionMethod": _national("AdmissionMethod"),
+    "DischargeMethod": _national("DischargeMethod"),
+    "NHSNumberVerificationStatus": VERIFICATION,
+    "LegalStatusClassification": _national("LegalStatusClassification"),
+}
+"""Extensions with one code, by the family name in their URL, whatever host, version or project it stands under."""
+
+_ON_HOSPITALIZATION = frozenset({"AdmissionMethod", "DischargeMethod"})
+
+_WHERE_EXTENSIONS = {
+    "Encounter": (("extension",), ("hospitalization", "extension")),
+    "Patient": (("identifier", "extension"),),
+}
+
+
+def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, ...], tuple[Flag, ...]]:
+    """Change an R4 tree (a Bundle or one resource) in place; what changed, and which codes no map knew.
+
+    ``nation`` is where the sender is: the same number can mean different things in England and Wales.
+    """
+    done = _Done(book, nation, [], [])
+    for path, resource in _resources(tree):
+        meta = resource.get("meta")
+        if meta and "profile" in meta:
+            done.changes.append(Change(f"{path}.meta.profile", meta.pop("profile"), None, "profile-claim"))
+            if not meta:
+                del resource["meta"]
+        resource_type = resource["resourceType"]
+        for steps, kind in ELEMENTS.get(resource_type, ()):
+            for where, value in _at(resource, steps, path):
+                done.element(value, kind, where)
+        if resource_type == "Encounter" and "extension" in resource:
+            done.to_hospitalization(resource, path)
+        for steps in _WHERE_EXTENSIONS.get(resource_type, ()):
+            for where, extension in _at(resource, steps, path):
+                done.extension(extension, where)
+    return tuple(done.changes), tuple(done.flags)
+
+
+def _resources(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    if tree["resourceType"] != "Bundle":
+        yield tree["resourceType"], tree
+        return
+    for index, entry in enumerate(tree.get("entry", ())):
+        resource = entry.get("resource")
+        if resource is not None:
+            yield f"Bundle.entry[{index}].resource", resource
+
+
+def _at(node: Any, steps: tuple[str, ...], path: str) -> Iterator[tuple[str, Tree]]:
+    """Every object that the steps lead to; lists are walked through."""
+    for depth, step in enumerate(steps):
+        node = node.get(step)
+        path = f"{path}.{step}"
+        if node is None:
+            return
+        if type(node) is list:
+            for index, child in enumerate(node):
+                if type(child) is dict:
+                    yield from _at(child, steps[depth + 1 :], f"{path}[{index}]")
+            return
+    if type(node) is dict:
+        yield path, node
+
+
+@dataclass(slots=True)
+class _Done:
+    book: CodeBook
+    nation: str
+    changes: list[Change]
+    flags: list[Flag]
+
+    def to_hospitalization(self, encounter: Tree, path: str) -> None:
+        """Moves what CareConnect had on the Encounter itself (UK Core, Extension-UKCore-AdmissionMethod, context)."""
+        for index, extension in reversed(list(enumerate(encounter["extension"]))):
+            if _family(extension.get("url", "")) not in _ON_HOSPITALIZATION:
+                continue
+            hospitalization = encounter.setdefault("hospitalization", {})
+            hospitalization.setdefault("extension", []).insert(0, encounter["extension"].pop(index))
+            after = f"{path}.hospitalization.extension"
+            self.changes.append(
+                Change(f"{path}.extension[{index}]", extension["url"], after, "extension-place")
+            )
+        if not encounter["extension"]:
+            del encounter["extension"]
+
+    def extension(self, extension: Tree, path: str) -> None:
+        family = _family(extension.get("url", ""))
+        concept = extension.get("valueCodeableConcept")
+        if family is None or concept is None:
+            return
+        url = f"{_STRUCTURE}{family}"
+        if family != "LegalStatusClassification" and extension["url"] != url:
+            self.changes.append(Change(f"{path}.url", extension["url"], url, "extension-url"))
+            extension["url"] = url
+        self.element(concept, EXTENSIONS[family], f"{path}.valueCodeableConcept")
+
+    def element(self, value: Tree, kind: _Kind, path: str) -> None:
+        """A CodeableConcept gets the national coding in front; a Coding becomes it."""
+        wanted = kind.systems(self.nation)
+        is_concept = "code" not in value
+        codings: list[Tree] = value.get("coding", []) if is_concept else [value]
+        if not codings or self._leads_with_national(codings, wanted, path):
+            return
+        for index, coding in enumerate(codings):
+            found = self._translation(coding, wanted)
+            if found is None:
+                continue
+            national = {"system": found.system, "code": found.code}
+            if found.display:
+                national["display"] = found.display
+            loosely = found.equivalence not in {"equal", "equivalent"}
+            rule = "code-mapped-loosely" if loosely else "code-mapped"
+            where = f"{path}.coding[{index}]" if is_concept else path
+            self.changes.append(Change(where, dict(coding), national, rule, found.source))
+            if is_concept:
+                codings.insert(0, national)
+            else:
+                value.clear()
+                value.update(national)
+            return
+        self.flags.append(Flag(FlagCode.CODE_UNMAPPED, path))
+
+    def _leads_with_national(self, codings: list[Tree], wanted: tuple[str, ...], path: str) -> bool:
+        """Whether a national coding is there; it is moved to the front."""
+        for index, coding in enumerate(codings):
+            if coding.get("system") in wanted and self.book.has(coding["system"], coding.get("code", "")):
+                if index:
+                    before = list(codings)
+                    codings.insert(0, codings.pop(index))
+                    self.changes.append(Change(f"{path}.coding", before, list(codings), "code-order"))
+                return True
+        return False
+
+    def _translation(self, coding: Tree, wanted: tuple[str, ...]) -> Translation | None:
+        """The first translation into the nation's own system, else into another's."""
+        possible = self.book.translations(coding.get("system", ""), coding.get("code", ""))
+        return next((each for system in wanted for each in possible if each.system == system), None)
+
+
+def _family(url: str) -> str | None:
+    if (
+        "dmission" not in url
+        and "ischarge" not in url
+        and "erification" not in url
+        and "egalStatus" not in url
+    ):
+        return None
+    name = url.rpartition("/")[2].removeprefix("Extension-")
+    for prefix in ("CareConnect-", "UKCore-"):
+        name = name.removeprefix(prefix)
+    name = name.removesuffix("-1")
+    return name if name in EXTENSIONS else None

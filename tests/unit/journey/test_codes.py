@@ -1,0 +1,185 @@
+"""Local codes become national ones; what was sent stays beside them."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from hub.codes.book import CodeFile
+from hub.journey.codes import to_national
+from hub.trusts import load_books, load_directory
+
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+SHARED = load_books(SCHEMAS, load_directory(SCHEMAS))["RA9"]
+OURS = SHARED.with_maps(
+    [
+        CodeFile(
+            "ours.json",
+            b"""{"resourceType": "ConceptMap", "group": [
+{"source": "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260", "target": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "element": [
+{"code": "4", "target": [{"code": "AMB", "equivalence": "wider"}]}
+]},
+{"source": "urn:ours:from", "target": "https://fhir.hl7.org.uk/CodeSystem/UKCore-SourceOfAdmissionEngland", "element": [
+{"code": "OTHHOSP", "target": [{"code": "51", "display": "NHS other hospital", "equivalence": "equivalent"}]}
+]}]}""",
+        )
+    ]
+)
+ACT = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+UK = "https://fhir.hl7.org.uk/CodeSystem/UKCore-"
+CARECONNECT = "https://fhir.hl7.org.uk/STU3/CodeSystem/CareConnect-"
+EXTENSION = "https://fhir.hl7.org.uk/StructureDefinition/Extension-UKCore-"
+
+
+def encounter(**more):
+    return {"resourceType": "Encounter", "status": "in-progress", **more}
+
+
+@pytest.mark.parametrize(
+    ("system", "code", "said"),
+    [
+        (ACT, "IMP", "IMP"),
+        ("http://hl7.org/fhir/v3/ActCode", "IMP", "IMP"),
+        ("http://hl7.org/fhir/v3-ActEncounterCode", "EMER", "EMER"),
+        ("http://hl7.org/fhir/ValueSet/v3-ActEncounterCode", "AMB", "AMB"),
+        ("http://hl7.org/fhir/encounter-class", "inpatient", "IMP"),
+        ("http://terminology.hl7.org/CodeSystem/v2-0004", "I", "IMP"),
+        ("urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260", "4", "AMB"),
+    ],
+)
+def test_every_spelling_of_an_encounter_class(system, code, said):
+    tree = encounter(**{"class": {"system": system, "code": code}})
+    changes, flags = to_national(tree, OURS, "england")
+
+    assert (tree["class"]["system"], tree["class"]["code"]) == (ACT, said)
+    assert flags == ()
+    assert [change.before for change in changes] == (
+        [] if system == ACT else [{"system": system, "code": code}]
+    )
+
+
+def test_a_trusts_own_code_is_kept_behind_the_national_one_and_the_line_is_named():
+    ours = {"system": "urn:ours:from", "code": "OTHHOSP", "display": "Another hospital"}
+    tree = encounter(hospitalization={"admitSource": {"coding": [ours], "text": "from Torbay"}})
+    changes, _ = to_national(tree, OURS, "england")
+
+    source = tree["hospitalization"]["admitSource"]
+    assert [each["code"] for each in source["coding"]] == ["51", "OTHHOSP"]
+    assert source["coding"][1] == ours
+    assert source["text"] == "from Torbay"
+    assert [(c.rule, c.source) for c in changes] == [("code-mapped", "ours.json, line 6")]
+
+
+def test_a_loose_meaning_is_marked():
+    tree = encounter(
+        **{"class": {"system": "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260", "code": "4"}}
+    )
+    changes, _ = to_national(tree, OURS, "england")
+    assert [change.rule for change in changes] == ["code-mapped-loosely"]
+
+
+def test_a_code_no_map_knows_stays_and_is_flagged():
+    tree = encounter(**{"class": {"system": "urn:elsewhere", "code": "77"}})
+    before = copy.deepcopy(tree)
+    changes, flags = to_national(tree, OURS, "england")
+
+    assert tree == before
+    assert changes == ()
+    assert [(flag.code, flag.path) for flag in flags] == [("code-unmapped", "Encounter.class")]
+
+
+def test_the_standard_coding_is_used_wherever_it_stands():
+    local, national = (
+        {"system": "urn:cerner", "code": "19"},
+        {"system": f"{UK}SourceOfAdmissionEngland", "code": "51"},
+    )
+    tree = encounter(hospitalization={"admitSource": {"coding": [local, national]}})
+    to_national(tree, OURS, "england")
+    assert tree["hospitalization"]["admitSource"]["coding"] == [national, local]
+
+
+@pytest.mark.parametrize("code", ["81", "2B", "28", "2A"])
+@pytest.mark.parametrize("nation", ["england", "wales"])
+def test_the_admission_methods_of_a_transfer_in_england_and_wales(code, nation):
+    system = f"{CARECONNECT}AdmissionMethod-1"
+    url = "https://fhir.hl7.org.uk/STU3/StructureDefinition/Extension-CareConnect-AdmissionMethod-1"
+    tree = encounter(
+        extension=[{"url": url, "valueCodeableConcept": {"coding": [{"system": system, "code": code}]}}]
+    )
+    to_national(tree, SHARED, nation)
+
+    assert "extension" not in tree
+    moved = tree["hospitalization"]["extension"][0]
+    assert moved["url"] == f"{EXTENSION}AdmissionMethod"
+    found = moved["valueCodeableConcept"]["coding"][0]
+    assert (found["system"], found["code"]) == (f"{UK}AdmissionMethodEngland", code)
+
+
+@pytest.mark.parametrize(
+    ("code", "system"),
+    [
+        ("51", f"{UK}DischargeDestinationEngland"),
+        ("54", f"{UK}DischargeDestinationEngland"),
+        ("55", "https://transfer-hub.example/CodeSystem/discharge-destination-current"),
+    ],
+)
+def test_discharge_destinations_of_the_old_and_the_current_list(code, system):
+    sent = {
+        "system": "https://fhir.hl7.org.uk/CodeSystem/NHSDataModelAndDictionary-DischargeDestination",
+        "code": code,
+    }
+    tree = encounter(hospitalization={"dischargeDisposition": {"coding": [sent]}})
+    to_national(tree, SHARED, "england")
+    found = tree["hospitalization"]["dischargeDisposition"]["coding"][0]
+    assert (found["system"], found["code"]) == (system, code)
+
+
+@pytest.mark.parametrize(
+    ("system", "code", "said"),
+    [
+        (f"{CARECONNECT}NHSNumberVerificationStatus-1", "01", "01"),
+        ("https://fhir.hl7.org.uk/CareConnect-NHSNumberVerificationStatus-1", "02", "02"),
+        (
+            "https://fhir.hl7.org.uk/CodeSystem/CareConnect-NHSNumberVerificationStatus-1",
+            "number-present-and-verified",
+            "01",
+        ),
+        ("https://fhir.nhs.uk/STU3/CodeSystem/CareConnect-NHSNumberVerificationStatus-1", "03", "03"),
+        (f"{UK}NHSNumberVerificationStatus", "number-present-and-verified", "01"),
+        (f"{UK}NHSNumberVerificationStatus", "trace-postponed", "08"),
+        (f"{UK}NHSNumberVerificationStatusWales", "05", "05"),
+        (f"{UK}NHSNumberVerificationStatusEngland", "04", "04"),
+    ],
+)
+def test_every_spelling_of_the_verification_status(system, code, said):
+    url = (
+        "https://fhir.hl7.org.uk/STU3/StructureDefinition/Extension-CareConnect-NHSNumberVerificationStatus-1"
+    )
+    extension = {"url": url, "valueCodeableConcept": {"coding": [{"system": system, "code": code}]}}
+    tree = {"resourceType": "Patient", "identifier": [{"value": "9990000018", "extension": [extension]}]}
+    to_national(tree, SHARED, "england")
+
+    assert extension["url"] == f"{EXTENSION}NHSNumberVerificationStatus"
+    found = extension["valueCodeableConcept"]["coding"][0]
+    assert (found["system"], found["code"]) == (f"{UK}NHSNumberVerificationStatusEngland", said)
+
+
+def test_what_a_sender_claims_to_conform_to_is_not_passed_on():
+    tree = {"resourceType": "Patient", "meta": {"profile": ["https://example/StructureDefinition/Ours"]}}
+    changes, _ = to_national(tree, SHARED, "england")
+    assert tree == {"resourceType": "Patient"}
+    assert [(c.path, c.before, c.rule) for c in changes] == [
+        ("Patient.meta.profile", ["https://example/StructureDefinition/Ours"], "profile-claim")
+    ]
+
+
+def test_doing_it_twice_changes_nothing_more():
+    ours = {"system": "urn:ours:from", "code": "OTHHOSP"}
+    tree = encounter(
+        hospitalization={"admitSource": {"coding": [ours]}},
+        **{"class": {"system": "http://hl7.org/fhir/v3/ActCode", "code": "IMP"}},
+    )
+    to_national(tree, OURS, "england")
+    once = copy.deepcopy(tree)
+    assert to_national(tree, OURS, "england") == ((), ())
+    assert tree == once
