@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from hub.demo.epr import Patient
 
-TRUSTS = ("RA9", "RH8", "RK9", "RA7", "RVJ", "RX1", "RWE", "RTG", "RFS", "RNS")
+TRUSTS = ("RA9", "RH8", "RK9", "RA7", "RVJ", "RX1", "RWE", "RTG", "RFS", "RNS", "R1H", "7A4")
 """The trusts at which everybody here has a hospital number."""
 
 PATIENTS_MAX = 899_900

@@ -28,21 +28,21 @@ def hub(tmp_path, monkeypatch):
 def test_an_example_is_proved_once_it_is_signed_off(hub, tmp_path):
     folder = tmp_path / "schemas" / "trusts" / "RA9" / "examples"
     folder.mkdir(exist_ok=True)
-    shutil.copy(REQUEST, folder / "asked.in.json")
+    shutil.copy(folder / "asked.in.json", folder / "once-more.in.json")
 
-    assert "nobody has signed off what becomes of asked.in.json" in hub(
+    assert "nobody has signed off what becomes of once-more.in.json" in hub(
         "trust", "check", "RA9"
     ).stdout.replace("\n", " ")
     assert hub("trust", "check", "RA9", "--sign-off").exit_code == 0
     assert hub("trust", "check", "RA9").exit_code == 0
 
-    expected = folder / "asked.expected.json"
+    expected = folder / "once-more.expected.json"
     signed = orjson.loads(expected.read_bytes())
     signed["event_type"] = "transfer-update"
     expected.write_bytes(orjson.dumps(signed))
     found = hub("trust", "check", "RA9")
     assert found.exit_code == 1
-    assert "asked.expected.json, event_type: is not what the hub makes of it" in found.stdout.replace(
+    assert "once-more.expected.json, event_type: is not what the hub makes of it" in found.stdout.replace(
         "\n", " "
     )
 
