@@ -494,7 +494,8 @@ def test_a_message_that_kills_is_handed_over_unread_in_the_end(stage: Stage) -> 
         "raise",
     }
     assert set(codes) == {-signal.SIGKILL, ExitCode.UNFORESEEN}
-    assert len(codes) <= 9
+    # Each of the two kills at most twice in a batch that began before it, once at its place, and three times alone.
+    assert len(codes) <= 12
 
 
 def test_a_topic_that_is_not_there_yet_stops_nobody_and_is_picked_up(stage: Stage) -> None:
