@@ -1,29 +1,43 @@
 """How each EPR speaks: bytes → tree. One module a dialect; this page says which one a message is in.
 
-Today: FHIR R4 in JSON. Others (XML, STU3, HL7 v2) are recognised and named, so that what arrives too early
+Today: FHIR R4 in JSON and XML. Others (STU3, HL7 v2) are recognised and named, so that what arrives too early
 is quarantined with a reason and can be run again when the hub has learned them.
 """
 
+import re
 from enum import StrEnum
 
 
 class Dialect(StrEnum):
     FHIR_R4_JSON = "fhir-r4-json"
-    FHIR_XML = "fhir-xml"
+    FHIR_R4_XML = "fhir-r4-xml"
     FHIR_STU3_JSON = "fhir-stu3-json"
+    FHIR_STU3_XML = "fhir-stu3-xml"
     HL7_V2 = "hl7-v2"
 
 
-SUPPORTED = frozenset({Dialect.FHIR_R4_JSON})
+SUPPORTED = frozenset({Dialect.FHIR_R4_JSON, Dialect.FHIR_R4_XML})
+
+_STU3_XML = re.compile(rb"""<profile\s+value=["'][^"']*/STU3/|<(ReferralRequest|ProcedureRequest)[\s/>]""")
+"""What only STU3 has: a claim to one of its profiles, and resources that R4 renamed. Its code systems live on in R4 messages."""
 
 
 def detect(content_type: str, raw: bytes) -> Dialect:
     """The dialect by what the message looks like; by its header only where both looks are possible."""
-    start = raw[:16].lstrip(b"\xef\xbb\xbf \t\r\n\x0b")
+    start = raw[:64].lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\x0b\x00")
+    says_stu3 = "fhirversion=3" in content_type.replace(" ", "").lower()
     if start.startswith(b"<"):
-        return Dialect.FHIR_XML
+        # UTF-16 has a NUL beside every ASCII letter.
+        is_stu3 = says_stu3 or _STU3_XML.search(raw.replace(b"\x00", b"") if b"\x00" in raw[:64] else raw)
+        return Dialect.FHIR_STU3_XML if is_stu3 else Dialect.FHIR_R4_XML
     if start.startswith((b"MSH|", b"FHS|", b"BHS|")):
         return Dialect.HL7_V2
-    if "fhirversion=3" in content_type.replace(" ", "").lower():
-        return Dialect.FHIR_STU3_JSON
-    return Dialect.FHIR_R4_JSON
+    return Dialect.FHIR_STU3_JSON if says_stu3 else Dialect.FHIR_R4_JSON
+
+
+def contradicts(content_type: str, dialect: Dialect) -> bool:
+    """Whether a header that names a format names another one than the message is in."""
+    said = content_type.lower()
+    return ("xml" in said and dialect.value.endswith("json")) or (
+        "json" in said and dialect.value.endswith("xml")
+    )

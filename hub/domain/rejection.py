@@ -31,6 +31,8 @@ class Why(StrEnum):
     """Reason codes. Stable: receipts, audit entries, dashboards and the runbook use them."""
 
     NOT_JSON = "not-json"
+    NOT_XML = "not-xml"
+    XML_UNSAFE = "xml-unsafe"
     NOT_FHIR = "not-fhir"
     RESOURCE_TYPE_UNKNOWN = "resource-type-unknown"
     STRUCTURE_INVALID = "structure-invalid"
@@ -77,7 +79,15 @@ _Q, _R = Disposition.QUARANTINED, Disposition.REJECTED
 
 RULINGS: dict[Why, Ruling] = {
     Why.NOT_JSON: Ruling(_Q, _SENDER, "Send one FHIR R4 resource as UTF-8 JSON per Kafka record."),
-    Why.NOT_FHIR: Ruling(_Q, _SENDER, "The top of the message must be a JSON object with a resourceType."),
+    Why.NOT_XML: Ruling(_Q, _SENDER, "Send one FHIR R4 resource as well-formed XML per Kafka record."),
+    Why.XML_UNSAFE: Ruling(
+        _Q,
+        _SENDER,
+        "Remove the document type and its entities; FHIR XML has neither (FHIR R4, XML, security).",
+    ),
+    Why.NOT_FHIR: Ruling(
+        _Q, _SENDER, "The top of the message must be a FHIR resource: in JSON an object with a resourceType."
+    ),
     Why.RESOURCE_TYPE_UNKNOWN: Ruling(_Q, _SENDER, "Use a resource type that FHIR R4 defines."),
     Why.STRUCTURE_INVALID: Ruling(_Q, _SENDER, "Correct the elements named and send the message again."),
     Why.MESSAGE_TOO_LARGE: Ruling(_Q, _SENDER, "Send documents by reference; see HUB_MESSAGE_BYTES_MAX."),
@@ -89,7 +99,7 @@ RULINGS: dict[Why, Ruling] = {
     ),
     Why.NUL_CHARACTER: Ruling(_Q, _SENDER, "FHIR strings may not hold U+0000; remove it at the source."),
     Why.DIALECT_NOT_SUPPORTED: Ruling(
-        _Q, _HUB, "This hub reads FHIR R4 JSON; the trust speaks something else."
+        _Q, _HUB, "This hub reads FHIR R4, JSON and XML; the trust speaks something else."
     ),
     Why.MESSAGE_HEADER_MISSING: Ruling(
         _Q, _SENDER, "The first entry of a message Bundle is its MessageHeader."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hub.dialects import detect
-from hub.domain.message import Canonical, Change, Flag, Kind, Received, Unmapped
+from hub.domain.message import Canonical, Change, Flag, FlagCode, Kind, Received, Unmapped
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.trust import Directory
 from hub.fhir import headers
@@ -84,7 +84,27 @@ def _refusal(rejection: Rejection) -> Json:
 
 
 def _doubt(flag: Flag) -> Json:
-    return {"code": flag.code.value, "severity": "warning", "path": flag.path, "message": flag.detail}
+    said = " ".join(filter(None, (_DOUBTS[flag.code], flag.detail)))
+    return {"code": flag.code.value, "severity": "warning", "path": flag.path, "message": said}
+
+
+_DOUBTS: dict[FlagCode, str] = {
+    FlagCode.NHS_NUMBER_INVALID: "The NHS number fails its check digit; it is kept and never used to find the patient.",
+    FlagCode.NHS_NUMBER_UNVERIFIED: "The sender says that the NHS number is not verified; it is not used to find the patient.",
+    FlagCode.EVENT_TIME_ASSUMED: "The message does not say when it happened; the time it was received is taken.",
+    FlagCode.CLOCK_SKEW: "The time lies in the future; the time it was received is taken.",
+    FlagCode.MESSAGE_ID_MISSING: "Without an id of its own, the same content sent again counts as a repetition.",
+    FlagCode.KEY_EMPTY: "Without a key, messages of one patient may be read out of order.",
+    FlagCode.SENDER_NOT_NAMED: "Nobody is named as sender; the owner of the topic is taken.",
+    FlagCode.REASON_INCONSISTENT: "Reason and status contradict each other; the status counts.",
+    FlagCode.TRANSFER_AMBIGUOUS: "More than one transfer could be meant; nothing was moved.",
+    FlagCode.PATIENT_LINK_REFUSED: "An identifier belongs to somebody else already; it was not linked.",
+    FlagCode.MOVED_WITHOUT_ACCEPTANCE: "The patient left before the receiver had accepted.",
+    FlagCode.TIME_ZONE_ASSUMED: "A time has no offset; the trust's own clock is assumed.",
+    FlagCode.ENCOUNTER_CLASS_ASSUMED: "Encounter.class is missing or not known; see the change for what is assumed.",
+    FlagCode.CONTENT_TYPE_WRONG: "The header names another format than the message is in; the message counts.",
+    FlagCode.CODE_UNMAPPED: "No map knows this code; it is passed on as it was sent.",
+}
 
 
 def _bundle(canonical: Canonical) -> Json:

@@ -1,15 +1,17 @@
 """Step 1, read: bytes → a FHIR R4 tree whose structure is sound, with what had to be mended, or why not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from hub.dialects import SUPPORTED, Dialect, detect
+from hub.dialects import SUPPORTED, Dialect, contradicts, detect
+from hub.dialects.fhir_xml import parse_xml
 from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
+from hub.fhir import headers
 from hub.fhir.structure import StructureIssue, resource_types
 from hub.fhir.tree import Tree
 from hub.journey.repair import Repaired, RuleId, repair
@@ -49,16 +51,22 @@ def read(received: Received, limits: Limits, trust: TrustProfile) -> Read | Reje
         return Rejection(
             Why.MESSAGE_TOO_LARGE, detail=f"{len(raw)} bytes; at most {limits.bytes_max} are read."
         )
-    if b"\x00" in raw or b"\\u0000" in raw:
-        return Rejection(Why.NUL_CHARACTER)
-    dialect = detect(received.headers.get("content-type", ""), raw)
+    content_type = received.headers.get(headers.CONTENT_TYPE, "")
+    dialect = detect(content_type, raw)
     if dialect not in SUPPORTED:
         return Rejection(Why.DIALECT_NOT_SUPPORTED, detail=f"It looks like {dialect}.")
-    tree = _parse(raw, limits)
-    return tree if isinstance(tree, Rejection) else _sound(tree, dialect, trust)
+    tree = parse_xml(raw, limits.depth_max) if dialect is Dialect.FHIR_R4_XML else _parse(raw, limits)
+    if isinstance(tree, Rejection):
+        return tree
+    found = _sound(tree, dialect, trust)
+    if isinstance(found, Read) and contradicts(content_type, dialect):
+        return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
+    return found
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
+    if b"\x00" in raw or b"\\u0000" in raw:
+        return Rejection(Why.NUL_CHARACTER)
     try:
         tree = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

@@ -79,8 +79,10 @@ AS_BYTES = [
     ("deep, but parsed", b"[" * 100 + b"]" * 100, "message-too-deep", ""),
     ("HL7 v2", b"MSH|^~\\&|EPR|RA9|HUB||20261123||ADT^A01|1|P|2.4\rPID|1||123||" + NAMED, "dialect-not-supported", ""),
     ("HL7 v2 in MLLP", b"\x0bMSH|^~\\&|EPR\x1c\r", "dialect-not-supported", ""),
-    ("XML", b'<Patient xmlns="http://hl7.org/fhir"><name value="' + NAMED + b'"/></Patient>', "dialect-not-supported", ""),
-    ("XML with BOM", b"\xef\xbb\xbf<Bundle/>", "dialect-not-supported", ""),
+    ("XML", b'<Patient xmlns="http://hl7.org/fhir"><name value="' + NAMED + b'"/></Patient>', "message-not-supported", "Patient"),
+    ("XML with BOM", b"\xef\xbb\xbf<Bundle/>", "not-fhir", None),
+    ("half of XML", b'<Patient xmlns="http://hl7.org/fhir"><id value="' + NAMED, "not-xml", None),
+    ("a document type", b'<!DOCTYPE x [<!ENTITY a "b">]><Patient xmlns="http://hl7.org/fhir"/>', "xml-unsafe", None),
     ("wrong structure", b'{"resourceType": "Patient", "birthDate": "09/03/1948"}', "structure-invalid", "Patient.birthDate"),
     ("a name as element", b'{"resourceType": "Patient", "' + NAMED + b'": 1}', "message-not-supported", "Patient"),
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from datetime import date, timedelta
 from functools import cache
 from typing import Any
 
+from hub.fhir.shape import Element
 from hub.journey.repair.rules import RuleId
-from hub.journey.repair.shape import Element
 from hub.journey.uk_time import with_offset
 
 Mended = tuple[Any, str] | None

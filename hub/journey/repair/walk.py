@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hub.domain.message import Change, Unmapped
+from hub.fhir.shape import Element, shape
 from hub.fhir.structure import resource_types
 from hub.fhir.tree import Tree
 from hub.journey.repair.rules import RuleId
-from hub.journey.repair.shape import Element, shape
 from hub.journey.repair.values import menders
 
 _GONE: Final = object()

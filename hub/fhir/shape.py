@@ -1,6 +1,6 @@
-"""What FHIR R4 has in each place of a resource, as far as a repair must know it.
+"""What FHIR R4 has in each place of a resource, as far as a repair or a parser of XML must know it.
 
-Read from the JSON Schemas of `hub.fhir.structure`, so that what is mended here is what is refused there.
+Read from the JSON Schemas of `hub.fhir.structure`, so that what is mended is what is refused there.
 """
 
 from collections.abc import Iterator, Mapping
