@@ -182,6 +182,8 @@ class Canonical:
     encounter: EncounterRef | None = None
     resources: tuple[Mapping[str, Any], ...] = ()
     """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
+    message: Mapping[str, Any] = field(default_factory=dict)
+    """The whole message in canonical form: ``resources`` are parts of it."""
     changes: tuple[Change, ...] = ()
     unmapped: tuple[Unmapped, ...] = ()
     flags: tuple[Flag, ...] = field(default=())

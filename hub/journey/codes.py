@@ -78,12 +78,10 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
     ``nation`` is where the sender is: the same number can mean different things in England and Wales.
     """
     done = _Done(book, nation, [], [])
+    if tree["resourceType"] == "Bundle":
+        done.profile_claim(tree, "Bundle")
     for path, resource in _resources(tree):
-        meta = resource.get("meta")
-        if meta and "profile" in meta:
-            done.changes.append(Change(f"{path}.meta.profile", meta.pop("profile"), None, "profile-claim"))
-            if not meta:
-                del resource["meta"]
+        done.profile_claim(resource, path)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
             for where, value in _at(resource, steps, path):
@@ -128,6 +126,13 @@ class _Done:
     nation: str
     changes: list[Change]
     flags: list[Flag]
+
+    def profile_claim(self, resource: Tree, path: str) -> None:
+        meta = resource.get("meta")
+        if meta and "profile" in meta:
+            self.changes.append(Change(f"{path}.meta.profile", meta.pop("profile"), None, "profile-claim"))
+            if not meta:
+                del resource["meta"]
 
     def to_hospitalization(self, encounter: Tree, path: str) -> None:
         """Moves what CareConnect had on the Encounter itself (UK Core, Extension-UKCore-AdmissionMethod, context)."""

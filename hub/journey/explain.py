@@ -68,7 +68,7 @@ def explain(received: Received, journey: Journey) -> Explanation:
         tuple(map(_doubt, meaning.flags)),
         meaning.changes,
         meaning.unmapped,
-        _bundle(meaning),
+        meaning.message,
         tuple(_routes(meaning, journey.directory)),
     )
 
@@ -105,14 +105,6 @@ _DOUBTS: dict[FlagCode, str] = {
     FlagCode.CONTENT_TYPE_WRONG: "The header names another format than the message is in; the message counts.",
     FlagCode.CODE_UNMAPPED: "No map knows this code; it is passed on as it was sent.",
 }
-
-
-def _bundle(canonical: Canonical) -> Json:
-    return {
-        "resourceType": "Bundle",
-        "type": "collection",
-        "entry": [dict(each) for each in canonical.resources],
-    }
 
 
 def _routes(canonical: Canonical, directory: Directory) -> Iterable[Json]:

@@ -129,6 +129,7 @@ def _normalise(
         reason=_reason(kind, subject, encounter_entry),
         encounter=encounter,
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
+        message=tree,
         changes=changes,
         unmapped=found.unmapped,
         flags=tuple(draft.flags),
