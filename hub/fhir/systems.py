@@ -3,6 +3,9 @@
 Sources: UK Core naming systems; the DSTU2 and v2 forms are those seen in NHS sample messages.
 """
 
+import re
+from functools import lru_cache
+
 NHS_NUMBER = "https://fhir.nhs.uk/Id/nhs-number"
 ODS_ORGANISATION = "https://fhir.nhs.uk/Id/ods-organization-code"
 ODS_SITE = "https://fhir.nhs.uk/Id/ods-site-code"
@@ -23,20 +26,53 @@ HUB_EVENT_TYPE = f"{HUB}/CodeSystem/transfer-event"
 HUB_STATE = f"{HUB}/CodeSystem/transfer-state"
 HUB_REASON = f"{HUB}/CodeSystem/reason"
 
+SDS_USER = "https://fhir.nhs.uk/Id/sds-user-id"
+GMC_NUMBER = "https://fhir.hl7.org.uk/Id/gmc-number"
+GMP_NUMBER = "https://fhir.hl7.org.uk/Id/gmp-number"
+_PRACTITIONER = frozenset({SDS_USER, GMC_NUMBER, GMP_NUMBER})
+
 _CANONICAL = {
     system.lower(): system
-    for system in (NHS_NUMBER, ODS_ORGANISATION, ODS_SITE, BARS_EVENTS, BARS_REASONS, HUB_TRANSFER)
+    for system in (
+        NHS_NUMBER,
+        ODS_ORGANISATION,
+        ODS_SITE,
+        BARS_EVENTS,
+        BARS_REASONS,
+        HUB_TRANSFER,
+        SDS_USER,
+        GMC_NUMBER,
+        GMP_NUMBER,
+        "https://fhir.nhs.uk/Id/sds-role-profile-id",
+    )
 } | {
     "urn:oid:2.16.840.1.113883.2.1.4.1": NHS_NUMBER,
     "urn:oid:2.16.840.1.113883.2.1.4.3": ODS_ORGANISATION,
     "urn:oid:1.2.826.0.1285.0.1.10": ODS_ORGANISATION,
 }
+_NATIONAL = re.compile(r"https?://fhir\.nhs\.(?:net|uk)/id/(.+)", re.IGNORECASE)
+"""A national identifier system in any spelling of host and path: DSTU2's fhir.nhs.net, http, /id/."""
 
 
+@lru_cache(maxsize=4096)
 def canonical_system(system: str) -> str:
     """The one spelling of a national system; any other system comes back as it is."""
-    folded = system.strip().lower().rstrip("/")
-    for old in ("http://fhir.nhs.net/", "https://fhir.nhs.net/", "http://fhir.nhs.uk/"):
-        if folded.startswith(old):
-            folded = "https://fhir.nhs.uk/" + folded[len(old) :]
-    return _CANONICAL.get(folded, system)
+    stripped = system.strip().rstrip("/")
+    national = _NATIONAL.fullmatch(stripped)
+    if national:
+        stripped = f"https://fhir.nhs.uk/Id/{national[1]}"
+    return _CANONICAL.get(stripped.lower()) or (stripped if national else system)
+
+
+def practitioner_system(system: str, value: str) -> str:
+    """The system that a practitioner's number is of by its shape: senders put consultant codes under sds-user-id.
+
+    C and seven digits: a consultant, by their GMC number. G and seven digits: a GP, by their GMP number. Twelve digits: an SDS
+    user. A number of another shape stays where the sender put it.
+    """
+    if system not in _PRACTITIONER:
+        return system
+    letter, digits = value[:1].upper(), value[1:]
+    if len(digits) == 7 and digits.isdigit() and letter in "CG":
+        return GMC_NUMBER if letter == "C" else GMP_NUMBER
+    return SDS_USER if len(value) == 12 and value.isdigit() else system

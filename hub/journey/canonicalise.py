@@ -2,6 +2,7 @@
 
 Rules (`Change.rule`):
  * ``identifier-system``    national systems in their UK Core spelling
+ * ``practitioner-shape``   a practitioner's number under the system that its shape says
  * ``nhs-number-spaces``    ten digits without spaces
  * ``ods-case``             ODS codes in upper case
  * ``time-to-utc``          an instant with an offset is said in UTC; its fraction is kept as it was
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from hub.domain.ids import parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
-from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system
+from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system, practitioner_system
 from hub.fhir.tree import Tree
 
 Path = tuple[str | int, ...]
@@ -90,6 +91,9 @@ def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
         _set(identifier, "value", parse_nhs_number(value).digits or value, "nhs-number-spaces", path, changes)
     elif system in ODS_SYSTEMS:
         _set(identifier, "value", parse_ods(value) or value, "ods-case", path, changes)
+    elif isinstance(system, str):
+        shaped = practitioner_system(system, value)
+        _set(identifier, "system", shaped, "practitioner-shape", path, changes)
 
 
 def _set(node: Tree, name: str, after: str, rule: str, path: Path, changes: list[Change]) -> None:
