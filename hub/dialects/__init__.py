@@ -1,7 +1,7 @@
 """How each EPR speaks: bytes → tree. One module a dialect; this page says which one a message is in.
 
-Today: FHIR R4 in JSON and XML. Others (STU3, HL7 v2) are recognised and named, so that what arrives too early
-is quarantined with a reason and can be run again when the hub has learned them.
+FHIR R4 and STU3 (CareConnect), each in JSON and XML. HL7 v2 is recognised and named, so that what arrives too early
+is quarantined with a reason and can be run again when the hub has learned it.
 """
 
 import re
@@ -16,10 +16,17 @@ class Dialect(StrEnum):
     HL7_V2 = "hl7-v2"
 
 
-SUPPORTED = frozenset({Dialect.FHIR_R4_JSON, Dialect.FHIR_R4_XML})
+SUPPORTED = frozenset(Dialect) - {Dialect.HL7_V2}
+STU3 = frozenset({Dialect.FHIR_STU3_JSON, Dialect.FHIR_STU3_XML})
+XML = frozenset({Dialect.FHIR_R4_XML, Dialect.FHIR_STU3_XML})
 
 _STU3_XML = re.compile(rb"""<profile\s+value=["'][^"']*/STU3/|<(ReferralRequest|ProcedureRequest)[\s/>]""")
 """What only STU3 has: a claim to one of its profiles, and resources that R4 renamed. Its code systems live on in R4 messages."""
+_STU3_JSON = re.compile(
+    rb'''"profile"\s*:\s*\[\s*"[^"]*/STU3/|"resourceType"\s*:\s*"(ReferralRequest|ProcedureRequest)"'''
+)
+_STU3_HINTS = (b"/STU3/", b"ReferralRequest", b"ProcedureRequest")
+"""Looked for first: a plain search is quicker, and most messages hold none of them."""
 
 
 def detect(content_type: str, raw: bytes) -> Dialect:
@@ -32,7 +39,10 @@ def detect(content_type: str, raw: bytes) -> Dialect:
         return Dialect.FHIR_STU3_XML if is_stu3 else Dialect.FHIR_R4_XML
     if start.startswith((b"MSH|", b"FHS|", b"BHS|")):
         return Dialect.HL7_V2
-    return Dialect.FHIR_STU3_JSON if says_stu3 else Dialect.FHIR_R4_JSON
+    hinted = any(hint in raw for hint in _STU3_HINTS)
+    if says_stu3 or (hinted and _STU3_JSON.search(raw)):
+        return Dialect.FHIR_STU3_JSON
+    return Dialect.FHIR_R4_JSON
 
 
 def contradicts(content_type: str, dialect: Dialect) -> bool:

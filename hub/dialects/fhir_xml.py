@@ -1,4 +1,4 @@
-"""FHIR R4 in XML → the tree that FHIR JSON would have (https://hl7.org/fhir/R4/xml.html and json.html).
+"""FHIR R4 or STU3 in XML → the tree that FHIR JSON would have (https://hl7.org/fhir/R4/xml.html and json.html).
 
 Expat reads it, with everything refused that could make it read anything else: document types, entities, external
 references. An element that FHIR does not have is kept under its name, for the repairs to set aside.
@@ -7,13 +7,14 @@ references. An element that FHIR does not have is kept under its name, for the r
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from hub.domain.rejection import Rejection, Why
+from hub.fhir.elements import FhirVersion, elements, resource_types
 from hub.fhir.shape import Element, shape
-from hub.fhir.structure import resource_types
 from hub.fhir.tree import Tree
 
 FHIR_NAMESPACE = "http://hl7.org/fhir"
@@ -40,8 +41,33 @@ class _Refused(Exception):  # noqa: N818 - it is an answer
         self.why, self.detail = why, detail
 
 
-def parse_xml(raw: bytes, depth_max: int) -> Tree | Rejection:
+class _Types:
+    """What a version of FHIR has in each place: its resource types, and the elements of a type."""
+
+    def __init__(self, version: FhirVersion) -> None:
+        self._version = version
+        self.resources = resource_types(version)
+
+    def elements(self, resource_type: str, type_name: str) -> Mapping[str, Element]:
+        """The elements of a type within reach of a resource type."""
+        if self._version is FhirVersion.R4:
+            return shape(resource_type, type_name)
+        return _stu3(type_name)
+
+
+@cache
+def _stu3(type_name: str) -> Mapping[str, Element]:
+    return {
+        name: Element(
+            each.type, each.is_list, required=False, codes=(), aligned=False, primitive=each.primitive
+        )
+        for name, each in elements(FhirVersion.STU3, type_name).items()
+    }
+
+
+def parse_xml(raw: bytes, depth_max: int, version: FhirVersion = FhirVersion.R4) -> Tree | Rejection:
     """The resource in ``raw``, in whatever encoding its XML declaration names; or why it cannot be read, and where."""
+    types = _Types(version)
     reader = _Reader(depth_max)
     parser = reader.parser
     try:
@@ -51,9 +77,9 @@ def parse_xml(raw: bytes, depth_max: int) -> Tree | Rejection:
     except (expat.ExpatError, ValueError, LookupError):
         return Rejection(Why.NOT_XML, at=_place(parser))
     root = reader.root
-    if root is None or root.name not in resource_types():
+    if root is None or root.name not in types.resources:
         return Rejection(Why.NOT_FHIR if root is None else Why.RESOURCE_TYPE_UNKNOWN, at="line 1")
-    return _resource(root)
+    return _resource(root, types)
 
 
 def _place(parser: Any) -> str:
@@ -130,15 +156,17 @@ class _Reader:
             raise _Refused(Why.NOT_FHIR, "FHIR has its values in attributes; there is text between elements.")
 
 
-def _resource(node: _Node) -> Tree:
+def _resource(node: _Node, types: _Types) -> Tree:
     """A resource's element, whose name is its type. One of a type that FHIR does not have keeps only that name."""
     tree: Tree = {"resourceType": node.name}
-    if node.name in resource_types():
-        _fill(tree, node, shape(node.name, node.name), node.name)
+    if node.name in types.resources:
+        _fill(tree, node, types.elements(node.name, node.name), node.name, types)
     return tree
 
 
-def _fill(tree: Tree, node: _Node, elements: Mapping[str, Element], resource_type: str) -> None:
+def _fill(
+    tree: Tree, node: _Node, elements: Mapping[str, Element], resource_type: str, types: _Types
+) -> None:
     """Put a node's attributes and children under their JSON names."""
     for name, text in node.attributes.items():
         if _BETWEEN not in name:  # xsi:schemaLocation and its like say nothing of the patient
@@ -147,16 +175,18 @@ def _fill(tree: Tree, node: _Node, elements: Mapping[str, Element], resource_typ
         same = [child for child in node.children if child.name == name]
         element = elements.get(name, _UNKNOWN)
         if element.primitive:
-            _primitive(tree, name, same, element, resource_type)
+            _primitive(tree, name, same, element, resource_type, types)
             continue
-        values = [_value(child, element, resource_type) for child in same]
+        values = [_value(child, element, resource_type, types) for child in same]
         # Where FHIR has one and several came, the list stays one: the structure check says so.
         tree[name] = values if element.repeats or len(values) > 1 else values[0]
 
 
-def _primitive(tree: Tree, name: str, nodes: list[_Node], element: Element, resource_type: str) -> None:
+def _primitive(
+    tree: Tree, name: str, nodes: list[_Node], element: Element, resource_type: str, types: _Types
+) -> None:
     values = [_typed(node, element) for node in nodes]
-    beside = [_beside(node, resource_type) for node in nodes]
+    beside = [_beside(node, resource_type, types) for node in nodes]
     if not element.repeats and len(nodes) == 1:
         if values[0] is not None:
             tree[name] = values[0]
@@ -185,7 +215,7 @@ def _typed(node: _Node, element: Element) -> Any:
     return text
 
 
-def _beside(node: _Node, resource_type: str) -> Tree | None:
+def _beside(node: _Node, resource_type: str, types: _Types) -> Tree | None:
     """``_name``: a primitive's id and extensions."""
     found: Tree = {}
     if "id" in node.attributes:
@@ -193,22 +223,22 @@ def _beside(node: _Node, resource_type: str) -> Tree | None:
     extensions = [child for child in node.children if child.name == "extension"]
     if extensions:
         found["extension"] = [
-            _value(each, Element("Extension", True, False, (), False, False), resource_type)
+            _value(each, Element("Extension", True, False, (), False, False), resource_type, types)
             for each in extensions
         ]
     return found or None
 
 
-def _value(node: _Node, element: Element, resource_type: str) -> Any:
+def _value(node: _Node, element: Element, resource_type: str, types: _Types) -> Any:
     if node.xhtml is not None:
         return node.xhtml
     if element.type == "Resource":
-        return _resource(node.children[0]) if len(node.children) == 1 else {}
+        return _resource(node.children[0], types) if len(node.children) == 1 else {}
     tree: Tree = {}
     if element.type:
-        _fill(tree, node, shape(resource_type, element.type), resource_type)
+        _fill(tree, node, types.elements(resource_type, element.type), resource_type, types)
     elif not node.children and set(node.attributes) == {"value"}:
         return node.attributes["value"]
     else:
-        _fill(tree, node, {}, resource_type)
+        _fill(tree, node, {}, resource_type, types)
     return tree

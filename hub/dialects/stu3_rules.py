@@ -174,7 +174,6 @@ ROWS: tuple[Row, ...] = (
     Row("Composition", "class", Move("category[]")),
     Row("DocumentReference", "class", Move("category[]")),
     Row("DocumentReference", "indexed", Move("date")),
-    Row("DocumentReferenceContextRelated", "identifier", Move("identifier")),
     Row("DocumentReferenceContext", "related", Pick("ref", "related")),
     Row("Appointment", "reason", Move("reasonCode")),
     Row("Appointment", "indication", Move("reasonReference")),

@@ -99,7 +99,7 @@ RULINGS: dict[Why, Ruling] = {
     ),
     Why.NUL_CHARACTER: Ruling(_Q, _SENDER, "FHIR strings may not hold U+0000; remove it at the source."),
     Why.DIALECT_NOT_SUPPORTED: Ruling(
-        _Q, _HUB, "This hub reads FHIR R4, JSON and XML; the trust speaks something else."
+        _Q, _HUB, "This hub reads FHIR R4 and STU3, JSON and XML; the trust speaks something else."
     ),
     Why.MESSAGE_HEADER_MISSING: Ruling(
         _Q, _SENDER, "The first entry of a message Bundle is its MessageHeader."

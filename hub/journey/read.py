@@ -6,12 +6,14 @@ from typing import Any
 
 import orjson
 
-from hub.dialects import SUPPORTED, Dialect, contradicts, detect
+from hub.dialects import STU3, SUPPORTED, XML, Dialect, contradicts, detect
 from hub.dialects.fhir_xml import parse_xml
+from hub.dialects.stu3 import to_r4
 from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
 from hub.fhir import headers
+from hub.fhir.elements import FhirVersion
 from hub.fhir.structure import StructureIssue, resource_types
 from hub.fhir.tree import Tree
 from hub.journey.repair import Repaired, RuleId, repair
@@ -55,13 +57,34 @@ def read(received: Received, limits: Limits, trust: TrustProfile) -> Read | Reje
     dialect = detect(content_type, raw)
     if dialect not in SUPPORTED:
         return Rejection(Why.DIALECT_NOT_SUPPORTED, detail=f"It looks like {dialect}.")
-    tree = parse_xml(raw, limits.depth_max) if dialect is Dialect.FHIR_R4_XML else _parse(raw, limits)
+    tree = _tree(raw, dialect, limits)
     if isinstance(tree, Rejection):
         return tree
-    found = _sound(tree, dialect, trust)
+    found = _sound_stu3(tree, dialect, trust) if dialect in STU3 else _sound(tree, dialect, trust)
     if isinstance(found, Read) and contradicts(content_type, dialect):
         return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
     return found
+
+
+def _tree(raw: bytes, dialect: Dialect, limits: Limits) -> Any:
+    if dialect not in XML:
+        return _parse(raw, limits)
+    return parse_xml(raw, limits.depth_max, FhirVersion.STU3 if dialect in STU3 else FhirVersion.R4)
+
+
+def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile) -> Read | Rejection:
+    """STU3 becomes R4 first, so that one set of rules judges both."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
+        return Rejection(Why.NOT_FHIR, at="resourceType")
+    converted = to_r4(tree)
+    found = _sound(converted.tree, dialect, trust)
+    if isinstance(found, Rejection):
+        return found
+    return replace(
+        found,
+        changes=(*converted.changes, *found.changes),
+        unmapped=(*converted.unmapped, *found.unmapped),
+    )
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
