@@ -608,18 +608,20 @@ def replay(
                 now=wiring.now(),
             )
 
-    messages = _run(load, settings)
     try:
         rules = wiring.journey(settings, wiring.directory(settings))
-        trial = with_profile(rules, load_profile(profile))
+        new = load_profile(profile)
     except TrustsError as error:
         _fail(str(error))
-    if ods.upper() not in trial.directory or len(trial.directory) != len(rules.directory):
-        _fail(f"{profile} is not a profile of {ods.upper()}.")
+    if ods.upper() not in rules.directory:
+        _fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+    if new.ods != ods.upper():
+        _fail(f"{profile} is a profile of {new.ods}, not of {ods.upper()}.")
+    messages = _run(load, settings)
     rows = [
         {"event_id": received.event_id, "path": each.path}
         | ({"before": each.before, "after": each.after} if values else {})
-        for received, differing in compare(messages, rules, trial)
+        for received, differing in compare(messages, rules, with_profile(rules, new))
         for each in differing
     ]
     columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")

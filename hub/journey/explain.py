@@ -74,7 +74,8 @@ def explain(received: Received, journey: Journey) -> Explanation:
 
 
 def _refusal(rejection: Rejection) -> Json:
-    said = " ".join(filter(None, (rejection.detail, rejection.ruling.advice)))
+    detail = f"{rejection.detail.rstrip('.')}." if rejection.detail else ""
+    said = f"{detail} {rejection.ruling.advice}".strip()
     return {
         "code": rejection.why.value,
         "severity": "error",

@@ -97,3 +97,16 @@ def test_the_schema_that_editors_use_is_that_of_the_code():
 )
 def test_differences_are_named(before, after, paths):
     assert [each.path for each in differences(before, after)] == paths
+
+
+def test_a_profile_is_tried_on_its_own_trust_only(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path / 'hub.db'}")
+    assert hub("db", "upgrade").exit_code == 0
+    ours = tmp_path / "schemas" / "trusts" / "RA9" / "profile.yaml"
+
+    def replay(ods):
+        return hub("replay", "--trust", ods, "--since", "2026-01-01", "--profile", str(ours))
+
+    assert "0 of 0 messages would differ." in replay("RA9").stdout
+    assert replay("RH8").exit_code == 1
+    assert replay("ZZZ").exit_code == 1
