@@ -74,8 +74,10 @@ class FlagCode(StrEnum):
     SENDER_NOT_NAMED = "sender-not-named"
     REASON_INCONSISTENT = "reason-inconsistent"
     TRANSFER_AMBIGUOUS = "transfer-ambiguous"
-    PATIENT_LINK_REFUSED = "patient-link-refused"
     MOVED_WITHOUT_ACCEPTANCE = "moved-without-acceptance"
+    RECORDS_DIVERGE = "records-diverge"
+    TRANSFER_INFERRED = "transfer-inferred"
+    IDENTITY_UNKNOWN = "identity-unknown"
     TIME_ZONE_ASSUMED = "tz-assumed"
     ENCOUNTER_CLASS_ASSUMED = "encounter-class-assumed"
     CONTENT_TYPE_WRONG = "content-type-wrong"
@@ -98,8 +100,17 @@ ENCOUNTER_EVENT_TYPES = frozenset(
         "encounter.preadmitted",
         "encounter.updated",
         "encounter.cancelled",
+        "encounter.admit.cancelled",
+        "encounter.transfer.cancelled",
+        "encounter.discharge.cancelled",
+        "encounter.pending",
+        "encounter.pending.cancelled",
+        "encounter.loa.start",
+        "encounter.loa.end",
+        "encounter.loa.cancelled",
     }
 )
+PATIENT_EVENT_TYPES = frozenset({"patient.created", "patient.updated", "patient.merged", "patient.unmerged"})
 
 
 class Kind(StrEnum):
@@ -110,22 +121,54 @@ class Kind(StrEnum):
     CANCEL = "transfer-cancel"
     ANSWER = "transfer-answer"
     ENCOUNTER = "encounter-event"
+    PATIENT = "patient-event"
+
+
+@dataclass(frozen=True, slots=True)
+class PatientLink:
+    """Another record of the same person (FHIR Patient.link): how it relates, and what it is known by."""
+
+    kind: str
+    keys: tuple[PersonKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PersonRef:
-    """The patient as the message identifies them. ``birth_date`` is the FHIR date, any precision."""
+    """The patient as the message identifies them. ``birth_date`` is the FHIR date, any precision.
+
+    ``record`` is the id of the sender's Patient resource, learned from patient events only: it names a record in a link,
+    and never finds a person by itself. ``superseded`` are NHS numbers that the person had (``use`` old). ``unknown``:
+    nobody knows who this is (HL7 v2 PID-31), so only the hospital's own numbers count. ``sensitivity`` is U, R or V
+    (PDS), None where the message does not say.
+    """
 
     nhs_number: NhsNumber | None
     verification: str | None
     local: tuple[PersonKey, ...]
     birth_date: str | None
+    record: PersonKey | None = None
+    superseded: tuple[PersonKey, ...] = ()
+    links: tuple[PatientLink, ...] = ()
+    active: bool | None = None
+    unknown: bool = False
+    deceased: bool | None = None
+    sensitivity: str | None = None
 
     @property
     def keys(self) -> tuple[PersonKey, ...]:
         """What the person may be found by: a usable NHS number first, then the hospital's own numbers."""
-        number = self.nhs_number if self.usable_nhs_number else None
+        number = self.nhs_number if self.usable_nhs_number and not self.unknown else None
         return (*((PersonKey(NHS_AUTHORITY, number.digits),) if number else ()), *self.local)
+
+    @property
+    def lookup(self) -> tuple[PersonKey, ...]:
+        """Every key in it that may lead to somebody: their own, their records' and those of the records they are linked to."""
+        return (
+            *self.keys,
+            *((self.record,) if self.record else ()),
+            *self.superseded,
+            *(key for link in self.links for key in link.keys),
+        )
 
     @property
     def usable_nhs_number(self) -> bool:
@@ -142,7 +185,8 @@ class EncounterRef:
     """A stay, an attendance: what of it can move a transfer.
 
     ``key`` is ``<ODS>|<system>|<value>``. ``destination`` is the trust a discharge says the patient
-    goes to; ``destination_code`` is that code as sent, site or trust.
+    goes to; ``destination_code`` is that code as sent, site or trust. ``disposition``, ``discharge_method``, ``source``
+    and ``admission_method`` are national codes (NHS Data Dictionary).
     """
 
     key: str | None
@@ -150,6 +194,28 @@ class EncounterRef:
     encounter_class: str | None
     destination: OdsCode | None = None
     destination_code: str | None = None
+    disposition: str | None = None
+    discharge_method: str | None = None
+    source: str | None = None
+    admission_method: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """What one message said of a stay, kept apart from its message: a request that comes later may have use for it.
+
+    ``stated_at`` is when the sender's record was written (Encounter.meta.lastUpdated).
+    """
+
+    event_id: EventId
+    trust: OdsCode
+    event_type: str
+    encounter: EncounterRef
+    occurred_at: datetime
+    received_at: datetime
+    sequence: int | None = None
+    stated_at: datetime | None = None
+    deceased: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +246,18 @@ class Canonical:
     status: str | None = None
     reason: tuple[Identifier, ...] = ()
     encounter: EncounterRef | None = None
+    business_status: str | None = None
+    """The hub's own state code in Task.businessStatus, which says more than Task.status can."""
+    expected_version: int | None = None
+    """The transfer's version that a decision was made on; none: whatever it is now."""
+    until: datetime | None = None
+    """How long a bed is held, or when a journey is expected to end (Task.restriction.period.end)."""
+    specialty: str | None = None
+    priority: str | None = None
+    transfer_kind: str | None = None
+    replaces: TransferRefs = TransferRefs()
+    """The request that this one stands in for (ServiceRequest.replaces)."""
+    stated_at: datetime | None = None
     resources: tuple[Mapping[str, Any], ...] = ()
     """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
     message: Mapping[str, Any] = field(default_factory=dict)
@@ -195,3 +273,20 @@ class Canonical:
     @property
     def event_id(self) -> EventId:
         return self.received.event_id
+
+    @property
+    def stay(self) -> Stay | None:
+        """What it says of a stay, if it is an encounter event."""
+        if self.kind is not Kind.ENCOUNTER or self.encounter is None:
+            return None
+        return Stay(
+            self.event_id,
+            self.trust,
+            self.event_type,
+            self.encounter,
+            self.occurred_at,
+            self.received.received_at,
+            self.sequence,
+            self.stated_at,
+            self.person.deceased,
+        )

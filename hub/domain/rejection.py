@@ -46,7 +46,7 @@ class Why(StrEnum):
     STATUS_NOT_SUPPORTED = "status-not-supported"
     PATIENT_MISSING = "patient-missing"
     PATIENT_UNIDENTIFIED = "patient-unidentified"
-    PATIENT_AMBIGUOUS = "patient-ambiguous"
+    NEEDS_CONFIRMATION = "needs-confirmation"
     ENCOUNTER_UNIDENTIFIED = "encounter-unidentified"
     NHS_NUMBER_INVALID = "nhs-number-invalid"
     NHS_NUMBER_REPEATED_DIGITS = "nhs-number-repeated-digits"
@@ -59,7 +59,9 @@ class Why(StrEnum):
     CLOCK_IMPLAUSIBLE = "clock-implausible"
     REASON_MISSING = "reason-missing"
     TRANSFER_UNKNOWN = "transfer-unknown"
-    TRANSFER_AMBIGUOUS = "transfer-ambiguous"
+    TRANSFER_EXISTS = "transfer-exists"
+    VERSION_STALE = "version-stale"
+    SHARED_RECORD_ECHO = "shared-record-echo"
     TRANSITION_DENIED = "transition-denied"
     MESSAGE_ID_REUSED = "message-id-reused"
     PROCESS_KILLED = "process-killed"
@@ -116,10 +118,10 @@ RULINGS: dict[Why, Ruling] = {
     Why.PATIENT_UNIDENTIFIED: Ruling(
         _Q, _SENDER, "Give the patient an NHS number or a local identifier with its system."
     ),
-    Why.PATIENT_AMBIGUOUS: Ruling(
+    Why.NEEDS_CONFIRMATION: Ruling(
         _Q,
         _DUTY,
-        "The identifiers point to different people, or contradict what is held. Nothing was moved by guess.",
+        "A person must say who or which transfer is meant: `hub quarantine retry` with --transfer or --person. Nothing was moved by guess.",
     ),
     Why.ENCOUNTER_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the Encounter an identifier with its system."),
     Why.NHS_NUMBER_INVALID: Ruling(
@@ -155,8 +157,18 @@ RULINGS: dict[Why, Ruling] = {
         _SENDER,
         "No transfer of these two trusts matches. Quote the transfer id or the request's identifier.",
     ),
-    Why.TRANSFER_AMBIGUOUS: Ruling(
-        _Q, _DUTY, "More than one transfer matches. Quote the transfer id; nothing was moved by guess."
+    Why.TRANSFER_EXISTS: Ruling(
+        _R,
+        _SENDER,
+        "This patient's stay has an open transfer for this specialty. Change or cancel that one, or name it in ServiceRequest.replaces to send it elsewhere.",
+    ),
+    Why.VERSION_STALE: Ruling(
+        _R, _SENDER, "The transfer has changed since this was decided. Look at it again and decide anew."
+    ),
+    Why.SHARED_RECORD_ECHO: Ruling(
+        _R,
+        _SENDER,
+        "This stay belongs to a trust that shares the record system; that trust's own message counts. Nothing needs to be done.",
     ),
     Why.TRANSITION_DENIED: Ruling(
         _R, _SENDER, "The transfer is in a state, or you in a role, that does not allow this."

@@ -1,201 +1,369 @@
 """The life of a transfer: states, steps, who may take them, and where they lead.
 
-Everything that affects a transfer's state is in this file. A state is never set: it is the fold
-of the facts that are known, in the order in which they happened, so that facts that arrive late, early or twice
-end in the same state.
+Everything that affects a transfer's state is in this file; the diagram in `hub/LIFECYCLE.md` is made from the table
+below. A state is never set: it is the fold of the facts that are known, in the order in which they happened, so that
+facts that arrive late, early or twice end in the same state. A fact that is taken back stays known and counts no more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, TransferId
 
+HUB = OdsCode("hub")
+"""Whose fact it is when a clock ran out. In small letters, so that no trust can have it as its code."""
+
 
 class State(StrEnum):
+    DRAFT = "draft"
     REQUESTED = "requested"
     RECEIVED = "received"
+    INFO_REQUESTED = "info-requested"
     ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    READY = "ready"
+    AWAITING_BED = "awaiting-bed"
+    BED_ALLOCATED = "bed-allocated"
+    TRANSPORT_BOOKED = "transport-booked"
     IN_TRANSIT = "in-transit"
+    ARRIVED = "arrived"
     COMPLETED = "completed"
+    REJECTED = "rejected"
+    REDIRECTED = "redirected"
     CANCELLED = "cancelled"
+    ENTERED_IN_ERROR = "entered-in-error"
+    FAILED = "failed"
+    EXPIRED = "expired"
 
 
 class Step(StrEnum):
+    DRAFT = "draft"
     REQUEST = "request"
     UPDATE = "update"
     CANCEL = "cancel"
+    VOID = "void"
     RECEIVE = "receive"
+    QUERY = "query"
+    ANSWER_QUERY = "answer-query"
     ACCEPT = "accept"
     REJECT = "reject"
+    REDIRECT = "redirect"
+    AWAIT_BED = "await-bed"
     ALLOCATE_BED = "allocate-bed"
+    RELEASE_BED = "release-bed"
+    BOOK_TRANSPORT = "book-transport"
     DEPART = "depart"
+    ARRIVE = "arrive"
     ADMIT = "admit"
+    RETURN = "return"
+    FAIL = "fail"
+    DIE = "die"
+    DIVERGE = "diverge"
+    CONFIRM = "confirm"
+    IDENTIFY = "identify"
+    RETRACT = "retract"
+    ESCALATE = "escalate"
+    EXPIRE = "expire"
 
 
 class Party(StrEnum):
     SENDER = "sender"
     RECEIVER = "receiver"
+    THIRD = "third trust"
+    HUB = "hub"
 
 
-WHO_MAY: Mapping[Step, Party] = {
-    Step.REQUEST: Party.SENDER,
-    Step.UPDATE: Party.SENDER,
-    Step.CANCEL: Party.SENDER,
-    Step.DEPART: Party.SENDER,
-    Step.RECEIVE: Party.RECEIVER,
-    Step.ACCEPT: Party.RECEIVER,
-    Step.REJECT: Party.RECEIVER,
-    Step.ALLOCATE_BED: Party.RECEIVER,
-    Step.ADMIT: Party.RECEIVER,
-}
-
-# A step that leads back to its own state is news without a move: it is kept, told and audited.
-# A step that is not listed cannot be taken from there.
-TRANSITIONS: Mapping[State | None, Mapping[Step, State]] = {
-    None: {Step.REQUEST: State.REQUESTED},
-    State.REQUESTED: {
-        Step.REQUEST: State.REQUESTED,
-        Step.UPDATE: State.REQUESTED,
-        Step.RECEIVE: State.RECEIVED,
-        Step.ACCEPT: State.ACCEPTED,
-        Step.REJECT: State.REJECTED,
-        Step.ALLOCATE_BED: State.READY,
-        Step.DEPART: State.IN_TRANSIT,
-        Step.ADMIT: State.COMPLETED,
-        Step.CANCEL: State.CANCELLED,
-    },
-    State.RECEIVED: {
-        Step.REQUEST: State.RECEIVED,
-        Step.UPDATE: State.RECEIVED,
-        Step.RECEIVE: State.RECEIVED,
-        Step.ACCEPT: State.ACCEPTED,
-        Step.REJECT: State.REJECTED,
-        Step.ALLOCATE_BED: State.READY,
-        Step.DEPART: State.IN_TRANSIT,
-        Step.ADMIT: State.COMPLETED,
-        Step.CANCEL: State.CANCELLED,
-    },
-    State.ACCEPTED: {
-        Step.REQUEST: State.ACCEPTED,
-        Step.UPDATE: State.ACCEPTED,
-        Step.RECEIVE: State.ACCEPTED,
-        Step.ACCEPT: State.ACCEPTED,
-        Step.REJECT: State.REJECTED,
-        Step.ALLOCATE_BED: State.READY,
-        Step.DEPART: State.IN_TRANSIT,
-        Step.ADMIT: State.COMPLETED,
-        Step.CANCEL: State.CANCELLED,
-    },
-    State.READY: {
-        Step.REQUEST: State.READY,
-        Step.UPDATE: State.READY,
-        Step.RECEIVE: State.READY,
-        Step.ACCEPT: State.READY,
-        Step.REJECT: State.REJECTED,
-        Step.ALLOCATE_BED: State.READY,
-        Step.DEPART: State.IN_TRANSIT,
-        Step.ADMIT: State.COMPLETED,
-        Step.CANCEL: State.CANCELLED,
-    },
-    # Once the patient has left, an answer that was on its way is news, not a move; a refusal or a
-    # cancellation can no longer be obeyed and is answered with a denial.
-    State.IN_TRANSIT: {
-        Step.UPDATE: State.IN_TRANSIT,
-        Step.RECEIVE: State.IN_TRANSIT,
-        Step.ACCEPT: State.IN_TRANSIT,
-        Step.ALLOCATE_BED: State.IN_TRANSIT,
-        Step.DEPART: State.IN_TRANSIT,
-        Step.ADMIT: State.COMPLETED,
-    },
-    State.COMPLETED: {
-        Step.RECEIVE: State.COMPLETED,
-        Step.ACCEPT: State.COMPLETED,
-        Step.ALLOCATE_BED: State.COMPLETED,
-        Step.DEPART: State.COMPLETED,
-        Step.ADMIT: State.COMPLETED,
-    },
-    # A refusal stays open until the sender withdraws or sends it elsewhere (BaRS REFRESP02).
-    State.REJECTED: {
-        Step.REJECT: State.REJECTED,
-        Step.ACCEPT: State.ACCEPTED,
-        Step.ALLOCATE_BED: State.READY,
-        Step.CANCEL: State.CANCELLED,
-    },
-    State.CANCELLED: {Step.CANCEL: State.CANCELLED},
-}
-
-ENDED = frozenset({State.COMPLETED, State.CANCELLED})
-"""No step leads out of these."""
-
-HELD = frozenset({State.ACCEPTED, State.READY})
+WAITING = (State.REQUESTED, State.RECEIVED, State.INFO_REQUESTED)
+"""The receiver has been asked and has not decided."""
+HELD = (State.ACCEPTED, State.AWAITING_BED, State.BED_ALLOCATED, State.TRANSPORT_BOOKED)
 """The receiver has said yes and the patient has not left."""
+MOVING = (State.IN_TRANSIT, State.ARRIVED)
+"""The patient has left and is not admitted yet."""
+ENDED = frozenset(
+    {
+        State.COMPLETED,
+        State.REDIRECTED,
+        State.CANCELLED,
+        State.ENTERED_IN_ERROR,
+        State.FAILED,
+        State.EXPIRED,
+    }
+)
+"""The transfer is over. Only what happens to the patient's body can still lead out (a departure after a cancellation)."""
+
+_BEFORE_LEAVING = (*WAITING, *HELD, State.REJECTED)
+_OPEN = (State.DRAFT, *_BEFORE_LEAVING, *MOVING)
+
+Moves = Mapping[State | None, State]
 
 
-def advance(state: State | None, step: Step) -> State | None:
-    """Where this step leads, or None if it cannot be taken from here."""
-    return TRANSITIONS[state].get(step)
+def _to(goal: State, *starts: State | None) -> Moves:
+    return dict.fromkeys(starts, goal)
 
 
-# FHIR Task.status of the answer → the step, by who says it (NHS England workflow guide; R4 task-status).
+def _stay(*states: State) -> Moves:
+    return {state: state for state in states}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may take a step, and from where to where. ``None`` is before the transfer was known.
+
+    A step that leads back to its own state is news without a move: it is kept, told and audited.
+    """
+
+    step: Step
+    by: tuple[Party, ...]
+    moves: Moves
+
+
+_S, _R, _T, _H = Party.SENDER, Party.RECEIVER, Party.THIRD, Party.HUB
+
+# A step that is not listed for a party and a state cannot be taken by it from there.
+LIFECYCLE: tuple[Rule, ...] = (
+    Rule(Step.DRAFT, (_S,), _to(State.DRAFT, None) | _stay(State.DRAFT)),
+    Rule(Step.REQUEST, (_S,), _to(State.REQUESTED, None, State.DRAFT) | _stay(*WAITING, *HELD)),
+    Rule(
+        Step.UPDATE,
+        (_S,),
+        _stay(State.DRAFT, *WAITING, *HELD, *MOVING) | _to(State.RECEIVED, State.INFO_REQUESTED),
+    ),
+    Rule(Step.CANCEL, (_S,), _to(State.CANCELLED, State.DRAFT, *_BEFORE_LEAVING) | _stay(State.CANCELLED)),
+    Rule(Step.CANCEL, (_R,), _to(State.CANCELLED, *HELD) | _stay(State.CANCELLED)),
+    Rule(
+        Step.VOID,
+        (_S,),
+        _to(State.ENTERED_IN_ERROR, State.DRAFT, *_BEFORE_LEAVING) | _stay(State.ENTERED_IN_ERROR),
+    ),
+    Rule(
+        Step.RECEIVE,
+        (_R,),
+        _to(State.RECEIVED, State.REQUESTED)
+        | _stay(State.RECEIVED, State.INFO_REQUESTED, *HELD, *MOVING, State.COMPLETED),
+    ),
+    Rule(
+        Step.QUERY,
+        (_R,),
+        _to(State.INFO_REQUESTED, State.REQUESTED, State.RECEIVED) | _stay(State.INFO_REQUESTED),
+    ),
+    Rule(Step.ANSWER_QUERY, (_S,), _to(State.RECEIVED, State.INFO_REQUESTED) | _stay(State.RECEIVED)),
+    # A refusal stays open until the sender withdraws or sends it elsewhere (BaRS REFRESP02), and can be thought over.
+    Rule(
+        Step.ACCEPT,
+        (_R,),
+        _to(State.ACCEPTED, *WAITING, State.REJECTED) | _stay(*HELD, *MOVING, State.COMPLETED),
+    ),
+    Rule(Step.REJECT, (_R,), _to(State.REJECTED, *WAITING, *HELD) | _stay(State.REJECTED)),
+    Rule(Step.REDIRECT, (_S, _R), _to(State.REDIRECTED, *_BEFORE_LEAVING) | _stay(State.REDIRECTED)),
+    Rule(Step.AWAIT_BED, (_R,), _to(State.AWAITING_BED, *_BEFORE_LEAVING) | _stay(*MOVING)),
+    Rule(
+        Step.ALLOCATE_BED,
+        (_R,),
+        _to(State.BED_ALLOCATED, *WAITING, State.ACCEPTED, State.AWAITING_BED, State.REJECTED)
+        | _stay(State.BED_ALLOCATED, State.TRANSPORT_BOOKED, *MOVING, State.COMPLETED),
+    ),
+    Rule(
+        Step.RELEASE_BED,
+        (_R, _H),
+        _to(State.AWAITING_BED, State.BED_ALLOCATED, State.TRANSPORT_BOOKED) | _stay(State.AWAITING_BED),
+    ),
+    Rule(
+        Step.BOOK_TRANSPORT,
+        (_S,),
+        _to(State.TRANSPORT_BOOKED, State.BED_ALLOCATED)
+        | _stay(State.TRANSPORT_BOOKED, State.ACCEPTED, State.AWAITING_BED, *MOVING),
+    ),
+    # What happens to the patient's body cannot be refused. From None the transfer is inferred: nobody asked for it.
+    Rule(
+        Step.DEPART,
+        (_S,),
+        _to(State.IN_TRANSIT, None, State.DRAFT, *_BEFORE_LEAVING, State.CANCELLED, State.EXPIRED)
+        | _stay(*MOVING, State.COMPLETED),
+    ),
+    Rule(
+        Step.ARRIVE,
+        (_R,),
+        _to(State.ARRIVED, None, *_BEFORE_LEAVING, State.IN_TRANSIT) | _stay(State.ARRIVED, State.COMPLETED),
+    ),
+    Rule(
+        Step.ADMIT,
+        (_R,),
+        _to(State.COMPLETED, None, *_BEFORE_LEAVING, *MOVING) | _stay(State.COMPLETED),
+    ),
+    # Treat-and-return: back where they came from. Without an arrival the journey was turned back.
+    Rule(
+        Step.RETURN,
+        (_S,),
+        _to(State.FAILED, State.IN_TRANSIT)
+        | _to(State.COMPLETED, State.ARRIVED)
+        | _stay(State.COMPLETED, State.FAILED),
+    ),
+    Rule(Step.FAIL, (_S, _R), _to(State.FAILED, *MOVING) | _stay(State.FAILED)),
+    Rule(
+        Step.DIE,
+        (_S, _R, _T),
+        _to(State.CANCELLED, State.DRAFT, *_BEFORE_LEAVING) | _to(State.FAILED, *MOVING) | _stay(*ENDED),
+    ),
+    # The two hospitals' records do not tell one story: loud, and nothing moves.
+    Rule(Step.DIVERGE, (_S, _R, _T), _stay(*_OPEN)),
+    Rule(Step.CONFIRM, (_S, _R), _stay(*MOVING, State.COMPLETED, State.FAILED)),
+    Rule(Step.IDENTIFY, (_S, _R, _T), _stay(*State)),
+    Rule(Step.ESCALATE, (_H,), _stay(*_OPEN)),
+    # Clocks never end clinical work; a person does, when the ladder has been climbed to its end.
+    Rule(Step.EXPIRE, (_H,), _to(State.EXPIRED, State.DRAFT, *_BEFORE_LEAVING) | _stay(State.EXPIRED)),
+)
+
+_MOVES: Mapping[tuple[Step, Party], Moves] = {
+    (rule.step, party): rule.moves for rule in LIFECYCLE for party in rule.by
+}
+WHO_MAY: Mapping[Step, frozenset[Party]] = {
+    step: frozenset(party for rule in LIFECYCLE if rule.step is step for party in rule.by)
+    or frozenset({_S, _R, _T})
+    for step in Step
+}
+"""Taking a step back is open to whoever took it."""
+
+PHYSICAL = frozenset(
+    {Step.DEPART, Step.ARRIVE, Step.ADMIT, Step.RETURN, Step.DIE, Step.DIVERGE, Step.RETRACT, Step.IDENTIFY}
+)
+"""What a hospital's record says has happened. Kept even where it moves nothing now: a late fact may make room for it."""
+
+
+def advance(state: State | None, step: Step, party: Party) -> State | None:
+    """Where this step of this party leads, or None if it cannot be taken from here."""
+    return _MOVES.get((step, party), {}).get(state)
+
+
+# FHIR Task.status, or status and businessStatus, of a message → the step, by who says it (NHS England workflow guide;
+# R4 task-status). The pair is looked up before the status alone.
 STEP_OF_TASK: Mapping[Party, Mapping[str, Step]] = {
     Party.RECEIVER: {
         "received": Step.RECEIVE,
+        "on-hold": Step.QUERY,
         "accepted": Step.ACCEPT,
+        "accepted+awaiting-bed": Step.AWAIT_BED,
+        "accepted+bed-released": Step.RELEASE_BED,
         "rejected": Step.REJECT,
+        "rejected+redirected": Step.REDIRECT,
+        "cancelled+redirected": Step.REDIRECT,
         "ready": Step.ALLOCATE_BED,
+        "in-progress": Step.ARRIVE,
         "completed": Step.ADMIT,
+        "completed+confirmed": Step.CONFIRM,
+        "in-progress+confirmed": Step.CONFIRM,
+        "cancelled": Step.CANCEL,
+        "failed": Step.FAIL,
     },
-    Party.SENDER: {"cancelled": Step.CANCEL, "in-progress": Step.DEPART},
+    Party.SENDER: {
+        "requested": Step.ANSWER_QUERY,
+        "ready": Step.BOOK_TRANSPORT,
+        "in-progress": Step.DEPART,
+        "completed+confirmed": Step.CONFIRM,
+        "in-progress+confirmed": Step.CONFIRM,
+        "cancelled": Step.CANCEL,
+        "cancelled+redirected": Step.REDIRECT,
+        "failed": Step.FAIL,
+        "entered-in-error": Step.VOID,
+    },
 }
 
 # The receiver's own Encounter in a BaRS response → the step (BaRS REFRESP03, REFRESP02, REFREQ8B to 8D).
 STEP_OF_BARS_ENCOUNTER: Mapping[str, Step] = {
     "planned": Step.ACCEPT,
     "cancelled": Step.REJECT,
+    "arrived": Step.ARRIVE,
     "in-progress": Step.ADMIT,
     "finished": Step.ADMIT,
 }
 
-# What the hub says of a transfer as a FHIR Task and ServiceRequest.
+# What the hub says of a transfer as a FHIR Task and ServiceRequest; the state itself is Task.businessStatus.
 TASK_STATUS: Mapping[State, str] = {
+    State.DRAFT: "draft",
     State.REQUESTED: "requested",
     State.RECEIVED: "received",
+    State.INFO_REQUESTED: "on-hold",
     State.ACCEPTED: "accepted",
-    State.REJECTED: "rejected",
-    State.READY: "ready",
+    State.AWAITING_BED: "accepted",
+    State.BED_ALLOCATED: "ready",
+    State.TRANSPORT_BOOKED: "ready",
     State.IN_TRANSIT: "in-progress",
+    State.ARRIVED: "in-progress",
     State.COMPLETED: "completed",
+    State.REJECTED: "rejected",
+    State.REDIRECTED: "cancelled",
     State.CANCELLED: "cancelled",
+    State.ENTERED_IN_ERROR: "entered-in-error",
+    State.FAILED: "failed",
+    State.EXPIRED: "cancelled",
 }
+REQUEST_STATUS: Mapping[State, str] = {
+    **dict.fromkeys(State, "active"),
+    State.DRAFT: "draft",
+    State.INFO_REQUESTED: "on-hold",
+    State.COMPLETED: "completed",
+    **dict.fromkeys((State.REDIRECTED, State.CANCELLED, State.FAILED, State.EXPIRED), "revoked"),
+    State.ENTERED_IN_ERROR: "entered-in-error",
+}
+"""FHIR ServiceRequest.status."""
 EVENT_TYPE: Mapping[Step, str] = {
+    Step.DRAFT: "transfer.drafted",
     Step.REQUEST: "transfer.requested",
     Step.UPDATE: "transfer.updated",
     Step.CANCEL: "transfer.cancelled",
+    Step.VOID: "transfer.entered-in-error",
     Step.RECEIVE: "transfer.received",
+    Step.QUERY: "transfer.query.raised",
+    Step.ANSWER_QUERY: "transfer.query.answered",
     Step.ACCEPT: "transfer.accepted",
     Step.REJECT: "transfer.rejected",
+    Step.REDIRECT: "transfer.redirected",
+    Step.AWAIT_BED: "transfer.bed.awaited",
     Step.ALLOCATE_BED: "transfer.bed.allocated",
+    Step.RELEASE_BED: "transfer.bed.released",
+    Step.BOOK_TRANSPORT: "transfer.transport.booked",
     Step.DEPART: "transfer.departed",
+    Step.ARRIVE: "transfer.arrived",
     Step.ADMIT: "transfer.completed",
+    Step.RETURN: "transfer.returned",
+    Step.FAIL: "transfer.failed",
+    Step.DIE: "transfer.patient.died",
+    Step.DIVERGE: "transfer.diverged",
+    Step.CONFIRM: "transfer.confirmed",
+    Step.IDENTIFY: "transfer.patient.identified",
+    Step.RETRACT: "transfer.corrected",
+    Step.ESCALATE: "transfer.escalated",
+    Step.EXPIRE: "transfer.expired",
 }
+CORRECTED = EVENT_TYPE[Step.RETRACT]
+"""Also what a fact is told as that came late and changed what followed it."""
+REOPENED = "transfer.reopened"
+"""A transfer that was over is not over after all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that happened to a transfer, as one trust reported it. Times are UTC."""
+    """Something that happened to a transfer, as one trust reported it. Times are UTC.
+
+    ``encounter`` is the stay that it was learned from (``<ODS>|<system>|<value>``), if it was. ``retracts`` are the
+    steps that it takes back, of that stay. ``until`` is how long it holds (a bed), or when its end is expected (a journey).
+    """
 
     event_id: EventId
     step: Step
     by: OdsCode
+    party: Party
     occurred_at: datetime
     received_at: datetime
     sequence: int | None = None
     because: str = ""
     """One sentence for the record: no name, number or date of birth of a person in it."""
+    encounter: str | None = None
+    retracts: frozenset[Step] = frozenset()
+    until: datetime | None = None
+    clock: str | None = None
+    """Which clock rang, and how loud (``decision:2``), where the fact is the hub's."""
+    stated_at: datetime | None = None
+    """When the sender's record was written, if it says."""
 
     @property
     def order(self) -> tuple[datetime, int, datetime, str]:
@@ -203,6 +371,14 @@ class Fact:
         facts have one order.
         """
         return (self.occurred_at, self.sequence or 0, self.received_at, self.event_id)
+
+    def takes_back(self, other: "Fact") -> bool:
+        """Whether ``other`` counts no more once this is known."""
+        return (
+            other.step in self.retracts
+            and other.by == self.by
+            and (self.encounter is None or other.encounter in {None, self.encounter})
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +396,38 @@ def fold(facts: Iterable[Fact]) -> tuple[Move, ...]:
     The first request opens the story whatever its time says: no answer can come before the question,
     so an answer that seems to is a clock that runs behind.
     """
-    ordered = sorted(facts, key=lambda fact: fact.order)
-    opening = next((fact for fact in ordered if fact.step is Step.REQUEST), None)
-    if opening is not None:
-        ordered.remove(opening)
-        ordered.insert(0, opening)
     state: State | None = None
+    live: list[Fact] = []
     moves: list[Move] = []
-    for fact in ordered:
-        after = advance(state, fact.step)
+    for fact in _in_order(facts):
+        after: State | None
+        if fact.step is Step.RETRACT:
+            kept = [each for each in live if not fact.takes_back(each)]
+            after = _play(kept) if len(kept) < len(live) else None
+            live = kept
+        else:
+            after = advance(state, fact.step, fact.party)
+            live.append(fact)
         moves.append(Move(fact, state, after))
         state = after or state
     return tuple(moves)
+
+
+def _in_order(facts: Iterable[Fact]) -> list[Fact]:
+    ordered = sorted(facts, key=lambda fact: fact.order)
+    opening = next((fact for fact in ordered if fact.step in {Step.REQUEST, Step.DRAFT}), None)
+    if opening is not None:
+        ordered.remove(opening)
+        ordered.insert(0, opening)
+    return ordered
+
+
+def _play(facts: Sequence[Fact]) -> State:
+    """Where these lead. A transfer that was inferred from what never happened was an error."""
+    state: State | None = None
+    for fact in facts:
+        state = advance(state, fact.step, fact.party) or state
+    return state or State.ENTERED_IN_ERROR
 
 
 def final_state(moves: Iterable[Move]) -> State | None:
@@ -242,11 +438,33 @@ def final_state(moves: Iterable[Move]) -> State | None:
     return state
 
 
+def counting(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts that were not taken back, in order."""
+    live: list[Fact] = []
+    for fact in _in_order(facts):
+        if fact.step is Step.RETRACT:
+            live = [each for each in live if not fact.takes_back(each)]
+        else:
+            live.append(fact)
+    return live
+
+
+def entered_at(moves: Iterable[Move]) -> datetime | None:
+    """When the present state began, in event time."""
+    at: datetime | None = None
+    for move in moves:
+        if move.after is not None and move.after is not move.before:
+            at = move.fact.occurred_at
+    return at
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """One patient's transfer from one trust to another.
 
     ``version`` counts the facts that were taken in. ``facts`` are all of them, in no order.
+    ``kind`` is the transfer's type (`hub.domain.clocks`), ``priority`` FHIR's request priority, ``specialty`` the main
+    specialty code that is asked for.
     """
 
     id: TransferId
@@ -263,16 +481,29 @@ class Transfer:
     sender_code: str | None = None
     receiver_code: str | None = None
     changed_at: datetime | None = None
+    specialty: str | None = None
+    priority: str | None = None
+    kind: str | None = None
+    replaces: TransferId | None = None
+
+    @property
+    def inferred(self) -> bool:
+        """Nobody asked for it and nobody has confirmed it: it is what two records say together."""
+        return not any(fact.step in {Step.REQUEST, Step.DRAFT, Step.CONFIRM} for fact in self.facts)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state not in ENDED
 
     def party(self, trust: OdsCode) -> Party | None:
-        """The part this trust plays in the transfer, if any."""
+        """The part this trust plays in the transfer, if any. The receiver has none in what it was not yet asked."""
         if trust == self.sender:
             return Party.SENDER
-        return Party.RECEIVER if trust == self.receiver else None
+        return Party.RECEIVER if trust == self.receiver and self.state is not State.DRAFT else None
 
-    def other(self, trust: OdsCode) -> OdsCode:
-        """The trust at the other end."""
-        return self.receiver if trust == self.sender else self.sender
+    def part_of(self, by: OdsCode) -> Party:
+        """As what somebody's fact counts."""
+        return Party.HUB if by == HUB else self.party(by) or Party.THIRD
 
     def with_fact(self, fact: Fact) -> tuple["Transfer", Move]:
         """The transfer after one more fact, and what that fact did in its place in the story."""

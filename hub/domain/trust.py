@@ -61,6 +61,10 @@ class TrustProfile(_Part):
         default_factory=dict,
         description="Resource type → the type an identifier has ('*' for any) → the system it gets when it comes without one",
     )
+    shares_record_with: tuple[Ods, ...] = Field(
+        default=(),
+        description="ODS codes of trusts on the same record system: their stays, told on this trust's topic, are echoes",
+    )
     doors: Doors = Doors()
 
     @property

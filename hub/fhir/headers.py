@@ -17,6 +17,9 @@ CONTENT_TYPE: Final = "content-type"
 TRACEPARENT: Final = "traceparent"
 """W3C Trace Context, if the trust traces; handed on unchanged."""
 
+IF_MATCH: Final = "if-match"
+"""The version of the transfer that a decision was made on; it is refused if the transfer has changed since."""
+
 # What only the hub writes.
 EVENT_ID: Final = "event-id"
 TRANSFER_ID: Final = "transfer-id"
@@ -29,7 +32,7 @@ DISPOSITION: Final = "disposition"
 WHY: Final = "why"
 """The reason code; absent where the message was accepted."""
 
-INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT})
+INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT, IF_MATCH})
 """On `epr.<ods>.events`."""
 
 INBOX: Final = frozenset(

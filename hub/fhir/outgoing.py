@@ -4,7 +4,8 @@ Two kinds: news of a transfer (to the inbox) and a receipt for a message (to the
 bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ import orjson
 from hub.domain.ids import Identifier, time_ordered_id
 from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection
+from hub.domain.transfer import HUB as HUB_ITSELF
 from hub.domain.transfer import TASK_STATUS, Transfer
 from hub.fhir.systems import (
     HUB,
@@ -39,23 +41,45 @@ def instant(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def transfer_news(canonical: Canonical, transfer: Transfer, event_type: str, to: str) -> bytes:
-    """The message Bundle that tells ``to`` what happened: a Task with the transfer's state, and the canonical resources."""
-    received = canonical.received
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """What the news comes from: a message, or the hub's own clock. ``by`` is whose doing it was; times are UTC."""
+
+    event_id: str
+    by: str
+    occurred_at: datetime
+    received_at: datetime
+
+    @classmethod
+    def of(cls, canonical: Canonical) -> "Occasion":
+        return cls(canonical.event_id, canonical.trust, canonical.occurred_at, canonical.received.received_at)
+
+
+def transfer_news(
+    occasion: Occasion,
+    transfer: Transfer,
+    event_type: str,
+    to: str,
+    *,
+    resources: Sequence[Mapping[str, Any]] = (),
+    reason: Sequence[Identifier] = (),
+    note: str = "",
+) -> bytes:
+    """The message Bundle that tells ``to`` what happened: a Task with the transfer's state, and what of the message is
+    for this party (`hub.journey.disclose`). ``note`` is a sentence for a human.
+    """
     task_url = f"urn:uuid:{transfer.id}"
     header = {
         "resourceType": "MessageHeader",
         "eventCoding": {"system": HUB_EVENT_TYPE, "code": event_type},
         "destination": [{"endpoint": _endpoint(to), "receiver": _organisation(to)}],
-        "sender": _organisation(received.trust),
+        **({} if occasion.by == HUB_ITSELF else {"sender": _organisation(occasion.by)}),
         "source": {"name": "Transfer hub", "endpoint": HUB},
         "focus": [{"reference": task_url}],
     }
+    task = _task(occasion, transfer, resources, reason, note)
     return _bundle(
-        received,
-        to,
-        header,
-        [{"fullUrl": task_url, "resource": _task(canonical, transfer)}, *canonical.resources],
+        occasion, f"{to} {transfer.id}", header, [{"fullUrl": task_url, "resource": task}, *resources]
     )
 
 
@@ -87,18 +111,23 @@ def receipt(
         "source": {"name": "Transfer hub", "endpoint": HUB},
         "response": response,
     }
-    return _bundle(received, "receipt", header, entries)
+    return _bundle(
+        Occasion(received.event_id, received.trust, received.received_at, received.received_at),
+        "receipt",
+        header,
+        entries,
+    )
 
 
-def _bundle(received: Received, purpose: str, header: Tree, entries: Sequence[Any]) -> bytes:
-    identity = time_ordered_id(received.received_at, "bundle", received.event_id, purpose)
-    head_url = "urn:uuid:" + time_ordered_id(received.received_at, "header", received.event_id, purpose)
+def _bundle(occasion: Occasion, purpose: str, header: Tree, entries: Sequence[Any]) -> bytes:
+    identity = time_ordered_id(occasion.received_at, "bundle", occasion.event_id, purpose)
+    head_url = "urn:uuid:" + time_ordered_id(occasion.received_at, "header", occasion.event_id, purpose)
     bundle = {
         "resourceType": "Bundle",
         "id": identity,
-        "identifier": {"system": HUB_EVENT, "value": received.event_id},
+        "identifier": {"system": HUB_EVENT, "value": occasion.event_id},
         "type": "message",
-        "timestamp": instant(received.received_at),
+        "timestamp": instant(occasion.received_at),
         "entry": [{"fullUrl": head_url, "resource": header}, *entries],
     }
     return orjson.dumps(bundle)
@@ -112,40 +141,47 @@ def _organisation(ods: str) -> Tree:
     return {"type": "Organization", "identifier": {"system": ODS_ORGANISATION, "value": ods}}
 
 
-def _task(canonical: Canonical, transfer: Transfer) -> Tree:
+def _task(
+    occasion: Occasion,
+    transfer: Transfer,
+    resources: Sequence[Mapping[str, Any]],
+    reason: Sequence[Identifier],
+    note: str,
+) -> Tree:
     task: Tree = {
         "resourceType": "Task",
+        "meta": {"versionId": str(transfer.version)},
         "identifier": [{"system": HUB_TRANSFER, "value": transfer.id}],
         "status": TASK_STATUS[transfer.state],
         "businessStatus": {"coding": [{"system": HUB_STATE, "code": transfer.state.value}]},
         "intent": "order",
         "code": {"coding": [{"system": TASK_CODE, "code": "fulfill"}]},
-        "focus": _focus(canonical, transfer),
+        "focus": _focus(resources, transfer),
         "authoredOn": instant(transfer.requested_at),
-        "lastModified": instant(canonical.occurred_at),
+        "lastModified": instant(occasion.occurred_at),
         "requester": _organisation(transfer.sender),
         "owner": _organisation(transfer.receiver),
     }
-    patient = _url_of(canonical, "Patient")
+    patient = _url_of(resources, "Patient")
     if patient is not None:
         task["for"] = {"reference": patient}
-    if canonical.reason:
-        task["statusReason"] = {"coding": [_coding(code) for code in canonical.reason]}
+    if reason:
+        task["statusReason"] = {"coding": [_coding(code) for code in reason]}
+    if note:
+        task["note"] = [{"time": instant(occasion.occurred_at), "text": note}]
     return task
 
 
-def _focus(canonical: Canonical, transfer: Transfer) -> Tree:
-    url = _url_of(canonical, "ServiceRequest")
+def _focus(resources: Sequence[Mapping[str, Any]], transfer: Transfer) -> Tree:
+    url = _url_of(resources, "ServiceRequest")
     if url is not None:
         return {"reference": url}
     request = next(iter(transfer.requests), Identifier(HUB_TRANSFER, transfer.id))
     return {"type": "ServiceRequest", "identifier": {"system": request.system, "value": request.value}}
 
 
-def _url_of(canonical: Canonical, resource_type: str) -> str | None:
-    return next(
-        (e["fullUrl"] for e in canonical.resources if e["resource"]["resourceType"] == resource_type), None
-    )
+def _url_of(resources: Sequence[Mapping[str, Any]], resource_type: str) -> str | None:
+    return next((e["fullUrl"] for e in resources if e["resource"]["resourceType"] == resource_type), None)
 
 
 def _coding(code: Identifier) -> Tree:

@@ -24,6 +24,7 @@ HUB_TRANSFER = f"{HUB}/Id/transfer"
 HUB_EVENT = f"{HUB}/Id/event"
 HUB_EVENT_TYPE = f"{HUB}/CodeSystem/transfer-event"
 HUB_STATE = f"{HUB}/CodeSystem/transfer-state"
+HUB_TRANSFER_TYPE = f"{HUB}/CodeSystem/transfer-type"
 HUB_REASON = f"{HUB}/CodeSystem/reason"
 
 SDS_USER = "https://fhir.nhs.uk/Id/sds-user-id"

@@ -1,14 +1,18 @@
-"""Step 4, advance: which transfer, and what does this fact do to it?"""
+"""Step 4, advance: which transfers, and what does this message's fact do to them?
+
+Explicit messages (requests, answers) name a transfer or mean the only one there can be. What a stay says is laid against the
+person's transfers (`hub.journey.stays`); where nobody asked for what two records show, a transfer is inferred. More than one
+candidate is a question for a human: nothing moves by guess.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
-from hub.domain.ids import PersonId, TransferId, time_ordered_id
-from hub.domain.message import Canonical, Flag, FlagCode, Kind
+from hub.domain.ids import OdsCode, PersonId, TransferId, time_ordered_id
+from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
 from hub.domain.rejection import Rejection, Why
 from hub.domain.transfer import (
-    ENDED,
+    PHYSICAL,
     STEP_OF_BARS_ENCOUNTER,
     STEP_OF_TASK,
     WHO_MAY,
@@ -20,45 +24,109 @@ from hub.domain.transfer import (
     Transfer,
 )
 from hub.journey.known import Known
-
-INPATIENT = frozenset({"IMP", "ACUTE", "NONAC"})
-"""Encounter classes that mean a bed (v3-ActCode); an ED or outpatient attendance completes no transfer."""
+from hub.journey.stays import (
+    arrives_from_elsewhere,
+    expects_patient,
+    fact_of,
+    is_in_time,
+    is_related,
+    is_shared,
+    leaves_for,
+    meaning_of,
+)
 
 REASONS = frozenset({"RRNA", "OTH", "FC", "22", "23", "24", "27", "40", "42", "99"})
 """Refusal codes that may be quoted in the record (BaRS rejected-reasons, DoS). FHIR lets a code hold any words, so what
 is not on the list might be a name: it stays in the message."""
 
-_BEFORE_REQUEST = timedelta(days=1)
-"""Encounter events older than the request by more than this belong to another story."""
-_AFTER_END = timedelta(days=7)
-"""Late departures still find the transfer that their patient's arrival completed."""
+_NEEDS_REASON = frozenset({Step.REJECT, Step.FAIL})
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a message did to one transfer: its fact and, of stays that were told before the transfer was known, theirs.
+
+    ``before`` is the state that was stored; ``move`` what the message's own fact did in its place in the story.
+    """
+
+    transfer: Transfer
+    before: State | None
+    facts: tuple[Fact, ...]
+    move: Move
+    created: bool = False
+
+    @property
+    def fact(self) -> Fact:
+        """The message's own."""
+        return self.move.fact
+
+    @property
+    def moved_without_acceptance(self) -> bool:
+        early = {
+            State.DRAFT,
+            State.REQUESTED,
+            State.RECEIVED,
+            State.INFO_REQUESTED,
+            State.REJECTED,
+            State.CANCELLED,
+        }
+        return self.fact.step is Step.DEPART and self.move.before in early
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the state is now another than the fact by itself would have made it, or something was taken back."""
+        changed = self.before is not None and self.transfer.state is not self.before
+        return changed and (self.fact.step is Step.RETRACT or self.move.after is not self.transfer.state)
+
+    @property
+    def is_alert(self) -> bool:
+        """Both hospitals must hear of it, the one that told it too."""
+        too_late = self.fact.step is Step.RETRACT and self.transfer.state is self.before
+        return self.fact.step is Step.DIVERGE or self.moved_without_acceptance or too_late
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        found = []
+        if self.moved_without_acceptance:
+            found.append(Flag(FlagCode.MOVED_WITHOUT_ACCEPTANCE))
+        elif self.is_alert:
+            found.append(Flag(FlagCode.RECORDS_DIVERGE))
+        if self.created and self.transfer.inferred:
+            found.append(Flag(FlagCode.TRANSFER_INFERRED))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """The transfer after the fact, or no transfer: then the message is kept as an event that moved nothing."""
+    """What was taken, per transfer. None: the message is kept as an event that moved nothing.
 
-    transfer: Transfer | None = None
-    fact: Fact | None = None
-    move: Move | None = None
-    created: bool = False
+    ``shared`` are transfers whose receiver hears of the event although nothing moved.
+    """
+
+    taken: tuple[Taken, ...] = ()
+    shared: tuple[Transfer, ...] = ()
     flags: tuple[Flag, ...] = ()
 
 
-def named_transfer(canonical: Canonical, known: Known) -> Transfer | Rejection | None:
+def named_transfer(
+    canonical: Canonical, known: Known, choice: TransferId | None = None
+) -> Transfer | Rejection | None:
     """The transfer that the message names itself, surest way first: the hub's id, the request's identifier
     between these two trusts, the conversation. A trust that has no part in it gets the same answer as if it did not exist.
+
+    ``choice`` is a human's answer to a question; it stands for a name in the message.
     """
     refs, trust = canonical.refs, canonical.trust
-    if refs.hub_id is not None:
-        transfer = known.transfers.get(TransferId(refs.hub_id))
+    hub_id = choice or refs.hub_id
+    if hub_id is not None:
+        transfer = known.transfers.get(TransferId(hub_id))
         if transfer is None or transfer.party(trust) is None:
             return Rejection(Why.TRANSFER_UNKNOWN, "identifier")
         return transfer
     by_request = _of_trust((t for r in refs.requests for t in known.transfers_of_request(r)), canonical)
     if by_request or not refs.correlation_id:
         return _only(by_request)
-    if canonical.kind in {Kind.REQUEST, Kind.ENCOUNTER}:
+    if canonical.kind in {Kind.REQUEST, Kind.ENCOUNTER, Kind.PATIENT}:
         return None
     return _only(_of_trust(known.transfers_of_correlation(refs.correlation_id), canonical))
 
@@ -77,18 +145,28 @@ def _of_trust(transfers: Iterable[Transfer], canonical: Canonical) -> dict[Trans
 
 def _only(found: dict[TransferId, Transfer]) -> Transfer | Rejection | None:
     if len(found) > 1:
-        return Rejection(Why.TRANSFER_AMBIGUOUS, "identifier")
+        return _ask(found.values())
     return next(iter(found.values()), None)
+
+
+def _ask(transfers: Iterable[Transfer]) -> Rejection:
+    ids = ", ".join(sorted(each.id for each in transfers))
+    return Rejection(
+        Why.NEEDS_CONFIRMATION, "identifier", f"More than one transfer could be meant. Candidates: {ids}."
+    )
 
 
 def advance(
     canonical: Canonical, person_id: PersonId, named: Transfer | None, known: Known
 ) -> Advanced | Rejection:
-    """Find or make the transfer, and add the message's fact to it."""
-    if canonical.kind is Kind.ENCOUNTER:
-        return _encounter(canonical, person_id, known)
+    """Find or make the transfers, and add the message's fact to them."""
+    if canonical.kind is Kind.PATIENT:
+        return _patient(canonical, person_id, known)
+    stay = canonical.stay
+    if stay is not None:
+        return _stay(stay, canonical, person_id, named, known)
     if canonical.kind is Kind.REQUEST and named is None:
-        return _create(canonical, person_id)
+        return _create(canonical, person_id, known)
     transfer = named or _only_open(canonical, person_id, known)
     if isinstance(transfer, Rejection):
         return transfer
@@ -101,156 +179,420 @@ def advance(
     step = _step(canonical, transfer)
     if isinstance(step, Rejection):
         return step
-    if step is Step.REJECT and not canonical.reason:
+    party = transfer.part_of(canonical.trust)
+    by_receiver = party is Party.RECEIVER and step in {Step.CANCEL, Step.REDIRECT}
+    if (step in _NEEDS_REASON or by_receiver) and not canonical.reason:
         return Rejection(Why.REASON_MISSING, "Task.statusReason")
-    return _apply(canonical, transfer, step, _because(canonical, transfer, step))
+    return _apply(canonical, transfer, step)
 
 
 def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | Rejection:
     """Without a name: the one open transfer of this person in which the trust plays the part, and no guess."""
-    found = _of_trust((t for t in known.transfers_of_person(person_id) if t.state not in ENDED), canonical)
+    found = _of_trust((t for t in known.transfers_of_person(person_id) if t.is_open), canonical)
     if canonical.receiver is not None and canonical.kind is not Kind.ANSWER:
         found = {k: t for k, t in found.items() if t.receiver == canonical.receiver}
     return _only(found) or Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# What is said on purpose: requests and answers
+# ----------------------------------------------------------------------------------------------------------------------
+
+
 def _step(canonical: Canonical, transfer: Transfer) -> Step | Rejection:
-    by_kind = {Kind.REQUEST: Step.REQUEST, Kind.UPDATE: Step.UPDATE, Kind.CANCEL: Step.CANCEL}.get(
-        canonical.kind
-    )
-    party = transfer.party(canonical.trust)
-    step = by_kind
-    if step is None and party is not None:
-        status = canonical.status or ""
-        if status.startswith("encounter:"):
-            step = STEP_OF_BARS_ENCOUNTER.get(status.removeprefix("encounter:"))
-        else:
-            step = STEP_OF_TASK[party].get(status)
-            other = STEP_OF_TASK[Party.SENDER if party is Party.RECEIVER else Party.RECEIVER].get(status)
-            step = step or other
+    party = transfer.part_of(canonical.trust)
+    step = _said(canonical, party)
     if step is None:
         return Rejection(Why.STATUS_NOT_SUPPORTED, "Task.status")
-    if WHO_MAY[step] is not party:
-        return Rejection(Why.TRANSITION_DENIED, "Task.status", f"Only the {WHO_MAY[step]} may {step}.")
+    if party not in WHO_MAY[step]:
+        who = " or ".join(sorted(each.value for each in WHO_MAY[step]))
+        return Rejection(Why.TRANSITION_DENIED, "Task.status", f"Only the {who} may {step}.")
+    if canonical.expected_version is not None and canonical.expected_version != transfer.version:
+        return Rejection(
+            Why.VERSION_STALE,
+            "if-match",
+            f"The transfer is {transfer.state} at version {transfer.version}; "
+            f"this was decided on version {canonical.expected_version}.",
+        )
     return step
+
+
+def _said(canonical: Canonical, party: Party) -> Step | None:
+    status = canonical.status or ""
+    if canonical.kind is Kind.REQUEST:
+        return Step.DRAFT if status == "draft" else Step.REQUEST
+    if canonical.kind is Kind.UPDATE:
+        return Step.UPDATE
+    if canonical.kind is Kind.CANCEL:
+        return Step.VOID if status == "entered-in-error" else Step.CANCEL
+    if status.startswith("encounter:"):
+        return STEP_OF_BARS_ENCOUNTER.get(status.removeprefix("encounter:"))
+    exact = f"{status}+{canonical.business_status}"
+    own = STEP_OF_TASK.get(party, {})
+    other = STEP_OF_TASK[Party.SENDER if party is Party.RECEIVER else Party.RECEIVER]
+    return next((found[key] for found in (own, other) for key in (exact, status) if key in found), None)
 
 
 def _because(canonical: Canonical, transfer: Transfer, step: Step) -> str:
     known = sorted({code.value for code in canonical.reason} & REASONS)
     reason = f" ({', '.join(known)})" if known else ""
+    to = transfer.receiver_code or transfer.receiver
     said = {
-        Step.REQUEST: f"{canonical.trust} sent the request again",
-        Step.UPDATE: f"{canonical.trust} changed the request",
-        Step.CANCEL: f"{canonical.trust} withdrew the request",
-        Step.RECEIVE: f"{canonical.trust} has seen the request",
-        Step.ACCEPT: f"{canonical.trust} accepted",
-        Step.REJECT: f"{canonical.trust} refused",
-        Step.ALLOCATE_BED: f"{canonical.trust} has a bed ready",
-        Step.DEPART: f"{canonical.trust} said that the patient has left for {transfer.receiver_code or transfer.receiver}",
-        Step.ADMIT: f"{canonical.trust} has admitted the patient",
+        Step.DRAFT: "is preparing a request",
+        Step.REQUEST: f"asked {transfer.receiver} to take the patient"
+        if transfer.inferred
+        else "sent the request again",
+        Step.UPDATE: "changed the request",
+        Step.CANCEL: "withdrew the request"
+        if canonical.trust == transfer.sender
+        else "withdrew its acceptance",
+        Step.VOID: "said that the request was an error",
+        Step.RECEIVE: "has seen the request",
+        Step.QUERY: "asked for more information",
+        Step.ANSWER_QUERY: "gave the information that was asked for",
+        Step.ACCEPT: "accepted",
+        Step.REJECT: "refused",
+        Step.REDIRECT: "sends the request elsewhere",
+        Step.AWAIT_BED: "accepted and is waiting for a bed",
+        Step.ALLOCATE_BED: "has a bed ready",
+        Step.RELEASE_BED: "no longer holds the bed",
+        Step.BOOK_TRANSPORT: "has booked transport",
+        Step.DEPART: f"said that the patient has left for {to}",
+        Step.ARRIVE: "said that the patient has arrived",
+        Step.ADMIT: "has admitted the patient",
+        Step.FAIL: "said that the transfer has failed",
+        Step.CONFIRM: "confirmed the transfer that nobody had asked for",
     }[step]
-    return said + reason
+    return f"{canonical.trust} {said}{reason}"
 
 
-def _apply(canonical: Canonical, transfer: Transfer, step: Step, because: str) -> Advanced | Rejection:
+def _fact(canonical: Canonical, transfer: Transfer, step: Step, because: str) -> Fact:
+    party = Party.SENDER if canonical.trust == transfer.sender else transfer.part_of(canonical.trust)
+    own_stay = canonical.encounter.key if canonical.encounter and canonical.kind is Kind.ANSWER else None
+    return Fact(
+        canonical.event_id,
+        step,
+        canonical.trust,
+        party,
+        canonical.occurred_at,
+        canonical.received.received_at,
+        canonical.sequence,
+        because,
+        own_stay,
+        until=canonical.until,
+        stated_at=canonical.stated_at,
+    )
+
+
+def _apply(canonical: Canonical, transfer: Transfer, step: Step) -> Advanced | Rejection:
     """Add an explicit step; one that cannot be taken in its place in the story is refused."""
-    fact = _fact(canonical, step, because)
-    told, move = transfer.with_fact(fact)
-    if move.after is None:
+    before = transfer.state
+    told, move = transfer.with_fact(_fact(canonical, transfer, step, _because(canonical, transfer, step)))
+    if move.after is None and step not in PHYSICAL:
         return Rejection(
             Why.TRANSITION_DENIED,
             "status",
             f"The transfer is {move.before}; {step} cannot be done from there.",
         )
-    return Advanced(told, fact, move, flags=_hazards(move))
+    if step in {Step.REQUEST, Step.UPDATE}:
+        told = _with_wishes(told, canonical)
+    taken = Taken(told, before, (move.fact,), move)
+    return Advanced((taken,), flags=taken.flags)
 
 
-def _fact(canonical: Canonical, step: Step, because: str) -> Fact:
-    return Fact(
-        canonical.event_id,
-        step,
-        canonical.trust,
-        canonical.occurred_at,
-        canonical.received.received_at,
-        canonical.sequence,
-        because,
+def _with_wishes(transfer: Transfer, canonical: Canonical) -> Transfer:
+    """A request says everything again; what it leaves out stays as it was."""
+    encounter = canonical.encounter.key if canonical.encounter else None
+    requests = tuple(dict.fromkeys((*transfer.requests, *canonical.refs.requests)))
+    return replace(
+        transfer,
+        requests=requests,
+        correlation_id=transfer.correlation_id or canonical.correlation_id,
+        origin_encounter=transfer.origin_encounter or encounter,
+        specialty=canonical.specialty or transfer.specialty,
+        priority=canonical.priority or transfer.priority,
+        kind=canonical.transfer_kind or transfer.kind,
+        receiver_code=canonical.receiver_code or transfer.receiver_code,
     )
 
 
-def _hazards(move: Move) -> tuple[Flag, ...]:
-    moved_early = move.fact.step is Step.DEPART and move.before in {State.REQUESTED, State.RECEIVED}
-    return (Flag(FlagCode.MOVED_WITHOUT_ACCEPTANCE),) if moved_early else ()
-
-
-def _create(canonical: Canonical, person_id: PersonId) -> Advanced | Rejection:
+def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced | Rejection:
+    """A new request: one of its own, the confirmation of what was inferred, or one that stands in for another."""
     if canonical.receiver is None:
         return Rejection(Why.RECEIVER_MISSING, "MessageHeader.destination.receiver")
-    fact = _fact(canonical, Step.REQUEST, f"{canonical.trust} asked {canonical.receiver} to take the patient")
-    transfer = Transfer(
-        id=TransferId(time_ordered_id(canonical.received.received_at, "transfer", canonical.event_id)),
-        person_id=person_id,
-        sender=canonical.trust,
-        receiver=canonical.receiver,
-        state=State.REQUESTED,
-        version=0,
-        requested_at=canonical.occurred_at,
-        facts=(),
-        requests=canonical.refs.requests,
-        correlation_id=canonical.correlation_id,
-        origin_encounter=canonical.encounter.key if canonical.encounter else None,
-        sender_code=canonical.sender_code,
-        receiver_code=canonical.receiver_code,
+    replaced = _replaced(canonical, person_id, known)
+    if isinstance(replaced, Rejection):
+        return replaced
+    inferred = _inferred(canonical, person_id, known)
+    if inferred is not None:
+        confirmed = _apply(canonical, replace(inferred, requested_at=canonical.occurred_at), Step.REQUEST)
+        if not isinstance(confirmed, Rejection):
+            return confirmed
+    blank = _with_wishes(
+        Transfer(
+            id=TransferId(time_ordered_id(canonical.received.received_at, "transfer", canonical.event_id)),
+            person_id=person_id,
+            sender=canonical.trust,
+            receiver=canonical.receiver,
+            state=State.DRAFT,
+            version=0,
+            requested_at=canonical.occurred_at,
+            facts=(),
+            sender_code=canonical.sender_code,
+            replaces=replaced.id if replaced else None,
+        ),
+        canonical,
     )
-    told, move = transfer.with_fact(fact)
-    return Advanced(replace(told), fact, move, created=True)
-
-
-def _encounter(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced:
-    """What a stay says about the person's transfers. Most stays have nothing to do with one."""
-    candidates = [
-        (transfer, step)
-        for transfer in known.transfers_of_person(person_id)
-        if _in_time(canonical, transfer) and (step := _step_of_stay(canonical, transfer)) is not None
-    ]
-    exact = [
-        (t, s) for t, s in candidates if canonical.encounter and t.origin_encounter == canonical.encounter.key
-    ]
-    still_open = [(t, s) for t, s in candidates if t.state not in ENDED]
-    chosen = exact or still_open or candidates
-    if not chosen:
-        return Advanced()
-    if len(chosen) > 1:
-        return Advanced(
-            flags=(Flag(FlagCode.TRANSFER_AMBIGUOUS, detail=f"{len(chosen)} transfers could be meant"),)
+    existing = _one_open(blank, known)
+    if existing is not None and (replaced is None or existing.id != replaced.id):
+        return Rejection(
+            Why.TRANSFER_EXISTS,
+            "ServiceRequest",
+            f"The open transfer is {existing.id}, to {existing.receiver}; it is {existing.state}.",
         )
-    transfer, step = chosen[0]
-    fact = _fact(canonical, step, _because_of_stay(canonical, step))
-    told, move = transfer.with_fact(fact)
-    # What happened is kept even where it moves nothing now: a fact that comes late may make room for it.
-    return Advanced(told, fact, move, flags=_hazards(move))
+    step = Step.DRAFT if canonical.status == "draft" else Step.REQUEST
+    told, move = blank.with_fact(_fact(canonical, blank, step, _because(canonical, blank, step)))
+    adopted = _adopt(told, known.stays_of_person(person_id))
+    created = Taken(adopted, None, adopted.facts, move, created=True)
+    if replaced is None:
+        return Advanced((created,), flags=created.flags)
+    redirected = _apply(canonical, replaced, Step.REDIRECT)
+    if isinstance(redirected, Rejection):
+        return redirected
+    return Advanced((created, *redirected.taken), flags=created.flags)
 
 
-def _in_time(canonical: Canonical, transfer: Transfer) -> bool:
-    if canonical.occurred_at < transfer.requested_at - _BEFORE_REQUEST:
-        return False
-    ended = transfer.changed_at if transfer.state in ENDED else None
-    return ended is None or canonical.received.received_at <= ended + _AFTER_END
-
-
-def _step_of_stay(canonical: Canonical, transfer: Transfer) -> Step | None:
-    stay, party = canonical.encounter, transfer.party(canonical.trust)
-    if stay is None or party is None:
+def _replaced(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | Rejection | None:
+    """The sender's own earlier request that this one stands in for."""
+    refs = canonical.replaces
+    if refs.hub_id is None and not refs.requests:
         return None
-    if party is Party.SENDER:
-        other_stay = transfer.origin_encounter is not None and stay.key != transfer.origin_encounter
-        leaves = stay.status == "finished" and stay.destination == transfer.receiver
-        return Step.DEPART if leaves and not other_stay else None
-    admitted = stay.status in {"in-progress", "finished", "onleave"} and stay.encounter_class in INPATIENT
-    return Step.ADMIT if admitted else None
+    found = [
+        each
+        for each in known.transfers_of_person(person_id)
+        if each.sender == canonical.trust
+        and (each.id == refs.hub_id or set(each.requests) & set(refs.requests))
+    ]
+    return found[0] if len(found) == 1 else Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.replaces")
 
 
-def _because_of_stay(canonical: Canonical, step: Step) -> str:
-    stay = canonical.encounter
-    if step is Step.DEPART and stay is not None:
-        return f"{canonical.trust}'s encounter ended with destination {stay.destination_code}"
-    return f"{canonical.trust}'s own encounter of the patient has begun"
+def _inferred(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | None:
+    """What was inferred between these two trusts and is now asked for after all."""
+    own_stay = canonical.encounter.key if canonical.encounter else None
+    found = [
+        each
+        for each in known.transfers_of_person(person_id)
+        if each.inferred
+        and each.sender == canonical.trust
+        and each.receiver == canonical.receiver
+        and (None in {own_stay, each.origin_encounter} or each.origin_encounter == own_stay)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _one_open(new: Transfer, known: Known) -> Transfer | None:
+    """One open transfer per person, origin encounter and specialty (BaRS: one active request)."""
+    if new.person_id not in known.persons:
+        return None
+    wish = (new.sender, new.origin_encounter, new.specialty)
+    return next(
+        (
+            each
+            for each in known.transfers_of_person(new.person_id)
+            if each.is_open and (each.sender, each.origin_encounter, each.specialty) == wish
+        ),
+        None,
+    )
+
+
+def _adopt(transfer: Transfer, stays: Iterable[Stay]) -> Transfer:
+    """Take in what was told of the person's stays before the transfer was known."""
+    for stay in stays:
+        if transfer.party(stay.trust) is None or not is_in_time(stay, transfer):
+            continue
+        meaning = meaning_of(stay, transfer)
+        if meaning is not None and meaning.step in {
+            Step.DEPART,
+            Step.ARRIVE,
+            Step.ADMIT,
+            Step.ALLOCATE_BED,
+            Step.RETRACT,
+        }:
+            transfer, _ = transfer.with_fact(fact_of(stay, meaning, transfer))
+    return transfer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What happens: stays and patients
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _stay(
+    stay: Stay, canonical: Canonical, person_id: PersonId, named: Transfer | None, known: Known
+) -> Advanced | Rejection:
+    """What a stay says about the person's transfers. Most stays have nothing to do with one."""
+    transfers = known.transfers_of_person(person_id) if person_id in known.persons else []
+    affected = [t for t in transfers if is_in_time(stay, t) and t.is_open]
+    death = [t for t in affected if (m := meaning_of(stay, t)) is not None and m.step is Step.DIE]
+    if death:
+        return _all(stay, death)
+    chosen = [named] if named is not None else _candidates(stay, transfers)
+    if len(chosen) > 1:
+        return _ask(chosen)
+    if chosen:
+        return _take_stay(stay, chosen[0], known)
+    alarmed = [t for t in affected if t.party(stay.trust) is None and meaning_of(stay, t) is not None]
+    if alarmed:
+        return _all(stay, alarmed)
+    shared = [t for t in transfers if is_shared(stay, t)]
+    if shared:
+        return Advanced(shared=tuple(shared))
+    return _infer(stay, canonical, person_id, transfers, known)
+
+
+def _candidates(stay: Stay, transfers: Iterable[Transfer]) -> list[Transfer]:
+    """The transfers that the event can mean: those that know the stay, else the open ones, else one that it completes
+    the story of.
+    """
+    possible = [
+        t
+        for t in transfers
+        if t.party(stay.trust) is not None and is_in_time(stay, t) and meaning_of(stay, t) is not None
+    ]
+    related = [t for t in possible if is_related(stay, t)]
+    still_open = [t for t in possible if t.is_open]
+    return related or still_open or [t for t in possible if t.state is State.COMPLETED]
+
+
+def _take_stay(stay: Stay, transfer: Transfer, known: Known) -> Advanced:
+    meaning = meaning_of(stay, transfer)
+    if meaning is None:
+        return Advanced(shared=(transfer,) if is_shared(stay, transfer) else ())
+    before = transfer.state
+    told, move = transfer.with_fact(fact_of(stay, meaning, transfer))
+    if meaning.step is Step.DEPART:
+        told = _adopt(told, known.stays_of_person(transfer.person_id))
+    # What happened is kept even where it moves nothing now: a fact that comes late may make room for it.
+    taken = Taken(told, before, told.facts[len(transfer.facts) :], move)
+    return Advanced((taken,), flags=taken.flags)
+
+
+def _all(stay: Stay, transfers: Iterable[Transfer]) -> Advanced:
+    """What the event says concerns every one of them."""
+    taken = []
+    for transfer in transfers:
+        meaning = meaning_of(stay, transfer)
+        assert meaning is not None, "they were chosen by it"
+        told, move = transfer.with_fact(fact_of(stay, meaning, transfer))
+        taken.append(Taken(told, transfer.state, (move.fact,), move))
+    return Advanced(tuple(taken), flags=tuple(dict.fromkeys(flag for each in taken for flag in each.flags)))
+
+
+def _infer(
+    stay: Stay, canonical: Canonical, person_id: PersonId, transfers: Iterable[Transfer], known: Known
+) -> Advanced:
+    """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
+    earlier = known.stays_of_person(person_id) if person_id in known.persons else []
+    if any(is_related(stay, each) for each in transfers):
+        return Advanced()
+    goal = leaves_for(stay)
+    if goal is not None:
+        return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, earlier)
+    if not arrives_from_elsewhere(stay):
+        return Advanced()
+    origins = {each.trust: each.encounter.key for each in _might_have_sent(stay, earlier)}
+    if len(origins) != 1:
+        flag = Flag(
+            FlagCode.TRANSFER_AMBIGUOUS, detail=f"{len(origins)} hospitals could have sent the patient"
+        )
+        return Advanced(flags=(flag,) if origins else ())
+    [(sender, key)] = origins.items()
+    return _inferred_transfer(canonical, stay, person_id, sender, stay.trust, key, earlier)
+
+
+def _might_have_sent(arrival: Stay, earlier: Iterable[Stay]) -> list[Stay]:
+    """The last word on each stay at another hospital, where it is not over or ended with a move to this one."""
+    last: dict[str | None, Stay] = {
+        each.encounter.key: each for each in earlier if each.trust != arrival.trust
+    }
+    return [
+        each
+        for each in last.values()
+        if each.occurred_at <= arrival.occurred_at
+        and each.encounter.encounter_class not in {None, "AMB", "VR", "HH"}
+        and (
+            each.encounter.status in {"in-progress", "onleave"}
+            or (each.encounter.status == "finished" and each.encounter.destination == arrival.trust)
+        )
+    ]
+
+
+def _inferred_transfer(
+    canonical: Canonical,
+    stay: Stay,
+    person_id: PersonId,
+    sender: OdsCode,
+    receiver: OdsCode,
+    origin_encounter: str | None,
+    earlier: Iterable[Stay],
+) -> Advanced:
+    blank = Transfer(
+        id=TransferId(time_ordered_id(stay.received_at, "transfer", stay.event_id)),
+        person_id=person_id,
+        sender=sender,
+        receiver=receiver,
+        state=State.IN_TRANSIT,
+        version=0,
+        requested_at=stay.occurred_at,
+        facts=(),
+        origin_encounter=origin_encounter,
+        sender_code=canonical.sender_code if sender == stay.trust else None,
+        receiver_code=stay.encounter.destination_code if sender == stay.trust else canonical.sender_code,
+    )
+    meaning = meaning_of(stay, blank)
+    if meaning is None:
+        return Advanced()
+    told, move = blank.with_fact(fact_of(stay, meaning, blank))
+    told = _adopt(told, earlier)
+    created = Taken(told, None, told.facts, move, created=True)
+    return Advanced((created,), flags=created.flags)
+
+
+def _patient(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced:
+    """A patient event moves no transfer unless it says that the patient has died, or no longer has."""
+    if person_id not in known.persons:
+        return Advanced()
+    transfers = known.transfers_of_person(person_id)
+    deceased, trust = canonical.person.deceased, canonical.trust
+    if deceased:
+        fact = Fact(
+            canonical.event_id, Step.DIE, trust, Party.THIRD, canonical.occurred_at,
+            canonical.received.received_at, canonical.sequence, f"{trust}'s record says that the patient has died",
+        )  # fmt: skip
+        return _to_all(fact, [t for t in transfers if t.is_open])
+    if deceased is False:
+        fact = Fact(
+            canonical.event_id, Step.RETRACT, trust, Party.THIRD, canonical.occurred_at,
+            canonical.received.received_at, canonical.sequence, f"{trust}'s record says that the patient is alive",
+            retracts=frozenset({Step.DIE}),
+        )  # fmt: skip
+        dead = [t for t in transfers if any(fact.takes_back(each) for each in t.facts)]
+        return _to_all(fact, dead)
+    return Advanced(shared=tuple(t for t in transfers if t.sender == trust and expects_patient(t)))
+
+
+def identity_changed(canonical: Canonical, transfers: Iterable[Transfer], basis: str) -> Advanced:
+    """Who the patient is has changed: every open transfer keeps that as a fact, and both hospitals hear of it."""
+    fact = Fact(
+        canonical.event_id, Step.IDENTIFY, canonical.trust, Party.THIRD, canonical.occurred_at,
+        canonical.received.received_at, canonical.sequence, f"{canonical.trust}'s records of the patient changed: {basis}",
+    )  # fmt: skip
+    return _to_all(fact, [t for t in transfers if t.is_open])
+
+
+def _to_all(fact: Fact, transfers: Iterable[Transfer]) -> Advanced:
+    taken = []
+    for transfer in transfers:
+        told, move = transfer.with_fact(replace(fact, party=transfer.part_of(fact.by)))
+        taken.append(Taken(told, transfer.state, (move.fact,), move))
+    return Advanced(tuple(taken), flags=tuple(dict.fromkeys(flag for each in taken for flag in each.flags)))

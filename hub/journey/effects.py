@@ -7,7 +7,7 @@ from hub.audit.entries import AuditEntry
 from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
 from hub.domain.message import Canonical, Flag, Received
 from hub.domain.rejection import Disposition, Rejection
-from hub.domain.transfer import Fact, State, Transfer
+from hub.journey.advance import Advanced, Taken
 from hub.journey.identify import Identified
 
 
@@ -32,11 +32,25 @@ class Happened:
     canonical: Canonical
     event_type: str
     identified: Identified
+    advanced: Advanced
     flags: tuple[Flag, ...]
-    transfer: Transfer | None = None
-    before: State | None = None
-    fact: Fact | None = None
-    created: bool = False
+
+    @property
+    def taken(self) -> tuple[Taken, ...]:
+        return self.advanced.taken
+
+    @property
+    def first(self) -> Taken | None:
+        """The transfer that the message is about, where it is about one."""
+        return next(iter(self.taken), None)
+
+    @property
+    def adopted(self) -> list[tuple[EventId, Taken]]:
+        """Events told before their transfer was known, with what they are part of now."""
+        own = self.canonical.event_id
+        return [
+            (fact.event_id, taken) for taken in self.taken for fact in taken.facts if fact.event_id != own
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,67 +1,253 @@
 """Step 3, identify: which person?
 
-Found by an NHS number that is valid and not declared unverified, or by the hospital's own number. Never by
-name. Two different answers, or one that contradicts what is held, is a question for a human: nothing is
-linked by guess.
+Found by an NHS number that is valid and not declared unverified, together with the date of birth, or by the hospital's
+own number, or because the transfer that the message names is theirs. Never by name. Two different answers, or one that
+contradicts what is held, is a question for a human: nothing is linked by guess (DOMAIN, person identity).
+
+Records that a trust says are one person's are merged: both stay, one stands for the other, and an unmerge parts them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hub.domain.ids import NHS_AUTHORITY, PersonId, PersonKey, time_ordered_id
-from hub.domain.message import Canonical
+from hub.domain.ids import PersonId, PersonKey, time_ordered_id
+from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
 from hub.journey.known import Known, Person
+
+_AT = "Patient.identifier"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """``loser`` is stood for by ``survivor`` from now on; None: it stands for itself again."""
+
+    loser: PersonId
+    survivor: PersonId | None
+    basis: str
 
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """The person, and what is new about them: ``created`` or further ways of knowing them."""
+    """The person, and what is new about them: ``created``, further ways of knowing them, records that are theirs."""
 
     person_id: PersonId
     created: Person | None = None
     new_keys: tuple[PersonKey, ...] = ()
+    merged: tuple[Merged, ...] = ()
+    superseded: bool = False
+    sensitivity: str | None = None
+    """R or V, or U where it was taken back; None: as it was."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether who this is has changed, so that both hospitals of an open transfer must hear of it."""
+        return bool(self.merged) or self.superseded
 
 
 def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Identified | Rejection:
     """The person a message is about. ``hint`` is the person of the transfer the message names, if it names one."""
     ref = canonical.person
     found = known.persons_of(ref.keys)
-    if len(found) > 1:
-        return Rejection(
-            Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The identifiers belong to different people."
-        )
-    if found and hint is not None and found[0].id != hint:
-        return Rejection(
-            Why.PATIENT_AMBIGUOUS, "Patient.identifier", "The transfer named is another patient's."
-        )
-    person = found[0] if found else known.persons.get(hint) if hint else None
-    if person is None:
-        person_id = PersonId(time_ordered_id(canonical.received.received_at, "person", canonical.event_id))
-        created = Person(person_id, ref.birth_date, canonical.received.received_at, set(ref.keys))
-        return Identified(person_id, created, ref.keys)
-    if _contradicts(person, canonical):
-        return Rejection(
-            Why.PATIENT_AMBIGUOUS,
-            "Patient",
-            "The date of birth or NHS number differs from the one held for this person.",
-        )
-    # A key that only the named transfer vouches for is not learned: the answer's author may have mixed up patients.
-    return Identified(
-        person.id, None, tuple(key for key in ref.keys if key not in person.keys) if found else ()
+    superseding = _superseding(ref, found, known)
+    if len(found) > 1 and not superseding:
+        return _ask("The identifiers belong to different people.", found)
+    person = superseding or next(iter(found), None)
+    named = known.root(hint) if hint else None
+    merged = _merges_of_superseded(found, person)
+    if person is not None and named is not None and person.id != named.id:
+        if not _same_birth_date(person.birth_date, named.birth_date) or _numbers_differ(person, named, known):
+            return _ask("The transfer named is another patient's.", (person, named))
+        merged = (*merged, Merged(person.id, named.id, "transfer-named"))
+    if person is None and named is None:
+        return _with_links(_created(canonical), canonical, known)
+    who = named or person
+    assert who is not None
+    doubt = _doubt(who, person, canonical, known, superseding is not None)
+    if doubt is not None:
+        return doubt
+    return _with_links(
+        Identified(
+            who.id,
+            new_keys=_learned(who, person, canonical, known),
+            merged=merged,
+            superseded=superseding is not None,
+            sensitivity=_sensitivity(who, canonical),
+        ),
+        canonical,
+        known,
     )
 
 
-def _contradicts(person: Person, canonical: Canonical) -> bool:
-    ref = canonical.person
-    if person.birth_date and ref.birth_date:
-        # FHIR dates may be less precise on one side: compare what both say.
-        length = min(len(person.birth_date), len(ref.birth_date))
-        if person.birth_date[:length] != ref.birth_date[:length]:
-            return True
-    numbers = {key.value for key in person.keys if key.authority == NHS_AUTHORITY}
+def _ask(detail: str, persons: Iterable[Person]) -> Rejection:
+    ids = ", ".join(each.id for each in persons)
+    return Rejection(Why.NEEDS_CONFIRMATION, _AT, f"{detail} Candidates: {ids}." if ids else detail)
+
+
+def _created(canonical: Canonical) -> Identified:
+    ref, at = canonical.person, canonical.received.received_at
+    person_id = PersonId(time_ordered_id(at, "person", canonical.event_id))
+    keys = (*ref.keys, *((ref.record,) if ref.record else ()))
+    sensitivity = ref.sensitivity if ref.sensitivity in {"R", "V"} else None
+    return Identified(
+        person_id, Person(person_id, ref.birth_date, at, set(keys), sensitivity=sensitivity), keys
+    )
+
+
+def _superseding(ref: PersonRef, found: list[Person], known: Known) -> Person | None:
+    """The person whose NHS number the message says is replaced by the one it gives, if it says that of exactly one."""
+    if not ref.superseded or not ref.usable_nhs_number:
+        return None
+    holders = known.persons_of(ref.superseded)
+    if len(holders) != 1 or any(each.id != holders[0].id and not _new_holder(each, ref) for each in found):
+        return None
+    return holders[0]
+
+
+def _new_holder(person: Person, ref: PersonRef) -> bool:
+    """Whether somebody is known by the new number only, and nothing contradicts that they are the same person."""
     return (
+        ref.nhs_number is not None
+        and person.nhs_numbers == {ref.nhs_number.digits}
+        and _same_birth_date(person.birth_date, ref.birth_date)
+    )
+
+
+def _merges_of_superseded(found: list[Person], person: Person | None) -> tuple[Merged, ...]:
+    return tuple(
+        Merged(each.id, person.id, "nhs-number-superseded")
+        for each in found
+        if person is not None and each.id != person.id
+    )
+
+
+def _doubt(
+    who: Person, found: Person | None, canonical: Canonical, known: Known, superseding: bool
+) -> Rejection | None:
+    """What speaks against its being this person. An unknown patient's details are guesses and prove nothing."""
+    ref = canonical.person
+    if ref.unknown:
+        return None
+    if not _compatible(who.birth_date, ref.birth_date):
+        return _ask("The date of birth differs from the one held for this person.", (who,))
+    numbers = {number for record in known.group(who.id) for number in record.nhs_numbers}
+    other_number = (
         bool(numbers)
         and ref.usable_nhs_number
         and ref.nhs_number is not None
         and ref.nhs_number.digits not in numbers
     )
+    if other_number and not superseding:
+        return _ask("The NHS number differs from the one held for this person.", (who,))
+    own = {key for record in known.group(who.id) for key in record.keys}
+    by_number_alone = found is not None and who is found and not own & set(ref.local)
+    has_vouched = any(key.authority.partition("|")[0] == canonical.trust for key in own)
+    if by_number_alone and not has_vouched and not _same_birth_date(who.birth_date, ref.birth_date):
+        return _ask("An NHS number without the date of birth is not enough to know a person by.", (who,))
+    return None
+
+
+def _compatible(one: str | None, other: str | None) -> bool:
+    """FHIR dates may be less precise on one side: compare what both say."""
+    if not one or not other:
+        return True
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
+
+
+def _same_birth_date(one: str | None, other: str | None) -> bool:
+    return bool(one) and bool(other) and _compatible(one, other)
+
+
+def _numbers_differ(one: Person, other: Person, known: Known) -> bool:
+    mine = {number for record in known.group(one.id) for number in record.nhs_numbers}
+    theirs = {number for record in known.group(other.id) for number in record.nhs_numbers}
+    return bool(mine) and bool(theirs) and not mine & theirs
+
+
+def _learned(who: Person, found: Person | None, canonical: Canonical, known: Known) -> tuple[PersonKey, ...]:
+    """Keys that are new for this person. What only the named transfer vouches for is learned if the date of birth
+    agrees: the author may have mixed up patients.
+    """
+    ref = canonical.person
+    if found is None and not _same_birth_date(who.birth_date, ref.birth_date):
+        return ()
+    if canonical.kind is Kind.ANSWER and found is None:
+        return ()
+    record = (ref.record,) if ref.record and known.record_of(ref.record) is None else ()
+    own = {key for each in known.group(who.id) for key in each.keys}
+    return tuple(key for key in (*ref.keys, *record) if key not in own)
+
+
+def _sensitivity(who: Person, canonical: Canonical) -> str | None:
+    """Once restricted, restricted until a patient event says otherwise: other feeds often leave the label out."""
+    said = canonical.person.sensitivity
+    if said == who.sensitivity or said is None or (said == "U" and who.sensitivity is None):
+        return None
+    return said if said in {"R", "V"} or canonical.kind is Kind.PATIENT else None
+
+
+def _with_links(identified: Identified, canonical: Canonical, known: Known) -> Identified | Rejection:
+    """What a patient event says about records of the same person (FHIR Patient.link, HL7 v2 A40 and A37)."""
+    ref = canonical.person
+    if canonical.kind is not Kind.PATIENT:
+        return identified
+    this = identified.created or _own_record(ref, known) or known.root(identified.person_id)
+    merged = list(identified.merged)
+    for link in ref.links:
+        if link.kind not in {"replaced-by", "replaces"}:
+            continue
+        others = known.persons_of(link.keys)
+        if not others:
+            return Rejection(
+                Why.NEEDS_CONFIRMATION,
+                "Patient.link",
+                "The linked record is known by nothing that the hub has met. Send that record first.",
+            )
+        if len(others) > 1:
+            return _ask("The linked record's identifiers belong to different people.", others)
+        loser, survivor = (this, others[0]) if link.kind == "replaced-by" else (others[0], this)
+        if _root_id(loser, known) == _root_id(survivor, known):
+            continue
+        if not _compatible(loser.birth_date, survivor.birth_date) or _numbers_differ_of(
+            loser, survivor, known
+        ):
+            return _ask("The records to be merged have different dates of birth or NHS numbers.", others)
+        merged.append(Merged(_root_id(loser, known), _root_id(survivor, known), "patient-link"))
+    if not merged and _is_unmerge(canonical, this):
+        merged.append(Merged(this.id, None, "unlinked"))
+    survivor_id = next((each.survivor for each in merged if each.survivor), None)
+    person_id = this.id if merged and survivor_id is None else survivor_id or identified.person_id
+    return Identified(
+        person_id,
+        identified.created,
+        identified.new_keys,
+        tuple(merged),
+        identified.superseded,
+        identified.sensitivity,
+    )
+
+
+def _own_record(ref: PersonRef, known: Known) -> Person | None:
+    """The record that has the message's own hospital numbers, whatever it was merged into."""
+    return next((person for key in ref.local if (person := known.record_of(key))), None)
+
+
+def _root_id(person: Person, known: Known) -> PersonId:
+    return known.root(person.id).id if person.id in known.persons else person.id
+
+
+def _numbers_differ_of(one: Person, other: Person, known: Known) -> bool:
+    if one.id not in known.persons:
+        return bool(one.nhs_numbers) and bool(other.nhs_numbers) and not one.nhs_numbers & other.nhs_numbers
+    if other.id not in known.persons:
+        return _numbers_differ_of(other, one, known)
+    return _numbers_differ(one, other, known)
+
+
+def _is_unmerge(canonical: Canonical, this: Person) -> bool:
+    """Said by an unlink event, or by a merged record that is active again and names nothing that replaces it."""
+    ref = canonical.person
+    if this.merged_into is None:
+        return False
+    return canonical.event_type == "patient.unmerged" or (ref.active is True and not ref.links)

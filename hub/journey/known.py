@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
+from hub.domain.ids import NHS_AUTHORITY, EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
+from hub.domain.message import Stay
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import Transfer
 
@@ -26,28 +27,48 @@ class FirstMessage:
 
 @dataclass(slots=True)
 class Person:
+    """One record of a person. ``merged_into`` is the record that stands for it now: a merge is a fact, not a deletion,
+    and can be taken back. ``sensitivity`` is R or V once any trust has said so.
+    """
+
     id: PersonId
     birth_date: str | None
     created_at: datetime
     keys: set[PersonKey]
+    merged_into: PersonId | None = None
+    sensitivity: str | None = None
+
+    @property
+    def nhs_numbers(self) -> set[str]:
+        return {key.value for key in self.keys if key.authority == NHS_AUTHORITY}
 
 
 @dataclass(slots=True)
 class Known:
-    """Indexed values; everything a decision may look at besides the message itself."""
+    """Indexed values; everything a decision may look at besides the message itself.
+
+    ``stays`` are those that belong to no transfer (yet).
+    """
 
     messages: dict[tuple[OdsCode, str], FirstMessage] = field(default_factory=dict)
     persons: dict[PersonId, Person] = field(default_factory=dict)
     transfers: dict[TransferId, Transfer] = field(default_factory=dict)
+    stays: dict[PersonId, dict[EventId, Stay]] = field(default_factory=dict)
     _person_of_key: dict[PersonKey, PersonId] = field(default_factory=dict)
+    _parts: dict[PersonId, set[PersonId]] = field(default_factory=dict)
     _of_person: dict[PersonId, set[TransferId]] = field(default_factory=dict)
     _of_request: dict[Identifier, set[TransferId]] = field(default_factory=dict)
     _of_correlation: dict[str, set[TransferId]] = field(default_factory=dict)
 
     def add_person(self, person: Person) -> None:
+        """Take in a person, new or changed."""
         self.persons[person.id] = person
         for key in person.keys:
             self._person_of_key[key] = person.id
+        for parts in self._parts.values():
+            parts.discard(person.id)
+        if person.merged_into is not None:
+            self._parts.setdefault(person.merged_into, set()).add(person.id)
 
     def add_transfer(self, transfer: Transfer) -> None:
         """Take in a transfer, new or changed."""
@@ -58,13 +79,48 @@ class Known:
         if transfer.correlation_id:
             self._of_correlation.setdefault(transfer.correlation_id, set()).add(transfer.id)
 
+    def add_stay(self, person_id: PersonId, stay: Stay) -> None:
+        self.stays.setdefault(person_id, {})[stay.event_id] = stay
+
+    def remove_stay(self, event_id: EventId) -> None:
+        """It belongs to a transfer now."""
+        for stays in self.stays.values():
+            stays.pop(event_id, None)
+
+    def record_of(self, key: PersonKey) -> Person | None:
+        """The record that has this key itself, whatever it was merged into."""
+        found = self._person_of_key.get(key)
+        return self.persons[found] if found else None
+
+    def root(self, person_id: PersonId) -> Person:
+        """The record that stands for this one."""
+        person = self.persons[person_id]
+        while person.merged_into is not None:
+            person = self.persons[person.merged_into]
+        return person
+
+    def group(self, person_id: PersonId) -> list[Person]:
+        """All records of the same person, the one that stands for them first."""
+        found = [self.root(person_id)]
+        for each in found:
+            found += [self.persons[part] for part in sorted(self._parts.get(each.id, ()))]
+        return found
+
     def persons_of(self, keys: Iterable[PersonKey]) -> list[Person]:
-        """The different persons these keys lead to."""
-        found = {self._person_of_key[key] for key in keys if key in self._person_of_key}
+        """The different persons these keys lead to, by the records that stand for them."""
+        found = {self.root(self._person_of_key[key]).id for key in keys if key in self._person_of_key}
         return [self.persons[each] for each in sorted(found)]
 
     def transfers_of_person(self, person_id: PersonId) -> list[Transfer]:
-        return self._sorted(self._of_person.get(person_id, ()))
+        """Of all the person's records."""
+        return self._sorted(
+            each for person in self.group(person_id) for each in self._of_person.get(person.id, ())
+        )
+
+    def stays_of_person(self, person_id: PersonId) -> list[Stay]:
+        """Of all the person's records, in the order in which they happened."""
+        found = (stay for person in self.group(person_id) for stay in self.stays.get(person.id, {}).values())
+        return sorted(found, key=lambda stay: (stay.occurred_at, stay.sequence or 0, stay.event_id))
 
     def transfers_of_request(self, request: Identifier) -> list[Transfer]:
         return self._sorted(self._of_request.get(request, ()))

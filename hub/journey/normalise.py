@@ -11,33 +11,37 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from hub.codes.book import CodeBook
-from hub.domain.ids import (
-    Identifier,
-    NhsNumber,
-    OdsCode,
-    PersonKey,
-    parse_nhs_number,
-    parse_ods,
-    time_ordered_id,
-)
-from hub.domain.message import (
-    Canonical,
-    EncounterRef,
-    Flag,
-    FlagCode,
-    Kind,
-    PersonRef,
-    Received,
-    TransferRefs,
-)
+from hub.domain.ids import Identifier, OdsCode, parse_ods, time_ordered_id
+from hub.domain.message import Canonical, EncounterRef, Flag, FlagCode, Kind, Received, TransferRefs
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import Directory
 from hub.fhir import headers
-from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
-from hub.fhir.tree import Entry, Resources, Tree, code_of, codes, identifiers, ods_code
+from hub.fhir.systems import HUB_STATE, HUB_TRANSFER, HUB_TRANSFER_TYPE
+from hub.fhir.tree import Entry, Resources, Tree, code_of, codes, identifiers
 from hub.journey.canonicalise import canonicalise, instant
 from hub.journey.codes import to_national
+from hub.journey.draft import Draft, RefusedError
+from hub.journey.encounter import (
+    encounter_entry,
+    encounter_ref,
+    event_type,
+    own_times,
+    provider,
+    stated_at,
+)
+from hub.journey.patient import person_ref
 from hub.journey.read import Read
+
+_BUNDLE_TYPES = frozenset({"message", "collection", "transaction", "batch", "searchset"})
+_NOT_CONTENT = frozenset({"MessageHeader", "OperationOutcome"})
+"""Resources about the message; a searchset may hold an OperationOutcome about the search."""
+_PATIENT_TRIGGERS: Mapping[str, str] = {
+    "a28": "patient.created",
+    "a31": "patient.updated",
+    "a37": "patient.unmerged",
+    "a40": "patient.merged",
+    "a47": "patient.updated",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +54,6 @@ class Rules:
     clock_behind_max: timedelta = timedelta(days=366)
 
 
-class _RefusedError(Exception):
-    """Leaves a helper with the answer; never leaves this module."""
-
-    def __init__(self, why: Why, at: str = "", detail: str = "") -> None:
-        self.rejection = Rejection(why, at, detail)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """One message while it is being understood."""
-
-    received: Received
-    tree: Tree
-    header: Tree | None
-    resources: Resources
-    directory: Directory
-    flags: list[Flag]
-
-    def first(self, resource_type: str) -> Entry | None:
-        return next(iter(self.resources.of_type(resource_type)), None)
-
-
 def normalise(
     received: Received, found: Read, directory: Directory, rules: Rules, book: CodeBook | None = None
 ) -> Canonical | Rejection:
@@ -81,7 +63,7 @@ def normalise(
     """
     try:
         return _normalise(received, found, directory, rules, book)
-    except _RefusedError as refused:
+    except RefusedError as refused:
         return refused.rejection
 
 
@@ -95,19 +77,17 @@ def _normalise(
     draft.flags += (*found.flags, *doubts)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
-    encounter_entry = _encounter_entry(draft, kind)
-    person = _person(draft, subject, rules)
+    entry = encounter_entry(draft, kind)
+    person = person_ref(draft, kind, subject, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)
     receiver = directory.trust_of(receiver_code) if receiver_code else None
+    if kind is Kind.ENCOUNTER and entry is not None:
+        _own_stay(draft, entry)
     if kind is Kind.REQUEST:
         _must_have_receiver(receiver_code, receiver, received.trust)
-    encounter = _encounter(draft, encounter_entry, kind) if encounter_entry else None
-    event_type = (
-        _encounter_event_type(draft, encounter_entry)
-        if kind is Kind.ENCOUNTER and encounter_entry
-        else kind.value
-    )
-    occurred_at = _plausible(draft, _occurred_at(draft, kind, subject, encounter_entry, event_type), rules)
+    encounter = encounter_ref(draft, entry, kind) if entry else None
+    event = _event(draft, kind, subject, entry)
+    occurred_at = _plausible(draft, _occurred_at(draft, kind, subject, entry, event), rules)
     if not received.header(headers.REQUEST_ID):
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
@@ -117,7 +97,7 @@ def _normalise(
         correlation_id=received.header(headers.CORRELATION_ID) or None,
         bundle_id=tree.get("id") if tree["resourceType"] == "Bundle" else None,
         kind=kind,
-        event_type=event_type,
+        event_type=event,
         occurred_at=occurred_at,
         sequence=_sequence(subject),
         person=person,
@@ -126,8 +106,13 @@ def _normalise(
         receiver_code=receiver_code,
         sender_code=sender_code,
         status=_status(kind, subject, encounter),
-        reason=_reason(kind, subject, encounter_entry),
+        reason=_reason(kind, subject, entry),
         encounter=encounter,
+        business_status=_business_status(subject),
+        expected_version=_expected_version(draft),
+        until=instant(((subject.resource.get("restriction") or {}).get("period") or {}).get("end")),
+        **_wishes(subject, kind),
+        stated_at=stated_at(subject.resource),
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         message=tree,
         changes=changes,
@@ -136,10 +121,10 @@ def _normalise(
     )
 
 
-def _open(received: Received, tree: Tree, directory: Directory) -> _Draft:
+def _open(received: Received, tree: Tree, directory: Directory) -> Draft:
     """Spread a message into its resources; a bare resource is a message of one."""
     if tree["resourceType"] != "Bundle":
-        return _Draft(
+        return Draft(
             received,
             tree,
             None,
@@ -158,42 +143,53 @@ def _open(received: Received, tree: Tree, directory: Directory) -> _Draft:
         entries[0].resource if entries and entries[0].resource["resourceType"] == "MessageHeader" else None
     )
     if tree.get("type") == "message" and header is None:
-        raise _RefusedError(Why.MESSAGE_HEADER_MISSING, "Bundle.entry[0]")
-    if tree.get("type") not in {"message", "collection"}:
-        raise _RefusedError(
-            Why.MESSAGE_NOT_SUPPORTED, "Bundle.type", "A Bundle must be of type message or collection."
+        raise RefusedError(Why.MESSAGE_HEADER_MISSING, "Bundle.entry[0]")
+    if tree.get("type") not in _BUNDLE_TYPES:
+        raise RefusedError(
+            Why.MESSAGE_NOT_SUPPORTED,
+            "Bundle.type",
+            "A Bundle must be of type message, collection, transaction, batch or searchset.",
         )
-    rest = [entry for entry in entries if entry.resource["resourceType"] != "MessageHeader"]
-    return _Draft(received, tree, header, Resources(rest), directory, [])
+    if any((each.get("request") or {}).get("method") == "DELETE" for each in tree.get("entry", ())):
+        raise RefusedError(
+            Why.MESSAGE_NOT_SUPPORTED,
+            "Bundle.entry.request.method",
+            "Nothing is deleted here: say what happened (cancelled, entered-in-error).",
+        )
+    rest = [entry for entry in entries if entry.resource["resourceType"] not in _NOT_CONTENT]
+    return Draft(received, tree, header, Resources(rest), directory, [])
 
 
 def _url(received: Received, index: int) -> str:
     return "urn:uuid:" + time_ordered_id(received.received_at, received.event_id, index)
 
 
-def _sender(draft: _Draft) -> str | None:
+def _sender(draft: Draft) -> str | None:
     """The organisation the message says it comes from, which must be the topic's owner."""
     claims = _header_codes(draft, "sender") or _endpoint_codes(draft.header, "source")
     where = "MessageHeader.sender"
     if not claims and draft.header is None:
         encounter = draft.first("Encounter")
-        provider = encounter.resource.get("serviceProvider") if encounter else None
-        claims = _organisation_codes(draft, provider)
+        owner = encounter.resource.get("serviceProvider") if encounter else None
+        claims = draft.organisation_codes(owner)
         where = "Encounter.serviceProvider"
     if not claims:
         if draft.header is not None:
-            raise _RefusedError(Why.SENDER_UNKNOWN, where)
+            raise RefusedError(Why.SENDER_UNKNOWN, where)
         draft.flags.append(Flag(FlagCode.SENDER_NOT_NAMED, where))
         return None
-    if draft.directory.trust_of(claims[0]) != draft.received.trust:
-        raise _RefusedError(
+    claimed, trust = draft.directory.trust_of(claims[0]), draft.received.trust
+    if draft.header is None and claimed in draft.directory[trust].shares_record_with:
+        raise RefusedError(Why.SHARED_RECORD_ECHO, where)
+    if claimed != trust:
+        raise RefusedError(
             Why.SENDER_NOT_TOPIC_OWNER, where, f"The message says that it comes from {claims[0]}."
         )
     return claims[0]
 
 
-def _header_codes(draft: _Draft, element: str) -> list[str]:
-    return _organisation_codes(draft, (draft.header or {}).get(element))
+def _header_codes(draft: Draft, element: str) -> list[str]:
+    return draft.organisation_codes((draft.header or {}).get(element))
 
 
 def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]:
@@ -207,31 +203,15 @@ def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]
     return found
 
 
-def _organisation_codes(
-    draft: _Draft, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
-) -> list[str]:
-    """The ODS code a reference means: written on it, or on the Organization or PractitionerRole it leads to."""
-    if not reference:
-        return []
-    direct = ods_code(reference)
-    if direct:
-        return [direct]
-    target = draft.resources.resolve(reference, inside=inside)
-    if target is None:
-        return []
-    found = ods_code(target)
-    if found:
-        return [found]
-    return _organisation_codes(draft, target.get("organization") or target.get("managingOrganization"))
-
-
-def _kind(draft: _Draft) -> tuple[Kind, Entry]:
+def _kind(draft: Draft) -> tuple[Kind, Entry]:
     """What the message is, and the resource it is about."""
     request, task, encounter = draft.first("ServiceRequest"), draft.first("Task"), draft.first("Encounter")
-    event = _event_code(draft.header)
+    event = draft.event_code
+    if event in _PATIENT_TRIGGERS and (patient := draft.first("Patient")) is not None:
+        return Kind.PATIENT, _patient_subject(draft, patient)
     if event == "servicerequest-request":
         if request is None:
-            raise _RefusedError(
+            raise RefusedError(
                 Why.MESSAGE_NOT_SUPPORTED,
                 "MessageHeader.focus",
                 "The focus of a transfer request is a ServiceRequest.",
@@ -241,7 +221,7 @@ def _kind(draft: _Draft) -> tuple[Kind, Entry]:
         return Kind.ANSWER, task
     if event == "servicerequest-response":
         if request is None or encounter is None:
-            raise _RefusedError(
+            raise RefusedError(
                 Why.MESSAGE_NOT_SUPPORTED,
                 "MessageHeader.focus",
                 "An answer holds a Task, or a ServiceRequest and the receiver's own Encounter.",
@@ -249,20 +229,44 @@ def _kind(draft: _Draft) -> tuple[Kind, Entry]:
         return Kind.ANSWER, request
     if encounter is not None and request is None:
         return Kind.ENCOUNTER, encounter
-    raise _RefusedError(
+    if request is None and (patient := draft.first("Patient")) is not None:
+        return Kind.PATIENT, _patient_subject(draft, patient)
+    raise RefusedError(
         Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"]
     )
 
 
-def _event_code(header: Tree | None) -> str:
-    if header is None:
-        return ""
-    return str(
-        header.get("eventCoding", {}).get("code") or str(header.get("eventUri", "")).rpartition("#")[2]
-    ).lower()
+def _patient_subject(draft: Draft, first: Entry) -> Entry:
+    """The Patient that a patient event is about: the one that says which record it belongs to now."""
+    patients = draft.resources.of_type("Patient")
+    return next((each for each in patients if each.resource.get("link")), first)
 
 
-def _request_kind(draft: _Draft, request: Entry) -> Kind:
+def _event(draft: Draft, kind: Kind, subject: Entry, encounter: Entry | None) -> str:
+    if kind is Kind.ENCOUNTER and encounter is not None:
+        return event_type(draft, encounter)
+    if kind is not Kind.PATIENT:
+        return kind.value
+    linked = any(each.get("type") in {"replaced-by", "replaces"} for each in subject.resource.get("link", ()))
+    return "patient.merged" if linked else _PATIENT_TRIGGERS.get(draft.event_code, "patient.updated")
+
+
+def _own_stay(draft: Draft, entry: Entry) -> None:
+    """A record system that several trusts share tells all of them of every stay: only the owner's word counts."""
+    owner = provider(draft, entry)
+    trust = draft.received.trust
+    if owner is None or owner == trust:
+        return
+    if owner in draft.directory[trust].shares_record_with:
+        raise RefusedError(Why.SHARED_RECORD_ECHO, f"{entry.path}.serviceProvider")
+    raise RefusedError(
+        Why.SENDER_NOT_TOPIC_OWNER,
+        f"{entry.path}.serviceProvider",
+        f"The message says that the stay is {owner}'s.",
+    )
+
+
+def _request_kind(draft: Draft, request: Entry) -> Kind:
     """New, update or cancel: by status first, because published examples disagree with themselves about the
     reason (BaRS 1.5: update+revoked and delete+entered-in-error are both cancellations).
     """
@@ -272,10 +276,12 @@ def _request_kind(draft: _Draft, request: Entry) -> Kind:
         if reason == "new":
             draft.flags.append(Flag(FlagCode.REASON_INCONSISTENT, "MessageHeader.reason"))
         return Kind.CANCEL
+    if status == "draft" and reason in {None, "new", "update"}:
+        return Kind.REQUEST
     if status not in {"active", "on-hold"}:
-        raise _RefusedError(Why.STATUS_NOT_SUPPORTED, f"{request.path}.status")
+        raise RefusedError(Why.STATUS_NOT_SUPPORTED, f"{request.path}.status")
     if reason == "delete":
-        raise _RefusedError(
+        raise RefusedError(
             Why.MESSAGE_NOT_SUPPORTED,
             "MessageHeader.reason",
             "A deletion has ServiceRequest.status revoked or entered-in-error.",
@@ -283,91 +289,11 @@ def _request_kind(draft: _Draft, request: Entry) -> Kind:
     return Kind.UPDATE if reason == "update" else Kind.REQUEST
 
 
-def _encounter_entry(draft: _Draft, kind: Kind) -> Entry | None:
-    """The Encounter that matters: the sender's stay in a request, the receiver's own in an answer (BaRS puts it
-    last, behind the sender's).
-    """
-    found = draft.resources.of_type("Encounter")
-    if kind is not Kind.ANSWER:
-        return found[0] if found else None
-    own = [entry for entry in found if _provider(draft, entry) in {None, draft.received.trust}]
-    named = [entry for entry in own if _provider(draft, entry) == draft.received.trust]
-    return (named or own)[-1] if own else None
-
-
-def _provider(draft: _Draft, entry: Entry) -> OdsCode | None:
-    claims = _organisation_codes(draft, entry.resource.get("serviceProvider"), inside=entry.resource)
-    return draft.directory.trust_of(claims[0]) if claims else None
-
-
-def _person(draft: _Draft, subject: Entry, rules: Rules) -> PersonRef:
-    """The patient, by the Patient resource or by a reference that carries an identifier."""
-    reference = subject.resource.get("subject") or subject.resource.get("for")
-    patient = draft.resources.resolve(reference, inside=subject.resource)
-    if patient is None:
-        found = draft.first("Patient")
-        patient = found.resource if found else None
-    source: Mapping[str, Any] | None = patient or reference
-    if source is None:
-        raise _RefusedError(Why.PATIENT_MISSING, "Patient")
-    at = "Patient.identifier" if patient else f"{subject.path}.subject.identifier"
-    number, verification = _nhs_number(source, at, draft, rules)
-    local = tuple(
-        PersonKey(f"{draft.received.trust}|{each.system}", each.value)
-        for each in identifiers(source)
-        if each.system not in {NHS_NUMBER, HUB_TRANSFER}
-    )
-    ref = PersonRef(number, verification, local, (patient or {}).get("birthDate"))
-    if not ref.keys and number is None:
-        raise _RefusedError(Why.PATIENT_UNIDENTIFIED, at)
-    if not ref.keys:
-        raise _RefusedError(
-            Why.PATIENT_UNIDENTIFIED,
-            at,
-            "The only identifier is an NHS number that is wrong or not verified; it identifies nobody.",
-        )
-    return ref
-
-
-def _nhs_number(
-    source: Mapping[str, Any], at: str, draft: _Draft, rules: Rules
-) -> tuple[NhsNumber | None, str | None]:
-    found = source.get("identifier", ())
-    for each in (found,) if isinstance(found, dict) else found:
-        if not isinstance(each, dict) or each.get("system") != NHS_NUMBER or not each.get("value"):
-            continue
-        number = parse_nhs_number(each["value"])
-        verification = _verification(each)
-        if number.repeated:
-            raise _RefusedError(Why.NHS_NUMBER_REPEATED_DIGITS, at)
-        if not number.valid:
-            if rules.nhs_number_check == "enforce":
-                raise _RefusedError(Why.NHS_NUMBER_INVALID, at)
-            draft.flags.append(Flag(FlagCode.NHS_NUMBER_INVALID, at))
-        elif verification not in {None, "01"}:
-            draft.flags.append(Flag(FlagCode.NHS_NUMBER_UNVERIFIED, at))
-        return number, verification
-    return None, None
-
-
-# The retired slugs still dominate what is sent (UK Core, NHSNumberVerificationStatus).
-_VERIFIED = {"01", "number-present-and-verified"}
-
-
-def _verification(identifier: Mapping[str, Any]) -> str | None:
-    for extension in identifier.get("extension", ()):
-        url = str(extension.get("url", "")).lower().replace("-", "")
-        if VERIFICATION_EXTENSIONS in url:
-            code = code_of(extension.get("valueCodeableConcept"))
-            return "01" if code in _VERIFIED else code
-    return None
-
-
-def _receiver_code(draft: _Draft, kind: Kind, subject: Entry) -> str | None:
-    if kind is Kind.ENCOUNTER:
+def _receiver_code(draft: Draft, kind: Kind, subject: Entry) -> str | None:
+    if kind in {Kind.ENCOUNTER, Kind.PATIENT}:
         return None
     for destination in (draft.header or {}).get("destination", ()):
-        found = _organisation_codes(draft, destination.get("receiver"))
+        found = draft.organisation_codes(destination.get("receiver"))
         if found:
             return found[0]
     found = _endpoint_codes(draft.header, "destination")
@@ -376,7 +302,7 @@ def _receiver_code(draft: _Draft, kind: Kind, subject: Entry) -> str | None:
     if kind is Kind.ANSWER:
         return None
     for performer in subject.resource.get("performer", ()):
-        found = _organisation_codes(draft, performer, inside=subject.resource)
+        found = draft.organisation_codes(performer, inside=subject.resource)
         if found:
             return found[0]
     return None
@@ -385,75 +311,20 @@ def _receiver_code(draft: _Draft, kind: Kind, subject: Entry) -> str | None:
 def _must_have_receiver(code: str | None, receiver: OdsCode | None, sender: OdsCode) -> None:
     at = "MessageHeader.destination.receiver"
     if code is None:
-        raise _RefusedError(Why.RECEIVER_MISSING, at)
+        raise RefusedError(Why.RECEIVER_MISSING, at)
     if receiver is None:
-        raise _RefusedError(Why.RECEIVER_UNKNOWN, at)
+        raise RefusedError(Why.RECEIVER_UNKNOWN, at)
     if receiver == sender:
-        raise _RefusedError(Why.RECEIVER_IS_SENDER, at)
-
-
-def _encounter(draft: _Draft, entry: Entry, kind: Kind) -> EncounterRef:
-    resource = entry.resource
-    own = next(identifiers(resource), None)
-    if own is None and kind is Kind.ENCOUNTER:
-        raise _RefusedError(Why.ENCOUNTER_UNIDENTIFIED, f"{entry.path}.identifier")
-    destination = _destination(draft, resource)
-    return EncounterRef(
-        key=f"{draft.received.trust}|{own.system}|{own.value}" if own else None,
-        status=resource["status"],
-        encounter_class=(resource.get("class") or {}).get("code"),
-        destination=draft.directory.trust_of(destination) if destination else None,
-        destination_code=destination,
-    )
-
-
-def _destination(draft: _Draft, encounter: Tree) -> str | None:
-    reference = (encounter.get("hospitalization") or {}).get("destination")
-    found = _organisation_codes(draft, reference, inside=encounter)
-    return found[0] if found else None
-
-
-def _encounter_event_type(draft: _Draft, entry: Entry) -> str:
-    """What happened in a stay: by the ADT event where the header names one, else by what the Encounter says."""
-    by_trigger = {
-        "a01": "encounter.admitted",
-        "a02": "encounter.transferred",
-        "a03": "encounter.discharged",
-        "a04": "encounter.registered",
-        "a05": "encounter.preadmitted",
-        "a11": "encounter.cancelled",
-    }.get(_event_code(draft.header))
-    if by_trigger:
-        return by_trigger
-    status = entry.resource["status"]
-    if status == "in-progress":
-        return (
-            "encounter.transferred" if len(entry.resource.get("location", ())) > 1 else "encounter.admitted"
-        )
-    return {
-        "finished": "encounter.discharged",
-        "arrived": "encounter.registered",
-        "triaged": "encounter.registered",
-        "planned": "encounter.preadmitted",
-        "cancelled": "encounter.cancelled",
-        "entered-in-error": "encounter.cancelled",
-    }.get(status, "encounter.updated")
+        raise RefusedError(Why.RECEIVER_IS_SENDER, at)
 
 
 def _occurred_at(
-    draft: _Draft, kind: Kind, subject: Entry, encounter: Entry | None, event_type: str
+    draft: Draft, kind: Kind, subject: Entry, encounter: Entry | None, event: str
 ) -> datetime | None:
     """When it happened: the event's own time, then the message's, then the record's."""
     own: list[Any] = []
     if kind is Kind.ENCOUNTER and encounter is not None:
-        period = encounter.resource.get("period") or {}
-        moved = [(each.get("period") or {}).get("start") for each in encounter.resource.get("location", ())]
-        own = {
-            "encounter.discharged": [period.get("end")],
-            "encounter.admitted": [period.get("start")],
-            "encounter.registered": [period.get("start")],
-            "encounter.transferred": moved[-1:],
-        }.get(event_type, [])
+        own = own_times(encounter.resource, event)
     elif kind is Kind.ANSWER:
         own = [subject.resource.get("lastModified")]
     for candidate in (
@@ -468,7 +339,7 @@ def _occurred_at(
     return None
 
 
-def _plausible(draft: _Draft, occurred_at: datetime | None, rules: Rules) -> datetime:
+def _plausible(draft: Draft, occurred_at: datetime | None, rules: Rules) -> datetime:
     now = draft.received.received_at
     if occurred_at is None:
         draft.flags.append(Flag(FlagCode.EVENT_TIME_ASSUMED))
@@ -476,7 +347,7 @@ def _plausible(draft: _Draft, occurred_at: datetime | None, rules: Rules) -> dat
     ahead = occurred_at - now
     if ahead > rules.clock_ahead_max or -ahead > rules.clock_behind_max:
         direction, days = ("ahead of", ahead.days) if ahead > timedelta(0) else ("behind", (-ahead).days)
-        raise _RefusedError(
+        raise RefusedError(
             Why.CLOCK_IMPLAUSIBLE, "Bundle.timestamp", f"{days} days {direction} the hub's clock."
         )
     if ahead > rules.clock_ahead:
@@ -490,7 +361,7 @@ def _sequence(subject: Entry) -> int | None:
     return int(version) if version.isascii() and version.isdigit() and len(version) < 18 else None
 
 
-def _refs(draft: _Draft, kind: Kind, subject: Entry) -> TransferRefs:
+def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
     holders: list[Mapping[str, Any]] = [
         subject.resource,
@@ -503,7 +374,7 @@ def _refs(draft: _Draft, kind: Kind, subject: Entry) -> TransferRefs:
             if reference
         ]
     if kind is Kind.ENCOUNTER:
-        holders = list(subject.resource.get("basedOn", ()))
+        holders = [*subject.resource.get("basedOn", ()), *_transfer_ids(subject.resource)]
     found = [each for holder in holders for each in identifiers(holder)]
     return TransferRefs(
         hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
@@ -514,7 +385,7 @@ def _refs(draft: _Draft, kind: Kind, subject: Entry) -> TransferRefs:
     )
 
 
-def _request_identifiers(draft: _Draft, task: Entry) -> tuple[Identifier, ...]:
+def _request_identifiers(draft: Draft, task: Entry) -> tuple[Identifier, ...]:
     """The request's identifiers in an answer: a Task's own number names the Task, not the request."""
     references = [
         reference
@@ -530,6 +401,52 @@ def _request_identifiers(draft: _Draft, task: Entry) -> tuple[Identifier, ...]:
     return tuple(
         dict.fromkeys(e for holder in holders for e in identifiers(holder) if e.system != HUB_TRANSFER)
     )
+
+
+def _transfer_ids(encounter: Tree) -> list[Mapping[str, Any]]:
+    """Where a stay names the transfer itself: among its identifiers, or as the stay it is part of."""
+    part_of = encounter.get("partOf")
+    named = [each for each in encounter.get("identifier", ()) if each.get("system") == HUB_TRANSFER]
+    return [*({"identifier": each} for each in named), *([part_of] if part_of else [])]
+
+
+def _wishes(subject: Entry, kind: Kind) -> dict[str, Any]:
+    """What a request asks for, as far as the lifecycle and its clocks need it."""
+    if kind not in {Kind.REQUEST, Kind.UPDATE}:
+        return {}
+    request = subject.resource
+    categories = [code for concept in request.get("category", ()) for code in codes(concept)]
+    replaced = [each for reference in request.get("replaces", ()) for each in identifiers(reference)]
+    return {
+        "specialty": _code(code_of(request.get("performerType"))),
+        "priority": next(
+            (c.value for c in categories if c.value in _TRANSPORT_PRIORITY), request.get("priority")
+        ),
+        "transfer_kind": next((c.value for c in categories if c.system == HUB_TRANSFER_TYPE), None),
+        "replaces": TransferRefs(
+            hub_id=next((each.value for each in replaced if each.system == HUB_TRANSFER), None),
+            requests=tuple(each for each in replaced if each.system != HUB_TRANSFER),
+        ),
+    }
+
+
+_TRANSPORT_PRIORITY = frozenset({"IFT1", "IFT2", "IFT3", "IFT4"})
+
+
+def _code(value: str | None) -> str | None:
+    return value if value is not None and len(value) <= 20 else None
+
+
+def _business_status(subject: Entry) -> str | None:
+    """The hub's own word for the state, where an answer uses it."""
+    found = codes(subject.resource.get("businessStatus"))
+    return next((each.value for each in found if each.system == HUB_STATE), None)
+
+
+def _expected_version(draft: Draft) -> int | None:
+    """The version of the transfer that a decision was made on, as HTTP's If-Match has it: ``W/"3"``."""
+    stated = draft.received.header(headers.IF_MATCH).removeprefix("W/").strip('"')
+    return int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 10 else None
 
 
 def _status(kind: Kind, subject: Entry, encounter: EncounterRef | None) -> str | None:

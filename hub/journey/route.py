@@ -1,40 +1,141 @@
 """Step 5, route: who must be told, at which topic, with what.
 
-The party at the other end of a transfer hears of every step that was taken and of nothing else; the sender
-hears what became of its message. A trust that has no part in a transfer never appears here.
+The party at the other end of a transfer hears of every step that was taken; both hear of what a third trust or the hub's
+clock caused, of corrections and of alarms; the author hears what became of its message. A trust that has no part in a
+transfer never appears here.
 """
 
-from hub.domain.ids import TransferId
+from collections.abc import Iterable
+
+from hub.domain.ids import EventId, OdsCode, TransferId
 from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection
-from hub.domain.transfer import EVENT_TYPE
+from hub.domain.transfer import CORRECTED, ENDED, EVENT_TYPE, HUB, PHYSICAL, REOPENED, State, Step, Transfer
 from hub.domain.trust import Directory
 from hub.fhir import headers
-from hub.fhir.outgoing import receipt, transfer_news
-from hub.journey.advance import Advanced
+from hub.fhir.outgoing import Occasion, receipt, transfer_news
+from hub.journey.advance import Advanced, Taken
+from hub.journey.disclose import resources_for
 from hub.journey.effects import Outgoing
+
+_ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
+"""Facts that are told although they moved nothing."""
 
 
 def news(
-    canonical: Canonical, advanced: Advanced, state_changed: bool, directory: Directory
+    canonical: Canonical, advanced: Advanced, directory: Directory, *, sensitive: bool = False
 ) -> tuple[Outgoing, ...]:
-    """What the other party is told. A stay that changed nothing is nobody else's business."""
-    transfer, fact = advanced.transfer, advanced.fact
-    if transfer is None or fact is None or (canonical.kind is Kind.ENCOUNTER and not state_changed):
+    """What the parties are told of one message. ``sensitive``: the patient's whereabouts are kept back."""
+    told = [
+        _outgoing(canonical, taken.transfer, event_type_of(taken), to, directory, sensitive, taken)
+        for taken in advanced.taken
+        for to in _told(canonical, taken)
+    ]
+    told += [
+        _outgoing(canonical, transfer, canonical.event_type, transfer.receiver, directory, sensitive, None)
+        for transfer in advanced.shared
+    ]
+    return tuple(told)
+
+
+def event_type_of(taken: Taken) -> str:
+    """What the news is called: by what it did where that is more than its own step."""
+    before, after = taken.before, taken.transfer.state
+    if before in ENDED and after not in ENDED:
+        return REOPENED
+    return CORRECTED if taken.corrects else EVENT_TYPE[taken.fact.step]
+
+
+def _told(canonical: Canonical, taken: Taken) -> Iterable[OdsCode]:
+    transfer, author = taken.transfer, canonical.trust
+    if _is_private(taken):
         return ()
-    to = transfer.other(canonical.trust)
-    event_type = EVENT_TYPE[fact.step]
-    return (
+    parties = (transfer.sender, transfer.receiver)
+    if author not in parties or taken.is_alert or taken.corrects:
+        return parties if _is_news(canonical, taken) else ()
+    return (transfer.other(author),) if _is_news(canonical, taken) else ()
+
+
+def _is_private(taken: Taken) -> bool:
+    """What nobody else has been asked yet is nobody else's business."""
+    drafts = {State.DRAFT, State.CANCELLED, State.ENTERED_IN_ERROR, State.EXPIRED}
+    return taken.before in {None, State.DRAFT} and taken.transfer.state in drafts
+
+
+def _is_news(canonical: Canonical, taken: Taken) -> bool:
+    """A stay that changed nothing is nobody else's business."""
+    moved = taken.before is not taken.transfer.state
+    by_purpose = taken.fact.step not in PHYSICAL or canonical.kind not in {Kind.ENCOUNTER, Kind.PATIENT}
+    return moved or by_purpose or taken.is_alert or taken.fact.step in _ALWAYS_TOLD
+
+
+def _outgoing(
+    canonical: Canonical,
+    transfer: Transfer,
+    event_type: str,
+    to: OdsCode,
+    directory: Directory,
+    sensitive: bool,
+    taken: Taken | None,
+) -> Outgoing:
+    resources = resources_for(
+        canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
+    )
+    note = taken.fact.because if taken is not None and _wants_note(taken) else ""
+    payload = transfer_news(
+        Occasion.of(canonical),
+        transfer,
+        event_type,
+        to,
+        resources=resources,
+        reason=canonical.reason,
+        note=note,
+    )
+    return Outgoing(
+        receiver=to,
+        topic=directory[to].inbox_topic,
+        key=transfer.id,
+        headers=_inbox_headers(canonical, transfer.id, event_type),
+        payload=payload,
+        event_id=canonical.event_id,
+        transfer_id=transfer.id,
+        person_id=transfer.person_id,
+    )
+
+
+def _wants_note(taken: Taken) -> bool:
+    """Whether the reader needs the reason in words: what happened is not what they would expect."""
+    return taken.is_alert or taken.corrects or taken.fact.step in _ALWAYS_TOLD or taken.transfer.inferred
+
+
+def from_the_hub(
+    occasion: Occasion, transfer: Transfer, event_type: str, note: str, directory: Directory
+) -> tuple[Outgoing, ...]:
+    """What both hospitals are told of the hub's own doing: a clock that ran out. Nothing clinical is in it."""
+    said = {
+        headers.REQUEST_ID: occasion.event_id,
+        headers.CONTENT_TYPE: headers.CONTENT_TYPE_FHIR,
+        headers.EVENT_ID: occasion.event_id,
+        headers.TRANSFER_ID: transfer.id,
+        headers.EVENT_TYPE: event_type,
+        headers.SOURCE_ODS: HUB,
+    }
+    if transfer.correlation_id:
+        said[headers.CORRELATION_ID] = transfer.correlation_id
+    parties = (transfer.sender,) if transfer.state is State.DRAFT else (transfer.sender, transfer.receiver)
+    return tuple(
         Outgoing(
             receiver=to,
             topic=directory[to].inbox_topic,
             key=transfer.id,
-            headers=_inbox_headers(canonical, transfer.id, event_type),
-            payload=transfer_news(canonical, transfer, event_type, to),
-            event_id=canonical.event_id,
+            headers=said,
+            payload=transfer_news(occasion, transfer, event_type, to, note=note),
+            event_id=EventId(occasion.event_id),
             transfer_id=transfer.id,
             person_id=transfer.person_id,
-        ),
+        )
+        for to in parties
+        if to in directory
     )
 
 

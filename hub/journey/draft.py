@@ -1,0 +1,57 @@
+"""One message while it is being understood: what the parts of step 2 share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hub.domain.message import Flag, Received
+from hub.domain.rejection import Rejection, Why
+from hub.domain.trust import Directory
+from hub.fhir.tree import Entry, Resources, Tree, ods_code
+
+
+class RefusedError(Exception):
+    """Leaves a helper with the answer; never leaves `hub.journey.normalise`."""
+
+    def __init__(self, why: Why, at: str = "", detail: str = "") -> None:
+        self.rejection = Rejection(why, at, detail)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A message, its resources, and the doubts so far."""
+
+    received: Received
+    tree: Tree
+    header: Tree | None
+    resources: Resources
+    directory: Directory
+    flags: list[Flag]
+
+    def first(self, resource_type: str) -> Entry | None:
+        return next(iter(self.resources.of_type(resource_type)), None)
+
+    def organisation_codes(
+        self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
+    ) -> list[str]:
+        """The ODS code a reference means: written on it, or on the Organization or PractitionerRole it leads to."""
+        if not reference:
+            return []
+        direct = ods_code(reference)
+        if direct:
+            return [direct]
+        target = self.resources.resolve(reference, inside=inside)
+        if target is None:
+            return []
+        found = ods_code(target)
+        if found:
+            return [found]
+        return self.organisation_codes(target.get("organization") or target.get("managingOrganization"))
+
+    @property
+    def event_code(self) -> str:
+        """MessageHeader.event as a code in small letters, "" where there is none."""
+        header = self.header or {}
+        return str(
+            header.get("eventCoding", {}).get("code") or str(header.get("eventUri", "")).rpartition("#")[2]
+        ).lower()

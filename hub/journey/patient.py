@@ -1,0 +1,193 @@
+"""Part of step 2: the patient, as the message identifies them.
+
+Sources: NHS Data Dictionary, NHS NUMBER and NHS NUMBER STATUS INDICATOR CODE; UK Core, NHSNumberVerificationStatus; FHIR R4,
+Patient.link; PDS FHIR API, security labels; HL7 FHIR extension patient-unknownIdentity (HL7 v2 PID-31).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from hub.domain.ids import NHS_AUTHORITY, NhsNumber, PersonKey, parse_nhs_number
+from hub.domain.message import Flag, FlagCode, Kind, PatientLink, PersonRef
+from hub.domain.rejection import Why
+from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
+from hub.fhir.tree import VALUE_MAX, Entry, code_of, identifiers
+from hub.journey.draft import Draft, RefusedError
+
+_UNKNOWN_IDENTITY = "/patient-unknownidentity"
+_RECORD = "record"
+"""The authority under which a trust's own Patient resource ids are kept: ``<ODS>|record``."""
+
+# PDS says U, R, V, REDACTED; v3-Confidentiality has the same letters.
+_SENSITIVITY = {"V": "V", "R": "R", "REDACTED": "V", "U": "U"}
+
+
+def person_ref(
+    draft: Draft, kind: Kind, subject: Entry, nhs_number_check: Literal["enforce", "flag"]
+) -> PersonRef:
+    """The patient, by the Patient resource or by a reference that carries an identifier. Raises RefusedError."""
+    source, at, is_patient = _source(draft, subject)
+    number, verification = _nhs_number(source, at, draft, nhs_number_check)
+    patient: Mapping[str, Any] = source if is_patient else {}
+    ref = PersonRef(
+        nhs_number=number,
+        verification=verification,
+        local=_local(draft, source),
+        birth_date=patient.get("birthDate"),
+        record=_record(draft, patient.get("id")) if kind is Kind.PATIENT else None,
+        superseded=_superseded(source),
+        links=_links(draft, patient),
+        active=patient.get("active"),
+        unknown=_is_unknown(patient),
+        deceased=_deceased(patient),
+        sensitivity=_sensitivity(patient),
+    )
+    if ref.unknown:
+        draft.flags.append(Flag(FlagCode.IDENTITY_UNKNOWN, at))
+    if not ref.keys:
+        raise RefusedError(
+            Why.PATIENT_UNIDENTIFIED,
+            at,
+            "The only identifier is an NHS number that is wrong or not verified; it identifies nobody."
+            if number
+            else "",
+        )
+    return ref
+
+
+def _source(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
+    if subject.resource["resourceType"] == "Patient":
+        return subject.resource, f"{subject.path}.identifier", True
+    reference = subject.resource.get("subject") or subject.resource.get("for")
+    patient = draft.resources.resolve(reference, inside=subject.resource)
+    if patient is None:
+        found = draft.first("Patient")
+        patient = found.resource if found else None
+    if patient is not None:
+        return patient, "Patient.identifier", True
+    if reference is None:
+        raise RefusedError(Why.PATIENT_MISSING, "Patient")
+    return reference, f"{subject.path}.subject.identifier", False
+
+
+def _local(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
+    """The hospital's own numbers. What it shares with another trust's is the text only."""
+    return tuple(
+        PersonKey(f"{draft.received.trust}|{each.system}", each.value)
+        for each in identifiers(source)
+        if each.system not in {NHS_NUMBER, HUB_TRANSFER}
+    )
+
+
+def _record(draft: Draft, identity: object) -> PersonKey | None:
+    if not isinstance(identity, str) or not identity or len(identity) > VALUE_MAX:
+        return None
+    return PersonKey(f"{draft.received.trust}|{_RECORD}", identity)
+
+
+def is_record(key: PersonKey) -> bool:
+    """Whether a key is the id of a resource on a trust's server."""
+    return key.authority.endswith(f"|{_RECORD}")
+
+
+def _each_identifier(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = source.get("identifier", ())
+    return [each for each in ((found,) if isinstance(found, dict) else found) if isinstance(each, dict)]
+
+
+def _nhs_number(
+    source: Mapping[str, Any], at: str, draft: Draft, check: Literal["enforce", "flag"]
+) -> tuple[NhsNumber | None, str | None]:
+    for each in _each_identifier(source):
+        if each.get("system") != NHS_NUMBER or not each.get("value") or each.get("use") == "old":
+            continue
+        number = parse_nhs_number(each["value"])
+        verification = _verification(each)
+        if number.repeated:
+            raise RefusedError(Why.NHS_NUMBER_REPEATED_DIGITS, at)
+        if not number.valid:
+            if check == "enforce":
+                raise RefusedError(Why.NHS_NUMBER_INVALID, at)
+            draft.flags.append(Flag(FlagCode.NHS_NUMBER_INVALID, at))
+        elif verification not in {None, "01"}:
+            draft.flags.append(Flag(FlagCode.NHS_NUMBER_UNVERIFIED, at))
+        return number, verification
+    return None, None
+
+
+def _superseded(source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
+    """NHS numbers that the record says are this person's no longer."""
+    old = (
+        parse_nhs_number(each["value"])
+        for each in _each_identifier(source)
+        if each.get("system") == NHS_NUMBER and each.get("use") == "old" and each.get("value")
+    )
+    return tuple(PersonKey(NHS_AUTHORITY, number.digits) for number in old if number.valid)
+
+
+# The retired slugs still dominate what is sent (UK Core, NHSNumberVerificationStatus).
+_VERIFIED = {"01", "number-present-and-verified"}
+
+
+def _verification(identifier: Mapping[str, Any]) -> str | None:
+    for extension in identifier.get("extension", ()):
+        url = str(extension.get("url", "")).lower().replace("-", "")
+        if VERIFICATION_EXTENSIONS in url:
+            code = code_of(extension.get("valueCodeableConcept"))
+            return "01" if code in _VERIFIED else code
+    return None
+
+
+def _links(draft: Draft, patient: Mapping[str, Any]) -> tuple[PatientLink, ...]:
+    """Which other records are this person's. A reference to nothing in the message names a record by its id alone."""
+    found: list[PatientLink] = []
+    for link in patient.get("link", ()):
+        other = link.get("other") or {}
+        target = draft.resources.resolve(other)
+        keys = [*_keys_of(draft, other), *(_keys_of(draft, target) if target else ())]
+        url = str(other.get("reference", ""))
+        identity = target.get("id") if target else "" if url.startswith("urn:") else url.rpartition("/")[2]
+        record = _record(draft, identity)
+        if record is not None:
+            keys.append(record)
+        found.append(PatientLink(str(link.get("type")), tuple(dict.fromkeys(keys))))
+    return tuple(found)
+
+
+def _keys_of(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
+    """What another record is known by. Its NHS number counts if nothing is said against it."""
+    numbers = (
+        parse_nhs_number(each["value"])
+        for each in _each_identifier(source)
+        if each.get("system") == NHS_NUMBER
+        and each.get("value")
+        and each.get("use") != "old"
+        and _verification(each) in {None, "01"}
+    )
+    return (
+        *(PersonKey(NHS_AUTHORITY, number.digits) for number in numbers if number.valid),
+        *_local(draft, source),
+    )
+
+
+def _is_unknown(patient: Mapping[str, Any]) -> bool:
+    """Present means unknown, unless it says otherwise: seen as a boolean and as a CodeableConcept."""
+    return any(
+        str(extension.get("url", "")).lower().endswith(_UNKNOWN_IDENTITY)
+        and extension.get("valueBoolean") is not False
+        for extension in patient.get("extension", ())
+    )
+
+
+def _deceased(patient: Mapping[str, Any]) -> bool | None:
+    if "deceasedDateTime" in patient:
+        return True
+    found = patient.get("deceasedBoolean")
+    return found if isinstance(found, bool) else None
+
+
+def _sensitivity(patient: Mapping[str, Any]) -> str | None:
+    """The strictest of the labels that PDS gives; None where there is none."""
+    labels = (patient.get("meta") or {}).get("security", ())
+    found = {_SENSITIVITY[code] for label in labels if (code := str(label.get("code", ""))) in _SENSITIVITY}
+    return next((each for each in ("V", "R", "U") if each in found), None)

@@ -1,0 +1,245 @@
+"""What a hospital's record of a stay says about a transfer: the table of the encounter events (DOMAIN, 5.2).
+
+Pure: a `Stay` and a `Transfer` in, the step it means out, or None. A request that comes late is laid against the stays that
+were told before it by the same function.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from hub.domain.ids import OdsCode
+from hub.domain.message import EncounterRef, Stay
+from hub.domain.transfer import Fact, Party, State, Step, Transfer, counting
+
+INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS", "OBSENC"})
+"""Encounter classes that mean a bed (v3-ActCode); an outpatient attendance completes no transfer."""
+EMERGENCY = "EMER"
+
+_UNDER_WAY = frozenset({"in-progress", "finished", "onleave"})
+_ARRIVED = frozenset({"arrived", "triaged"})
+
+# NHS Data Dictionary, DISCHARGE DESTINATION CODE (HOSPITAL PROVIDER SPELL) and SOURCE OF ADMISSION CODE.
+_TO_HOSPITAL = frozenset({"49", "50", "51", "52", "53", "84", "87"})
+_FROM_HOSPITAL = frozenset({"49", "51", "52", "53", "87"})
+_DIED = "79"
+_NOT_OVER = frozenset({"98", "8"})
+# DISCHARGE METHOD CODE (HOSPITAL PROVIDER SPELL): 4 the patient died, 5 stillbirth.
+_DIED_METHODS = frozenset({"4", "5"})
+# ADMISSION METHOD CODE (HOSPITAL PROVIDER SPELL): transfers of patients from another provider (2A: from its emergency department).
+_TRANSFER_METHODS = frozenset({"2A", "2B", "81"})
+
+BEFORE_REQUEST = timedelta(days=1)
+"""Encounter events older than the request by more than this belong to another story."""
+AFTER_END = timedelta(days=7)
+"""Late departures still find the transfer that their patient's arrival completed."""
+
+_TREAT_AND_RETURN = "treat-and-return"
+
+_TAKEN_BACK: dict[str, frozenset[Step]] = {
+    "encounter.admit.cancelled": frozenset({Step.ADMIT, Step.ARRIVE, Step.ALLOCATE_BED}),
+    "encounter.discharge.cancelled": frozenset({Step.DEPART, Step.DIE, Step.DIVERGE}),
+    "encounter.loa.cancelled": frozenset({Step.DEPART, Step.RETURN}),
+    "encounter.cancelled": frozenset(
+        {Step.ADMIT, Step.ARRIVE, Step.ALLOCATE_BED, Step.DEPART, Step.DIE, Step.DIVERGE, Step.RETURN}
+    ),
+}
+_GOES_BACK = frozenset({"encounter.admitted", "encounter.transferred"})
+"""Events of a stay that is under way. Demographic updates are not among them: they never take anything back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """The step a stay's event means for a transfer. ``occurred_at`` is the event's, except where a record goes back."""
+
+    step: Step
+    because: str
+    occurred_at: datetime
+    retracts: frozenset[Step] = frozenset()
+
+
+def meaning_of(stay: Stay, transfer: Transfer) -> Meaning | None:
+    """What this event says about this transfer, or None where it says nothing."""
+    party = transfer.party(stay.trust)
+    if stay.deceased or _has_died(stay.encounter):
+        died = f"{stay.trust}'s record says that the patient has died"
+        return Meaning(Step.DIE, died, stay.occurred_at)
+    if party is None:
+        return _at_third(stay)
+    taken_back = _TAKEN_BACK.get(stay.event_type)
+    if taken_back is not None:
+        return _taken_back(stay, transfer, taken_back)
+    return _at_sender(stay, transfer) if party is Party.SENDER else _at_receiver(stay, transfer)
+
+
+def _has_died(encounter: EncounterRef) -> bool:
+    return encounter.status == "finished" and (
+        encounter.disposition == _DIED or encounter.discharge_method in _DIED_METHODS
+    )
+
+
+def _taken_back(stay: Stay, transfer: Transfer, steps: frozenset[Step]) -> Meaning | None:
+    """Only what this stay had said; without that, nothing happened as far as the transfer is concerned."""
+    own = [fact for fact in counting(transfer.facts) if fact.encounter == stay.encounter.key]
+    if not any(fact.step in steps for fact in own):
+        return None
+    words = {
+        "encounter.admit.cancelled": "cancelled the admission",
+        "encounter.discharge.cancelled": "cancelled the discharge",
+        "encounter.loa.cancelled": "cancelled the leave of absence",
+    }.get(stay.event_type, "cancelled its encounter")
+    return Meaning(Step.RETRACT, f"{stay.trust} {words}", stay.occurred_at, steps)
+
+
+def _at_sender(stay: Stay, transfer: Transfer) -> Meaning | None:
+    encounter, trust = stay.encounter, stay.trust
+    if transfer.origin_encounter is not None and encounter.key != transfer.origin_encounter:
+        return None
+    if transfer.kind == _TREAT_AND_RETURN and stay.event_type == "encounter.loa.start":
+        return Meaning(
+            Step.DEPART, f"{trust}'s patient has gone on leave, to be treated elsewhere", stay.occurred_at
+        )
+    if transfer.kind == _TREAT_AND_RETURN and stay.event_type == "encounter.loa.end":
+        return Meaning(Step.RETURN, f"{trust}'s patient is back from leave", stay.occurred_at)
+    if stay.event_type in _GOES_BACK and _goes_back(stay, transfer):
+        assert stay.stated_at is not None
+        return Meaning(
+            Step.RETRACT,
+            f"{trust}'s encounter is in progress again: the discharge is taken back",
+            stay.stated_at,
+            _TAKEN_BACK["encounter.discharge.cancelled"],
+        )
+    if encounter.status != "finished" or encounter.disposition in _NOT_OVER:
+        return None
+    return _discharged(stay, transfer)
+
+
+def _goes_back(stay: Stay, transfer: Transfer) -> bool:
+    """A record written later than the discharge says that the stay is still under way."""
+    return stay.encounter.status == "in-progress" and any(
+        fact.step in {Step.DEPART, Step.DIE, Step.DIVERGE}
+        and fact.encounter == stay.encounter.key
+        and fact.stated_at is not None
+        and stay.stated_at is not None
+        and stay.stated_at > fact.stated_at
+        for fact in counting(transfer.facts)
+    )
+
+
+def _discharged(stay: Stay, transfer: Transfer) -> Meaning:
+    """Where the patient went decides: to the receiver, to some hospital, to another one, home."""
+    encounter, trust = stay.encounter, stay.trust
+    ended = f"{trust}'s encounter ended with destination"
+    if encounter.destination == transfer.receiver:
+        return Meaning(Step.DEPART, f"{ended} {encounter.destination_code}", stay.occurred_at)
+    if encounter.destination is not None:
+        elsewhere = f"{ended} {encounter.destination_code}, which is not {transfer.receiver}"
+        return Meaning(Step.DIVERGE, elsewhere, stay.occurred_at)
+    known_stay = transfer.origin_encounter is not None and encounter.key == transfer.origin_encounter
+    if encounter.disposition in _TO_HOSPITAL and known_stay:
+        return Meaning(Step.DEPART, f"{ended} {encounter.disposition} (another hospital)", stay.occurred_at)
+    where = (
+        f"{ended} {encounter.disposition}"
+        if encounter.disposition
+        else f"{trust}'s encounter ended without a destination"
+    )
+    return Meaning(Step.DIVERGE, f"{where}, not {transfer.receiver}", stay.occurred_at)
+
+
+def _at_receiver(stay: Stay, transfer: Transfer) -> Meaning | None:
+    encounter, trust = stay.encounter, stay.trust
+    if stay.occurred_at < transfer.requested_at and not comes_from_hospital(encounter):
+        return None
+    if stay.event_type == "encounter.preadmitted":
+        return Meaning(
+            Step.ALLOCATE_BED, f"{trust} expects the patient: a pending admission", stay.occurred_at
+        )
+    if encounter.encounter_class in INPATIENT and encounter.status in _UNDER_WAY:
+        return Meaning(Step.ADMIT, f"{trust}'s own encounter of the patient has begun", stay.occurred_at)
+    arrived = encounter.status in _UNDER_WAY | _ARRIVED
+    if arrived and (encounter.encounter_class == EMERGENCY or stay.event_type == "encounter.registered"):
+        return Meaning(Step.ARRIVE, f"{trust} has registered the patient's arrival", stay.occurred_at)
+    return None
+
+
+def _at_third(stay: Stay) -> Meaning | None:
+    """Another hospital admits a patient who is expected elsewhere: both must know, and nothing moves."""
+    encounter = stay.encounter
+    admitted = stay.event_type == "encounter.admitted" and encounter.status == "in-progress"
+    if not admitted or encounter.encounter_class not in INPATIENT:
+        return None
+    return Meaning(
+        Step.DIVERGE, f"{stay.trust}, which has no part in it, has admitted the patient", stay.occurred_at
+    )
+
+
+def comes_from_hospital(encounter: EncounterRef) -> bool:
+    """Whether an admission says that the patient came from another hospital."""
+    return encounter.source in _FROM_HOSPITAL or encounter.admission_method in _TRANSFER_METHODS
+
+
+def is_in_time(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the event can belong to this transfer's story at all."""
+    if stay.occurred_at < transfer.requested_at - BEFORE_REQUEST:
+        return False
+    ended = None if transfer.is_open else transfer.changed_at
+    return ended is None or stay.received_at <= ended + AFTER_END
+
+
+def is_related(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the event is of a stay that the transfer already knows."""
+    key = stay.encounter.key
+    return key is not None and (
+        key == transfer.origin_encounter or any(fact.encounter == key for fact in transfer.facts)
+    )
+
+
+def is_shared(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the receiver may hear of an event that moves nothing: of the stay it takes the patient from, while it must
+    expect them.
+    """
+    return (
+        transfer.party(stay.trust) is Party.SENDER
+        and expects_patient(transfer)
+        and (transfer.origin_encounter is None or transfer.origin_encounter == stay.encounter.key)
+    )
+
+
+def expects_patient(transfer: Transfer) -> bool:
+    """Whether the receiver has been asked, has not refused, and the transfer is not over."""
+    return transfer.is_open and transfer.state not in {State.DRAFT, State.REJECTED}
+
+
+def fact_of(stay: Stay, meaning: Meaning, transfer: Transfer) -> Fact:
+    """The fact that the event is for this transfer."""
+    return Fact(
+        stay.event_id,
+        meaning.step,
+        stay.trust,
+        transfer.part_of(stay.trust),
+        meaning.occurred_at,
+        stay.received_at,
+        stay.sequence,
+        meaning.because,
+        stay.encounter.key,
+        meaning.retracts,
+        stated_at=stay.stated_at,
+    )
+
+
+def leaves_for(stay: Stay) -> OdsCode | None:
+    """The other trust that a discharge sends its patient to."""
+    encounter = stay.encounter
+    leaves = encounter.status == "finished" and encounter.destination not in {None, stay.trust}
+    from_bed = encounter.encounter_class in INPATIENT or encounter.encounter_class == EMERGENCY
+    return encounter.destination if leaves and from_bed else None
+
+
+def arrives_from_elsewhere(stay: Stay) -> bool:
+    """An admission that says that another hospital sent the patient."""
+    encounter = stay.encounter
+    return (
+        encounter.encounter_class in INPATIENT
+        and encounter.status == "in-progress"
+        and stay.event_type == "encounter.admitted"
+        and comes_from_hospital(encounter)
+    )
