@@ -198,6 +198,8 @@ class Rejection:
     why: Why
     at: str = ""
     detail: str = ""
+    candidates: tuple[str, ...] = ()
+    """The hub's ids of whom or what could be meant, for the duty team's eyes: the sender may not be told who exists."""
 
     @property
     def ruling(self) -> Ruling:

@@ -94,7 +94,7 @@ ENDED = frozenset(
 _BEFORE_LEAVING = (*WAITING, *HELD, State.REJECTED)
 _OPEN = (State.DRAFT, *_BEFORE_LEAVING, *MOVING)
 
-Moves = Mapping[State | None, State]
+Moves = dict[State | None, State]
 
 
 def _to(goal: State, *starts: State | None) -> Moves:
@@ -500,6 +500,10 @@ class Transfer:
         if trust == self.sender:
             return Party.SENDER
         return Party.RECEIVER if trust == self.receiver and self.state is not State.DRAFT else None
+
+    def other(self, trust: OdsCode) -> OdsCode:
+        """The trust at the other end."""
+        return self.receiver if trust == self.sender else self.sender
 
     def part_of(self, by: OdsCode) -> Party:
         """As what somebody's fact counts."""

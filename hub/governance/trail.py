@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from hub.audit.entries import Code
 from hub.domain.message import FlagCode
-from hub.domain.transfer import State, Step
+from hub.domain.transfer import HUB, State, Step
 
 Row = Mapping[str, Any]
 
@@ -24,15 +24,33 @@ _SHORT = timedelta(minutes=10)
 """A story shorter than this is told with seconds: with minutes alone everything would happen at once."""
 
 _STEPS: Mapping[str, str] = {
+    Step.DRAFT: "{by} began to prepare a request.",
     Step.REQUEST: "{by} asked {other} to take a patient.",
     Step.UPDATE: "{by} changed its request.",
-    Step.CANCEL: "{by} withdrew its request.",
+    Step.CANCEL: "{by} withdrew.",
+    Step.VOID: "{by} said that its request was a mistake.",
     Step.RECEIVE: "{by} has seen the request.",
+    Step.QUERY: "{by} asked for more information.",
+    Step.ANSWER_QUERY: "{by} gave the information.",
     Step.ACCEPT: "{by} accepted.",
     Step.REJECT: "{by} refused{reason}.",
+    Step.REDIRECT: "{by} sends the patient elsewhere{reason}.",
+    Step.AWAIT_BED: "{by} accepted and is waiting for a bed.",
     Step.ALLOCATE_BED: "{by} has a bed ready.",
+    Step.RELEASE_BED: "The bed is no longer held.",
+    Step.BOOK_TRANSPORT: "{by} has booked transport.",
     Step.DEPART: "The patient left {by} for {other}.",
+    Step.ARRIVE: "The patient arrived at {by}.",
     Step.ADMIT: "{by} admitted the patient.",
+    Step.RETURN: "The patient is back at {by}.",
+    Step.FAIL: "{by} said that the transfer has failed{reason}.",
+    Step.DIE: "{by}'s record says that the patient has died.",
+    Step.DIVERGE: "Take note: the records do not agree. {why}.",
+    Step.CONFIRM: "{by} confirmed the transfer, which nobody had asked for.",
+    Step.IDENTIFY: "{by} corrected its records of who the patient is.",
+    Step.RETRACT: "{by} took something back. {why}.",
+    Step.ESCALATE: "Nobody acted in time. {why}.",
+    Step.EXPIRE: "The duty team closed the transfer: nobody had acted.",
 }
 _REQUESTED_AGAIN = "{by} sent its request again."
 _REASONS = {
@@ -53,14 +71,23 @@ _SET_ASIDE: Mapping[str, str] = {
     Code.MESSAGE_QUARANTINED: "{by} sent something that could not be used. It is kept until it is put right, and {by} was told.",
 }
 _STATES: Mapping[str, str] = {
+    State.DRAFT: "{sender} is preparing the request and has not sent it.",
     State.REQUESTED: "{receiver} has been asked and has not answered yet.",
     State.RECEIVED: "{receiver} has seen the request and has not decided yet.",
+    State.INFO_REQUESTED: "{receiver} has asked a question that {sender} has not answered yet.",
     State.ACCEPTED: "{receiver} has accepted. It has not said yet that a bed is ready.",
+    State.AWAITING_BED: "{receiver} has accepted and has no bed yet.",
     State.REJECTED: "{receiver} has refused. {sender} can withdraw the request, or ask another hospital.",
-    State.READY: "A bed is ready at {receiver}. The patient has not left {sender} yet.",
+    State.REDIRECTED: "{receiver} will not take the patient; another hospital is asked.",
+    State.BED_ALLOCATED: "A bed is ready at {receiver}. The patient has not left {sender} yet.",
+    State.TRANSPORT_BOOKED: "A bed is ready at {receiver} and transport is booked. The patient has not left {sender} yet.",
     State.IN_TRANSIT: "The patient is on the way to {receiver}.",
+    State.ARRIVED: "The patient has arrived at {receiver} and is not admitted yet.",
     State.COMPLETED: "The patient has arrived at {receiver}. The transfer is complete.",
     State.CANCELLED: "{sender} withdrew the request. The transfer will not take place.",
+    State.ENTERED_IN_ERROR: "There was no such transfer: it was recorded by mistake.",
+    State.FAILED: "The transfer failed: the patient did not come to stay at {receiver}.",
+    State.EXPIRED: "Nobody acted in time, and the transfer was closed.",
 }
 
 
@@ -159,7 +186,8 @@ def _sentence(act: Row, people: Mapping[str, str]) -> str:
     sentence = _STEPS.get(step, "{by} sent news of the transfer.")
     if step == Step.REQUEST and act["code"] != Code.TRANSFER_CREATED:
         sentence = _REQUESTED_AGAIN
-    return sentence.format(**people, reason=_reason(act["detail"].get("why") or ""))
+    why = act["detail"].get("why") or ""
+    return sentence.format(**people, reason=_reason(why), why=why[:1].upper() + why[1:])
 
 
 def _reason(why: str) -> str:
@@ -202,7 +230,7 @@ def _told(event: _Event, names: Mapping[str, str], clock: str) -> Iterator[str]:
 
 
 def _name(names: Mapping[str, str], ods: str | None) -> str:
-    return names.get(ods or "", "a trust that the hub no longer knows")
+    return "The hub" if ods == HUB else names.get(ods or "", "a trust that the hub no longer knows")
 
 
 def _london(at: datetime) -> datetime:

@@ -150,9 +150,11 @@ def _only(found: dict[TransferId, Transfer]) -> Transfer | Rejection | None:
 
 
 def _ask(transfers: Iterable[Transfer]) -> Rejection:
-    ids = ", ".join(sorted(each.id for each in transfers))
     return Rejection(
-        Why.NEEDS_CONFIRMATION, "identifier", f"More than one transfer could be meant. Candidates: {ids}."
+        Why.NEEDS_CONFIRMATION,
+        "identifier",
+        "More than one transfer could be meant.",
+        tuple(sorted(each.id for each in transfers)),
     )
 
 
@@ -392,8 +394,6 @@ def _inferred(canonical: Canonical, person_id: PersonId, known: Known) -> Transf
 
 def _one_open(new: Transfer, known: Known) -> Transfer | None:
     """One open transfer per person, origin encounter and specialty (BaRS: one active request)."""
-    if new.person_id not in known.persons:
-        return None
     wish = (new.sender, new.origin_encounter, new.specialty)
     return next(
         (
@@ -431,7 +431,7 @@ def _stay(
     stay: Stay, canonical: Canonical, person_id: PersonId, named: Transfer | None, known: Known
 ) -> Advanced | Rejection:
     """What a stay says about the person's transfers. Most stays have nothing to do with one."""
-    transfers = known.transfers_of_person(person_id) if person_id in known.persons else []
+    transfers = known.transfers_of_person(person_id)
     affected = [t for t in transfers if is_in_time(stay, t) and t.is_open]
     death = [t for t in affected if (m := meaning_of(stay, t)) is not None and m.step is Step.DIE]
     if death:
@@ -492,7 +492,7 @@ def _infer(
     stay: Stay, canonical: Canonical, person_id: PersonId, transfers: Iterable[Transfer], known: Known
 ) -> Advanced:
     """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
-    earlier = known.stays_of_person(person_id) if person_id in known.persons else []
+    earlier = known.stays_of_person(person_id)
     if any(is_related(stay, each) for each in transfers):
         return Advanced()
     goal = leaves_for(stay)
@@ -560,8 +560,6 @@ def _inferred_transfer(
 
 def _patient(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced:
     """A patient event moves no transfer unless it says that the patient has died, or no longer has."""
-    if person_id not in known.persons:
-        return Advanced()
     transfers = known.transfers_of_person(person_id)
     deceased, trust = canonical.person.deceased, canonical.trust
     if deceased:

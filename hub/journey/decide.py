@@ -5,25 +5,25 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.codes.book import CodeBook
-from hub.domain.ids import EventId
-from hub.domain.message import Canonical, Received
+from hub.domain.ids import EventId, PersonId, TransferId
+from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
-from hub.domain.transfer import EVENT_TYPE
+from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.fhir import headers
-from hub.journey.advance import Advanced, advance, named_transfer
+from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify
 from hub.journey.known import FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
-from hub.journey.route import news, receipt_for
+from hub.journey.route import event_type_of, news, receipt_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,32 @@ def message_id_of(received: Received, sha256: str) -> str:
     return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A human's answer to a question that the hub asked: which transfer, or which person, is meant."""
+
+    transfer_id: TransferId | None = None
+    person_id: PersonId | None = None
+
+
 def decide(
-    understood: Understood, known: Known, journey: Journey, now: datetime, *, again: bool = False
+    understood: Understood,
+    known: Known,
+    journey: Journey,
+    now: datetime,
+    *,
+    again: bool = False,
+    choice: Choice | None = None,
 ) -> Effects:
-    """Steps 3 to 5. ``known`` takes in what was decided. ``again``: a retry, so the id being used is no repetition."""
+    """Steps 3 to 5. ``known`` takes in what was decided. ``again``: a retry, so the id being used is no repetition;
+    it may bring a human's ``choice``.
+    """
     received = understood.received
     first = None if again else known.messages.get((received.trust, understood.message_id))
     if first is not None:
         return _repeated(understood, first, journey, now)
     try:
-        effects = _decide(understood, known, journey, now)
+        effects = _decide(understood, known, journey, now, choice or Choice())
     except Exception as error:  # noqa: BLE001 - a bug in a step quarantines this message
         effects = _refused(understood, _fault(error), journey, now)
     _remember(effects, known)
@@ -97,20 +113,30 @@ def _fault(error: Exception) -> Rejection:
     return Rejection(Why.HUB_FAULT, detail=f"{type(error).__name__} at {where}.")
 
 
-def _decide(understood: Understood, known: Known, journey: Journey, now: datetime) -> Effects:
+def _decide(understood: Understood, known: Known, journey: Journey, now: datetime, choice: Choice) -> Effects:
     canonical = understood.meaning
     if isinstance(canonical, Rejection):
         return _refused(understood, canonical, journey, now)
-    named = named_transfer(canonical, known)
+    named = named_transfer(canonical, known, choice.transfer_id)
     if isinstance(named, Rejection):
         return _refused(understood, named, journey, now, canonical)
-    identified = identify(canonical, known, named.person_id if named else None)
+    hint = choice.person_id or (named.person_id if named else None)
+    identified = identify(canonical, known, hint, chosen=choice.person_id is not None)
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
     advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical)
+    if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
+        advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)
+
+
+def _transfers_of(identified: Identified, known: Known) -> list[Transfer]:
+    """The transfers of everybody whose records were merged or parted."""
+    ids = {identified.person_id, *(each for m in identified.merged for each in (m.loser, m.survivor) if each)}
+    found = {t.id: t for each in ids if each in known.persons for t in known.transfers_of_person(each)}
+    return [found[each] for each in sorted(found)]
 
 
 def _accepted(
@@ -122,19 +148,16 @@ def _accepted(
     journey: Journey,
     now: datetime,
 ) -> Effects:
-    transfer = advanced.transfer
-    before = known.transfers[transfer.id].state if transfer and not advanced.created else None
+    first = next(iter(advanced.taken), None)
     happened = Happened(
         canonical,
-        EVENT_TYPE[advanced.fact.step] if advanced.fact else canonical.event_type,
+        event_type_of(first) if first else canonical.event_type,
         identified,
-        (*canonical.flags, *advanced.flags),
-        transfer,
-        before,
-        advanced.fact,
-        advanced.created,
+        advanced,
+        tuple(dict.fromkeys((*canonical.flags, *advanced.flags))),
     )
-    told = news(canonical, advanced, transfer is not None and before != transfer.state, journey.directory)
+    sensitive = _is_sensitive(identified, known)
+    told = news(canonical, advanced, journey.directory, sensitive=sensitive)
     receipt = receipt_for(
         canonical.received,
         understood.message_id,
@@ -153,58 +176,99 @@ def _accepted(
         None,
         happened,
         outbox,
-        tuple(_audit_accepted(understood, happened, outbox, now)),
+        tuple(_audit_accepted(understood, happened, outbox, now, sensitive=sensitive)),
     )
 
 
-def _audit_accepted(
-    understood: Understood, happened: Happened, outbox: tuple[Outgoing, ...], now: datetime
-) -> list[AuditEntry]:
-    canonical, transfer, identified = happened.canonical, happened.transfer, happened.identified
-    trust, event_id, person_id = canonical.trust, canonical.event_id, identified.person_id
-    transfer_id = transfer.id if transfer else None
+def _is_sensitive(identified: Identified, known: Known) -> bool:
+    """Whether any record of the person is restricted, this message included."""
+    if identified.sensitivity is not None:
+        return identified.sensitivity != "U"
+    records = [identified.created] if identified.created else known.group(identified.person_id)
+    return any(each.sensitivity in {"R", "V"} for each in records if each)
 
-    def entry(code: Code, detail: dict[str, object], **more: object) -> AuditEntry:
+
+def _audit_accepted(
+    understood: Understood,
+    happened: Happened,
+    outbox: tuple[Outgoing, ...],
+    now: datetime,
+    *,
+    sensitive: bool,
+) -> list[AuditEntry]:
+    canonical, identified = happened.canonical, happened.identified
+    first = happened.first.transfer.id if happened.first else None
+
+    def entry(
+        code: Code, detail: dict[str, object], transfer_id: str | None = first, counterpart: str | None = None
+    ) -> AuditEntry:
         return AuditEntry(
             code,
             now,
             "kafka",
-            trust=trust,
-            event_id=event_id,
-            person_id=person_id,
+            trust=canonical.trust,
+            counterpart=counterpart,
+            event_id=canonical.event_id,
+            person_id=identified.person_id,
             transfer_id=transfer_id,
             occurred_at=canonical.occurred_at,
             detail=detail,
-            **more,  # type: ignore[arg-type]
         )
 
+    normalised: dict[str, object] = {
+        "event_type": happened.event_type,
+        "changes": dict(Counter(change.rule for change in canonical.changes)),
+        "flags": [flag.code for flag in happened.flags],
+    }
     entries = [
         entry(Code.MESSAGE_RECEIVED, _message_detail(understood)),
-        entry(
-            Code.MESSAGE_NORMALISED,
-            {
-                "event_type": happened.event_type,
-                "changes": dict(Counter(change.rule for change in canonical.changes)),
-                "flags": [flag.code for flag in happened.flags],
-            },
-        ),
+        entry(Code.MESSAGE_NORMALISED, normalised),
+        *(entry(code, detail) for code, detail in _audit_identity(identified)),
     ]
+    entries += [_audit_taken(taken, entry) for taken in happened.taken]
+    routed: dict[str, list[Outgoing]] = {}
+    for out in outbox:
+        if out.transfer_id:
+            routed.setdefault(out.transfer_id, []).append(out)
+    for transfer_id, outs in routed.items():
+        routes = [{"to": out.receiver, "topic": out.topic} for out in outs]
+        entries.append(entry(Code.ROUTED, {"routes": routes}, transfer_id, routes[0]["to"]))
+    if sensitive and routed:
+        entries.append(
+            entry(Code.SENSITIVITY_APPLIED, {"kept_back": ["address", "telecom", "GP", "contacts"]})
+        )
+    return entries
+
+
+def _audit_identity(identified: Identified) -> Iterator[tuple[Code, dict[str, object]]]:
+    """What is new about who this is: kinds of identifiers and the hub's own ids, never a number."""
     if identified.created or identified.new_keys:
         code = Code.PERSON_CREATED if identified.created else Code.PERSON_MATCHED
-        entries.append(entry(code, {"new_identifiers": sorted(key.authority for key in identified.new_keys)}))
-    if transfer is not None and happened.fact is not None:
-        move = {
-            "from": happened.before,
-            "to": transfer.state,
-            "why": happened.fact.because,
-            "version": transfer.version,
-        }
-        code = Code.TRANSFER_CREATED if happened.created else Code.TRANSFER_MOVED
-        entries.append(entry(code, {"step": happened.fact.step, **move}))
-    routed = [{"to": out.receiver, "topic": out.topic} for out in outbox if out.transfer_id]
-    if routed:
-        entries.append(entry(Code.ROUTED, {"routes": routed}, counterpart=routed[0]["to"]))
-    return entries
+        yield code, {"new_identifiers": sorted(key.authority for key in identified.new_keys)}
+    if identified.superseded:
+        yield Code.NHS_NUMBER_SUPERSEDED, {}
+    for each in identified.merged:
+        code = Code.PERSONS_MERGED if each.survivor else Code.PERSONS_UNMERGED
+        yield code, {"loser": each.loser, "survivor": each.survivor, "basis": each.basis}
+    if identified.sensitivity:
+        yield Code.SENSITIVITY_CHANGED, {"to": identified.sensitivity}
+
+
+def _audit_taken(taken: Taken, entry: Callable[..., AuditEntry]) -> AuditEntry:
+    transfer = taken.transfer
+    detail: dict[str, object] = {
+        "step": taken.fact.step,
+        "from": taken.before,
+        "to": transfer.state,
+        "why": taken.fact.because,
+        "version": transfer.version,
+    }
+    if taken.created and transfer.inferred:
+        detail["inferred"] = True
+    adopted = [fact.event_id for fact in taken.facts if fact is not taken.fact]
+    if adopted:
+        detail["with_events"] = adopted
+    return entry(Code.TRANSFER_CREATED if taken.created else Code.TRANSFER_MOVED, detail, transfer.id)
 
 
 def _message_detail(understood: Understood) -> dict[str, object]:
@@ -278,6 +342,7 @@ def _audit_refused(
     detail: dict[str, object] = {"first_event_id": first.event_id} if first else {}
     if rejection is not None:
         detail |= {"why": rejection.why, "at": rejection.at, "owner": rejection.ruling.owner}
+        detail |= {"candidates": list(rejection.candidates)} if rejection.candidates else {}
 
     def entry(code: Code, outcome: Outcome, said: dict[str, object]) -> AuditEntry:
         return AuditEntry(
@@ -328,7 +393,7 @@ def _repeated(understood: Understood, first: FirstMessage, journey: Journey, now
 
 def _remember(effects: Effects, known: Known) -> None:
     happened, rejection = effects.happened, effects.rejection
-    transfer = happened.transfer if happened else None
+    first_taken = happened.first if happened else None
     known.messages[(effects.received.trust, effects.message_id)] = FirstMessage(
         EventId(effects.received.event_id),
         effects.sha256,
@@ -336,16 +401,29 @@ def _remember(effects: Effects, known: Known) -> None:
         rejection.why if rejection else None,
         rejection.at if rejection else "",
         rejection.detail if rejection else "",
-        transfer.id if transfer else None,
+        first_taken.transfer.id if first_taken else None,
     )
     if happened is None:
         return
-    identified = happened.identified
+    _remember_person(happened.identified, known)
+    for taken in happened.taken:
+        known.add_transfer(taken.transfer)
+        for fact in taken.facts:
+            known.remove_stay(fact.event_id)
+    if happened.canonical.stay is not None and not happened.taken:
+        known.add_stay(happened.identified.person_id, happened.canonical.stay)
+
+
+def _remember_person(identified: Identified, known: Known) -> None:
     if identified.created is not None:
         known.add_person(identified.created)
-    elif identified.new_keys:
-        person = known.persons[identified.person_id]
+    person = known.persons[identified.person_id]
+    if identified.created is None:
         person.keys.update(identified.new_keys)
-        known.add_person(person)
-    if transfer is not None:
-        known.add_transfer(transfer)
+    if identified.sensitivity is not None:
+        person.sensitivity = None if identified.sensitivity == "U" else identified.sensitivity
+    known.add_person(person)
+    for each in identified.merged:
+        loser = known.persons[each.loser]
+        loser.merged_into = each.survivor
+        known.add_person(loser)

@@ -99,7 +99,7 @@ _DOUBTS: dict[FlagCode, str] = {
     FlagCode.SENDER_NOT_NAMED: "Nobody is named as sender; the owner of the topic is taken.",
     FlagCode.REASON_INCONSISTENT: "Reason and status contradict each other; the status counts.",
     FlagCode.TRANSFER_AMBIGUOUS: "More than one transfer could be meant; nothing was moved.",
-    FlagCode.PATIENT_LINK_REFUSED: "An identifier belongs to somebody else already; it was not linked.",
+    FlagCode.RECORDS_DIVERGE: "An identifier belongs to somebody else already; it was not linked.",
     FlagCode.MOVED_WITHOUT_ACCEPTANCE: "The patient left before the receiver had accepted.",
     FlagCode.TIME_ZONE_ASSUMED: "A time has no offset; the trust's own clock is assumed.",
     FlagCode.ENCOUNTER_CLASS_ASSUMED: "Encounter.class is missing or not known; see the change for what is assumed.",

@@ -38,6 +38,13 @@ class Identified:
     superseded: bool = False
     sensitivity: str | None = None
     """R or V, or U where it was taken back; None: as it was."""
+    confirmed: bool = False
+    """A human has said who it is."""
+
+    @property
+    def basis(self) -> str:
+        """Why who this is has changed, in one word for the record."""
+        return next((each.basis for each in self.merged), "nhs-number-superseded")
 
     @property
     def changed(self) -> bool:
@@ -45,8 +52,15 @@ class Identified:
         return bool(self.merged) or self.superseded
 
 
-def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Identified | Rejection:
-    """The person a message is about. ``hint`` is the person of the transfer the message names, if it names one."""
+def identify(
+    canonical: Canonical, known: Known, hint: PersonId | None, *, chosen: bool = False
+) -> Identified | Rejection:
+    """The person a message is about. ``hint`` is the person of the transfer the message names, if it names one.
+
+    ``chosen``: a human has said that it is the person of the hint, and answers for it.
+    """
+    if chosen and hint is not None:
+        return _chosen(canonical, known, hint)
     ref = canonical.person
     found = known.persons_of(ref.keys)
     superseding = _superseding(ref, found, known)
@@ -63,7 +77,7 @@ def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Ident
         return _with_links(_created(canonical), canonical, known)
     who = named or person
     assert who is not None
-    doubt = _doubt(who, person, canonical, known, superseding is not None)
+    doubt = _doubt(who, canonical, known, is_named=named is not None, superseding=superseding is not None)
     if doubt is not None:
         return doubt
     return _with_links(
@@ -79,9 +93,16 @@ def identify(canonical: Canonical, known: Known, hint: PersonId | None) -> Ident
     )
 
 
+def _chosen(canonical: Canonical, known: Known, hint: PersonId) -> Identified | Rejection:
+    if hint not in known.persons:
+        return Rejection(Why.NEEDS_CONFIRMATION, _AT, "Nobody is known by the person id that was given.")
+    who = known.root(hint)
+    free = tuple(key for key in canonical.person.keys if known.record_of(key) is None)
+    return Identified(who.id, new_keys=free, sensitivity=_sensitivity(who, canonical), confirmed=True)
+
+
 def _ask(detail: str, persons: Iterable[Person]) -> Rejection:
-    ids = ", ".join(each.id for each in persons)
-    return Rejection(Why.NEEDS_CONFIRMATION, _AT, f"{detail} Candidates: {ids}." if ids else detail)
+    return Rejection(Why.NEEDS_CONFIRMATION, _AT, detail, tuple(each.id for each in persons))
 
 
 def _created(canonical: Canonical) -> Identified:
@@ -122,7 +143,7 @@ def _merges_of_superseded(found: list[Person], person: Person | None) -> tuple[M
 
 
 def _doubt(
-    who: Person, found: Person | None, canonical: Canonical, known: Known, superseding: bool
+    who: Person, canonical: Canonical, known: Known, *, is_named: bool, superseding: bool
 ) -> Rejection | None:
     """What speaks against its being this person. An unknown patient's details are guesses and prove nothing."""
     ref = canonical.person
@@ -140,9 +161,12 @@ def _doubt(
     if other_number and not superseding:
         return _ask("The NHS number differs from the one held for this person.", (who,))
     own = {key for record in known.group(who.id) for key in record.keys}
-    by_number_alone = found is not None and who is found and not own & set(ref.local)
+    by_number_alone = not is_named and not own & set(ref.local)
     has_vouched = any(key.authority.partition("|")[0] == canonical.trust for key in own)
     if by_number_alone and not has_vouched and not _same_birth_date(who.birth_date, ref.birth_date):
+        if canonical.kind in {Kind.UPDATE, Kind.CANCEL, Kind.ANSWER}:
+            # Whoever names no transfer of theirs must not learn whether the patient is known.
+            return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
         return _ask("An NHS number without the date of birth is not enough to know a person by.", (who,))
     return None
 

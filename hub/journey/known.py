@@ -100,7 +100,9 @@ class Known:
         return person
 
     def group(self, person_id: PersonId) -> list[Person]:
-        """All records of the same person, the one that stands for them first."""
+        """All records of the same person, the one that stands for them first; none of somebody met just now."""
+        if person_id not in self.persons:
+            return []
         found = [self.root(person_id)]
         for each in found:
             found += [self.persons[part] for part in sorted(self._parts.get(each.id, ()))]

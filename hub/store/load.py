@@ -1,21 +1,25 @@
 """Reading for a batch: first the locks, then what is known. A handful of set-wise queries, whatever the batch's size."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
-from hub.domain.message import Canonical, Position, Received
+from hub.domain.message import Canonical, EncounterRef, Position, Received, Stay
 from hub.domain.rejection import Disposition, Why
-from hub.domain.transfer import Fact, State, Step, Transfer
+from hub.domain.transfer import HUB, Fact, Party, State, Step, Transfer
 from hub.journey.decide import Understood
 from hub.journey.known import FirstMessage, Known, Person
 from hub.store import tables as t
 from hub.store.bulk import among, is_postgresql
 from hub.store.packing import unpack
+
+STAYS_KEPT = timedelta(days=14)
+"""How long a stay that belongs to no transfer is remembered for a request that comes late."""
 
 
 def first_key(trust: str, message_id: str) -> str:
@@ -47,7 +51,7 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
     names = {f"m|{first_key(u.received.trust, u.message_id)}" for u in batch}
     for meaning in (u.meaning for u in batch):
         if isinstance(meaning, Canonical):
-            names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.keys}
+            names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.lookup}
             names |= {f"r|{each.system}|{each.value}" for each in meaning.refs.requests}
     numbers = sorted(
         int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
@@ -61,18 +65,29 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
     )
 
 
-async def load_known(connection: AsyncConnection, batch: Sequence[Understood]) -> Known:
-    """Everything the decisions of this batch may look at. The persons it touches are locked, in key order."""
+async def load_known(
+    connection: AsyncConnection,
+    batch: Sequence[Understood],
+    now: datetime,
+    persons: Iterable[str] = (),
+    transfers: Iterable[str] = (),
+) -> Known:
+    """Everything the decisions of this batch may look at. The persons it touches are locked, in key order.
+
+    ``persons`` and ``transfers`` those a human has named.
+    """
     known = Known()
     await _messages(connection, batch, known)
     canonicals = [u.meaning for u in batch if isinstance(u.meaning, Canonical)]
     if not canonicals:
         return known
     person_ids = await _person_ids(connection, canonicals)
-    person_ids |= await _persons_of_named_transfers(connection, canonicals)
+    person_ids |= await _persons_of_named_transfers(connection, canonicals, transfers)
+    person_ids |= set(persons)
     if person_ids:
-        await _persons(connection, person_ids, known)
+        person_ids = await _persons(connection, person_ids, known)
         await _transfers(connection, person_ids, known)
+        await _stays(connection, person_ids, known, now)
     return known
 
 
@@ -107,7 +122,7 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
 
 
 async def _person_ids(connection: AsyncConnection, canonicals: Sequence[Canonical]) -> set[str]:
-    keys = {key for canonical in canonicals for key in canonical.person.keys}
+    keys = {key for canonical in canonicals for key in canonical.person.lookup}
     if not keys:
         return set()
     p = t.person_identifier
@@ -120,10 +135,10 @@ async def _person_ids(connection: AsyncConnection, canonicals: Sequence[Canonica
 
 
 async def _persons_of_named_transfers(
-    connection: AsyncConnection, canonicals: Sequence[Canonical]
+    connection: AsyncConnection, canonicals: Sequence[Canonical], chosen: Iterable[str]
 ) -> set[str]:
     """Persons of the transfers that messages name. Somebody else's numbers are harmless here: `named_transfer` checks the parties."""
-    ids = {c.refs.hub_id for c in canonicals if c.refs.hub_id}
+    ids = {c.refs.hub_id for c in canonicals if c.refs.hub_id} | set(chosen)
     requests = {each.value for c in canonicals for each in c.refs.requests}
     conversations = {c.refs.correlation_id for c in canonicals if c.refs.correlation_id}
     ways = [
@@ -143,26 +158,44 @@ async def _persons_of_named_transfers(
     return {row.person_id for row in rows}
 
 
-async def _persons(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
+async def _persons(connection: AsyncConnection, person_ids: set[str], known: Known) -> set[str]:
+    """The persons, and all other records that were merged with theirs; their ids. Locked in key order."""
     person, identifier = t.person, t.person_identifier
-    rows = await connection.execute(
-        select(person)
-        .where(among(person.c.person_id, person_ids, connection))
-        .order_by(person.c.person_id)
-        .with_for_update()
-    )
-    found = {
-        row.person_id: Person(PersonId(row.person_id), row.birth_date, row.created_at, set()) for row in rows
-    }
+    found: dict[str, Person] = {}
+    asked: set[str] = set()
+    wanted = set(person_ids)
+    while wanted:
+        rows = await connection.execute(
+            select(person)
+            .where(
+                or_(
+                    among(person.c.person_id, wanted, connection),
+                    among(person.c.merged_into, wanted, connection),
+                )
+            )
+            .order_by(person.c.person_id)
+            .with_for_update()
+        )
+        found |= {row.person_id: _person(row) for row in rows}
+        asked |= wanted
+        wanted = {*found, *(each.merged_into for each in found.values() if each.merged_into)} - asked
     keys = await connection.execute(
         select(identifier.c.person_id, identifier.c.authority, identifier.c.value).where(
-            among(identifier.c.person_id, person_ids, connection)
+            among(identifier.c.person_id, found, connection)
         )
     )
     for row in keys:
         found[row.person_id].keys.add(PersonKey(row.authority, row.value))
     for each in found.values():
         known.add_person(each)
+    return set(found)
+
+
+def _person(row: Any) -> Person:
+    merged_into = PersonId(row.merged_into) if row.merged_into else None
+    return Person(
+        PersonId(row.person_id), row.birth_date, row.created_at, set(), merged_into, row.sensitivity
+    )
 
 
 async def _transfers(connection: AsyncConnection, person_ids: set[str], known: Known) -> None:
@@ -175,6 +208,47 @@ async def _transfers(connection: AsyncConnection, person_ids: set[str], known: K
         known.add_transfer(transfer)
 
 
+async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known, now: datetime) -> None:
+    """The persons' stays that belong to no transfer yet, as long as a request may still come for them."""
+    e = t.event
+    rows = await connection.execute(
+        select(
+            e.c.event_id,
+            e.c.person_id,
+            e.c.trust,
+            e.c.event_type,
+            e.c.occurred_at,
+            e.c.received_at,
+            e.c.sequence,
+            e.c.stay,
+        ).where(
+            among(e.c.person_id, person_ids, connection),
+            e.c.transfer_id.is_(None),
+            e.c.received_at > now - STAYS_KEPT,
+            e.c.encounter_key.is_not(None),
+        )
+    )
+    for row in rows:
+        if row.stay is not None:
+            known.add_stay(row.person_id, _stay(row))
+
+
+def _stay(row: Any) -> Stay:
+    said = dict(row.stay)
+    stated_at, deceased = said.pop("stated_at", None), said.pop("deceased", None)
+    return Stay(
+        EventId(row.event_id),
+        OdsCode(row.trust),
+        row.event_type,
+        EncounterRef(**said),
+        row.occurred_at,
+        row.received_at,
+        row.sequence,
+        datetime.fromisoformat(stated_at) if stated_at else None,
+        deceased,
+    )
+
+
 async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[Transfer]:
     """Rows of `transfer` as values, their facts and identifiers with them."""
     ids = [row.transfer_id for row in rows]
@@ -182,28 +256,29 @@ async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[T
         return []
     facts: dict[str, list[Fact]] = {each: [] for each in ids}
     requests: dict[str, list[Identifier]] = {each: [] for each in ids}
-    e, identifier = t.event, t.transfer_identifier
+    h, identifier = t.transfer_history, t.transfer_identifier
+    parties = {
+        row.transfer_id: {row.sender: Party.SENDER, row.receiver: Party.RECEIVER, HUB: Party.HUB}
+        for row in rows
+    }
     for row in await connection.execute(
-        select(
-            e.c.transfer_id,
-            e.c.event_id,
-            e.c.step,
-            e.c.trust,
-            e.c.occurred_at,
-            e.c.received_at,
-            e.c.sequence,
-            e.c.because,
-        ).where(among(e.c.transfer_id, ids, connection), e.c.step.is_not(None))
+        select(h).where(among(h.c.transfer_id, ids, connection)).order_by(h.c.transfer_id, h.c.version)
     ):
         facts[row.transfer_id].append(
             Fact(
                 EventId(row.event_id),
                 Step(row.step),
-                OdsCode(row.trust),
+                OdsCode(row.by),
+                parties[row.transfer_id].get(row.by, Party.THIRD),
                 row.occurred_at,
                 row.received_at,
                 row.sequence,
                 row.because,
+                row.encounter_key,
+                frozenset(Step(each) for each in row.retracts or ()),
+                row.until,
+                row.clock,
+                row.stated_at,
             )
         )
     for row in await connection.execute(
@@ -226,6 +301,10 @@ async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[T
             sender_code=row.sender_code,
             receiver_code=row.receiver_code,
             changed_at=row.changed_at,
+            specialty=row.specialty,
+            priority=row.priority,
+            kind=row.kind,
+            replaces=row.replaces,
         )
         for row in rows
     ]

@@ -114,6 +114,14 @@ person = Table(
     _id("person_id", primary_key=True),
     Column("birth_date", String(10)),
     Column("created_at", UtcDateTime, nullable=False),
+    _id("merged_into", comment="The record that stands for this one; empty: it stands for itself"),
+    Column("sensitivity", String(1), comment="R or V (PDS): whereabouts are kept back"),
+)
+Index(
+    "ix_person_merged_into",
+    person.c.merged_into,
+    postgresql_where=person.c.merged_into.is_not(None),
+    sqlite_where=person.c.merged_into.is_not(None),
 )
 
 person_identifier = Table(
@@ -131,10 +139,10 @@ person_link = Table(
     "person_link",
     metadata,
     _id("person_id", primary_key=True),
-    _id("linked_to", primary_key=True),
-    Column("kind", String(20), nullable=False),
-    _id("event_id", nullable=False),
-    comment="Merges are facts, not deletions",
+    _id("event_id", primary_key=True),
+    _id("linked_to", comment="Empty: parted again"),
+    Column("kind", String(40), nullable=False),
+    comment="Merges are facts, not deletions; `person.merged_into` is where they lead",
 )
 
 event = Table(
@@ -146,11 +154,10 @@ event = Table(
     _id("person_id", index=True),
     _id("transfer_id", index=True),
     Column("encounter_key", String(600)),
-    Column("step", String(20), comment="What it does to the transfer; null where it does nothing"),
     Column("occurred_at", UtcDateTime, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
     Column("sequence", BigInteger),
-    Column("because", Text, nullable=False, default=""),
+    Column("stay", JSON, comment="What an encounter event says of a stay, as far as it can move a transfer"),
     Column("flags", JSON, nullable=False),
     Column("changes", JSON, nullable=False),
     Column("unmapped", JSON, nullable=False, server_default="[]"),
@@ -172,7 +179,21 @@ transfer = Table(
     Column("changed_at", UtcDateTime, nullable=False),
     Column("correlation_id", String(255), index=True),
     Column("origin_encounter", String(600)),
+    Column("specialty", String(20)),
+    Column("priority", String(20)),
+    Column("kind", String(40)),
+    Column("inferred", Boolean, nullable=False, default=False),
+    _id("replaces"),
+    Column("due_at", UtcDateTime, comment="When its next clock rings"),
+    Column("due_clock", String(30)),
     Index("ix_transfer_state", "state", "changed_at"),
+)
+
+Index(
+    "ix_transfer_due",
+    transfer.c.due_at,
+    postgresql_where=transfer.c.due_at.is_not(None),
+    sqlite_where=transfer.c.due_at.is_not(None),
 )
 
 transfer_identifier = Table(
@@ -192,10 +213,18 @@ transfer_history = Table(
     Column("from_state", String(20)),
     Column("to_state", String(20), nullable=False),
     Column("step", String(20), nullable=False),
+    Column("by", String(6), nullable=False),
     _id("event_id", nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
-    Column("recorded_at", UtcDateTime, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("sequence", BigInteger),
     Column("because", Text, nullable=False),
+    Column("encounter_key", String(600)),
+    Column("retracts", JSON, comment="Steps of that stay that count no more"),
+    Column("until", UtcDateTime),
+    Column("clock", String(30)),
+    Column("stated_at", UtcDateTime),
+    comment="The facts: what a transfer's state is the fold of. Version n is the n-th that was learned",
 )
 
 outbox = Table(
@@ -295,16 +324,6 @@ brake = Table(
     Column("pulled_at", UtcDateTime),
     Column("why", String(40)),
     comment="Messages quarantined one after the other; at the limit the trust's partitions are paused",
-)
-
-due = Table(
-    "due",
-    metadata,
-    _id("due_id", primary_key=True),
-    _id("transfer_id", nullable=False, index=True),
-    Column("kind", String(40), nullable=False),
-    Column("at", UtcDateTime, nullable=False, index=True),
-    Column("done_at", UtcDateTime),
 )
 
 lease = Table(

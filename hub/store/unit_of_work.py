@@ -18,7 +18,7 @@ from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.ids import OdsCode
 from hub.domain.message import Received
 from hub.domain.rejection import Disposition
-from hub.journey.decide import Journey, Understood, decide, understand
+from hub.journey.decide import Choice, Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
 from hub.store.bulk import among, insert_ignoring, update_rows
@@ -76,12 +76,13 @@ class UnitOfWork:
             self._say(each)
         return taken
 
-    async def retry(self, event_id: str, operator: str) -> Effects:
-        """Run a quarantined message's bytes through the journey again. ``operator`` is a role or account, for the audit.
+    async def retry(self, event_id: str, operator: str, choice: Choice | None = None) -> Effects:
+        """Run a quarantined message's bytes through the journey again. ``operator`` is a role or account, for the audit;
+        ``choice`` is their answer to a question that the hub asked.
 
         Raises NotQuarantinedError, StoreUnavailableError.
         """
-        return await self._until_committed(lambda: self._retry_once(event_id, operator))
+        return await self._until_committed(lambda: self._retry_once(event_id, operator, choice))
 
     async def _until_committed(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Run a transaction, again after a conflict with another worker; anything else ends it."""
@@ -124,7 +125,7 @@ class UnitOfWork:
         if not fresh:
             return []
         await lock_names(connection, fresh)
-        known = await load_known(connection, fresh)
+        known = await load_known(connection, fresh, now)
         effects: list[Effects] = []
         for each in fresh:
             brake = brakes[each.received.trust]
@@ -145,21 +146,28 @@ class UnitOfWork:
             brake.in_a_row = 0
             brake.touched = True
 
-    async def _retry_once(self, event_id: str, operator: str) -> Effects:
+    async def _retry_once(self, event_id: str, operator: str, choice: Choice | None) -> Effects:
         now = self._clock()
         async with self._engine.begin() as connection:
             received = await _stored(connection, event_id)
             understood = understand(received, self._journey)
             await lock_names(connection, [understood])
-            known = await load_known(connection, [understood])
-            decided = decide(understood, known, self._journey, now, again=True)
+            persons = [choice.person_id] if choice and choice.person_id else []
+            transfers = [choice.transfer_id] if choice and choice.transfer_id else []
+            known = await load_known(connection, [understood], now, persons, transfers)
+            decided = decide(understood, known, self._journey, now, again=True, choice=choice)
             replayed = AuditEntry(
                 Code.MESSAGE_RETRIED,
                 now,
                 "operator",
                 trust=received.trust,
                 event_id=received.event_id,
-                detail={"operator": operator, "disposition": decided.disposition},
+                detail={
+                    "operator": operator,
+                    "disposition": decided.disposition,
+                    **({"chosen_transfer": choice.transfer_id} if choice and choice.transfer_id else {}),
+                    **({"chosen_person": choice.person_id} if choice and choice.person_id else {}),
+                },
             )
             decided = replace(decided, audit=(replayed, *decided.audit))
             await write_effects(connection, [decided], now, again=True)

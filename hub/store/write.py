@@ -1,5 +1,6 @@
 """Writing a batch's effects: one statement a table, rows in the order in which they were decided."""
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -9,10 +10,15 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.entries import AuditEntry
+from hub.domain.ids import TransferId
+from hub.domain.message import Stay
 from hub.domain.rejection import Disposition
+from hub.domain.transfer import Step, Transfer, final_state, fold
+from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
+from hub.journey.identify import Identified
 from hub.store import tables as t
-from hub.store.bulk import insert_rows, update_rows
+from hub.store.bulk import insert_ignoring, insert_rows, update_rows
 from hub.store.load import first_key
 from hub.store.packing import pack
 
@@ -32,6 +38,7 @@ async def write_effects(
     await insert_rows(
         connection, t.person_identifier, [row for each in happened for row in _person_identifiers(each)]
     )
+    await _write_persons(connection, happened)
     await insert_rows(connection, t.event, [_event(each) for each in happened])
     await _write_transfers(connection, happened)
     await insert_rows(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
@@ -90,7 +97,12 @@ async def _update_messages(connection: AsyncConnection, effects: Sequence[Effect
 def _person(happened: Happened) -> Row:
     person = happened.identified.created
     assert person is not None
-    return {"person_id": person.id, "birth_date": person.birth_date, "created_at": person.created_at}
+    return {
+        "person_id": person.id,
+        "birth_date": person.birth_date,
+        "created_at": person.created_at,
+        "sensitivity": person.sensitivity,
+    }
 
 
 def _person_identifiers(happened: Happened) -> list[Row]:
@@ -98,27 +110,66 @@ def _person_identifiers(happened: Happened) -> list[Row]:
         {
             "authority": key.authority,
             "value": key.value,
-            "person_id": happened.identified.person_id,
+            "person_id": _known_by(happened.identified),
             "event_id": happened.canonical.event_id,
         }
         for key in happened.identified.new_keys
     ]
 
 
+def _known_by(identified: Identified) -> str:
+    """Whose the new keys are: those of a record that is merged as soon as it is met are its own."""
+    return identified.created.id if identified.created else identified.person_id
+
+
+async def _write_persons(connection: AsyncConnection, happened: Sequence[Happened]) -> None:
+    """Merges, partings and labels: rare, so a statement each."""
+    for each in happened:
+        identified = each.identified
+        for merged in identified.merged:
+            await connection.execute(
+                update(t.person)
+                .where(t.person.c.person_id == merged.loser)
+                .values(merged_into=merged.survivor)
+            )
+            link = {
+                "person_id": merged.loser,
+                "event_id": each.canonical.event_id,
+                "linked_to": merged.survivor,
+                "kind": merged.basis,
+            }
+            await connection.execute(insert_ignoring(connection, t.person_link), [link])
+        if identified.sensitivity and identified.created is None:
+            label = None if identified.sensitivity == "U" else identified.sensitivity
+            await connection.execute(
+                update(t.person).where(t.person.c.person_id == identified.person_id).values(sensitivity=label)
+            )
+
+
+def _said_of_stay(stay: Stay | None) -> Row | None:
+    """What `hub.store.load` makes a `Stay` of again."""
+    if stay is None:
+        return None
+    more = {"stated_at": stay.stated_at.isoformat() if stay.stated_at else None, "deceased": stay.deceased}
+    said = dataclasses.asdict(stay.encounter) | more
+    return {
+        name: value for name, value in said.items() if value is not None or name in {"key", "encounter_class"}
+    }
+
+
 def _event(happened: Happened) -> Row:
-    canonical, fact, transfer = happened.canonical, happened.fact, happened.transfer
+    canonical, first = happened.canonical, happened.first
     return {
         "event_id": canonical.event_id,
         "trust": canonical.trust,
         "event_type": happened.event_type,
         "person_id": happened.identified.person_id,
-        "transfer_id": transfer.id if transfer else None,
+        "transfer_id": first.transfer.id if first else None,
         "encounter_key": canonical.encounter.key if canonical.encounter else None,
-        "step": fact.step.value if fact else None,
         "occurred_at": canonical.occurred_at,
         "received_at": canonical.received.received_at,
         "sequence": canonical.sequence,
-        "because": fact.because if fact else "",
+        "stay": _said_of_stay(canonical.stay),
         "flags": [{"code": f.code.value, "path": f.path, "detail": f.detail} for f in happened.flags],
         "changes": [
             {"path": c.path, "before": c.before, "after": c.after, "rule": c.rule, "source": c.source}
@@ -130,64 +181,104 @@ def _event(happened: Happened) -> Row:
 
 
 async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happened]) -> None:
-    """New transfers as they stand after the batch, changed ones brought up to date, and every state they had."""
-    last = {each.transfer.id: each.transfer for each in happened if each.transfer is not None}
-    new = {each.transfer.id for each in happened if each.created and each.transfer is not None}
-    rows = [
-        {
-            "transfer_id": each.id,
-            "person_id": each.person_id,
-            "sender": each.sender,
-            "receiver": each.receiver,
-            "sender_code": each.sender_code,
-            "receiver_code": each.receiver_code,
-            "state": each.state.value,
-            "version": each.version,
-            "requested_at": each.requested_at,
-            "changed_at": each.changed_at,
-            "correlation_id": each.correlation_id,
-            "origin_encounter": each.origin_encounter,
-        }
-        for each in last.values()
-    ]
-    await insert_rows(connection, t.transfer, [row for row in rows if row["transfer_id"] in new])
-    changed = [row for row in rows if row["transfer_id"] not in new]
+    """What a batch did to transfers, and the earlier events that are part of one now."""
+    await write_taken(connection, [taken for each in happened for taken in each.taken])
+    for each in happened:
+        for event_id, taken in each.adopted:
+            await connection.execute(
+                update(t.event).where(t.event.c.event_id == event_id).values(transfer_id=taken.transfer.id)
+            )
+
+
+async def write_taken(connection: AsyncConnection, taken: Sequence[Taken]) -> None:
+    """New transfers as they stand after the batch, changed ones brought up to date, and every fact."""
+    last = {each.transfer.id: each.transfer for each in taken}
+    new = {each.transfer.id for each in taken if each.created}
+    asked_for = {each.transfer.id for each in taken if each.created or each.fact.step in _WISHES}
+    await insert_rows(connection, t.transfer, [_transfer(last[each]) for each in last if each in new])
+    changed = [each for each in last.values() if each.id not in new]
+    names = ("transfer_id", "state", "version", "changed_at", "inferred")
+    rows = [_transfer(each) for each in changed if each.id not in asked_for]
     await update_rows(
-        connection,
-        t.transfer,
-        ["transfer_id"],
-        [{name: row[name] for name in ("transfer_id", "state", "version", "changed_at")} for row in changed],
+        connection, t.transfer, ["transfer_id"], [{name: row[name] for name in names} for row in rows]
     )
-    await insert_rows(
-        connection,
-        t.transfer_identifier,
-        [
-            {"transfer_id": each.id, "system": request.system, "value": request.value}
-            for each in last.values()
-            if each.id in new
-            for request in each.requests
-        ],
-    )
-    await insert_rows(
-        connection, t.transfer_history, [_history(each) for each in happened if each.fact is not None]
-    )
+    wishes = [_transfer(each) for each in changed if each.id in asked_for]
+    await update_rows(connection, t.transfer, ["transfer_id"], wishes)
+    await _write_identifiers(connection, [last[each] for each in last if each in asked_for], new)
+    await insert_rows(connection, t.transfer_history, [row for each in taken for row in _history(each)])
 
 
-def _history(happened: Happened) -> Row:
-    transfer, fact = happened.transfer, happened.fact
-    assert transfer is not None
-    assert fact is not None
+_WISHES = frozenset({Step.REQUEST, Step.UPDATE})
+"""Steps that say anew what is asked for."""
+
+
+async def _write_identifiers(
+    connection: AsyncConnection, transfers: Sequence[Transfer], new: set[TransferId]
+) -> None:
+    rows = {
+        each.id: [{"transfer_id": each.id, "system": r.system, "value": r.value} for r in each.requests]
+        for each in transfers
+    }
+    table = t.transfer_identifier
+    await insert_rows(connection, table, [row for each in rows if each in new for row in rows[each]])
+    again = [row for each in rows if each not in new for row in rows[each]]
+    if again:
+        await connection.execute(insert_ignoring(connection, table), again)
+
+
+def _transfer(transfer: Transfer) -> Row:
     return {
         "transfer_id": transfer.id,
+        "person_id": transfer.person_id,
+        "sender": transfer.sender,
+        "receiver": transfer.receiver,
+        "sender_code": transfer.sender_code,
+        "receiver_code": transfer.receiver_code,
+        "state": transfer.state.value,
         "version": transfer.version,
-        "from_state": happened.before.value if happened.before else None,
-        "to_state": transfer.state.value,
-        "step": fact.step.value,
-        "event_id": fact.event_id,
-        "occurred_at": fact.occurred_at,
-        "recorded_at": fact.received_at,
-        "because": fact.because,
+        "requested_at": transfer.requested_at,
+        "changed_at": transfer.changed_at,
+        "correlation_id": transfer.correlation_id,
+        "origin_encounter": transfer.origin_encounter,
+        "specialty": transfer.specialty,
+        "priority": transfer.priority,
+        "kind": transfer.kind,
+        "inferred": transfer.inferred,
+        "replaces": transfer.replaces,
     }
+
+
+def _history(taken: Taken) -> list[Row]:
+    """A row for each fact, with the state after it was learned."""
+    transfer, facts = taken.transfer, taken.transfer.facts
+    first = len(facts) - len(taken.facts)
+    rows: list[Row] = []
+    before = taken.before
+    for number, fact in enumerate(taken.facts, first + 1):
+        is_last = number == len(facts)
+        after = transfer.state if is_last else final_state(fold(facts[:number])) or transfer.state
+        rows.append(
+            {
+                "transfer_id": transfer.id,
+                "version": number,
+                "from_state": before.value if before else None,
+                "to_state": after.value,
+                "step": fact.step.value,
+                "by": fact.by,
+                "event_id": fact.event_id,
+                "occurred_at": fact.occurred_at,
+                "received_at": fact.received_at,
+                "sequence": fact.sequence,
+                "because": fact.because,
+                "encounter_key": fact.encounter,
+                "retracts": sorted(fact.retracts) or None,
+                "until": fact.until,
+                "clock": fact.clock,
+                "stated_at": fact.stated_at,
+            }
+        )
+        before = after
+    return rows
 
 
 def outbox_row(out: Outgoing, now: datetime) -> Row:

@@ -79,12 +79,12 @@ AS_BYTES = [
     ("deep, but parsed", b"[" * 100 + b"]" * 100, "message-too-deep", ""),
     ("HL7 v2", b"MSH|^~\\&|EPR|RA9|HUB||20261123||ADT^A01|1|P|2.4\rPID|1||123||" + NAMED, "dialect-not-supported", ""),
     ("HL7 v2 in MLLP", b"\x0bMSH|^~\\&|EPR\x1c\r", "dialect-not-supported", ""),
-    ("XML", b'<Patient xmlns="http://hl7.org/fhir"><name value="' + NAMED + b'"/></Patient>', "message-not-supported", "Patient"),
+    ("XML", b'<Patient xmlns="http://hl7.org/fhir"><name value="' + NAMED + b'"/></Patient>', "patient-unidentified", "Patient.identifier"),
     ("XML with BOM", b"\xef\xbb\xbf<Bundle/>", "not-fhir", None),
     ("half of XML", b'<Patient xmlns="http://hl7.org/fhir"><id value="' + NAMED, "not-xml", None),
     ("a document type", b'<!DOCTYPE x [<!ENTITY a "b">]><Patient xmlns="http://hl7.org/fhir"/>', "xml-unsafe", None),
     ("wrong structure", b'{"resourceType": "Patient", "birthDate": "09/03/1948"}', "structure-invalid", "Patient.birthDate"),
-    ("a name as element", b'{"resourceType": "Patient", "' + NAMED + b'": 1}', "message-not-supported", "Patient"),
+    ("a name as element", b'{"resourceType": "Patient", "' + NAMED + b'": 1}', "patient-unidentified", "Patient.identifier"),
 ]  # fmt: skip
 
 
@@ -118,11 +118,11 @@ def _nhs(value):
 
 
 def _status(tree):
-    resources(tree, "ServiceRequest")[0]["status"] = "draft"
+    resources(tree, "ServiceRequest")[0]["status"] = "completed"
 
 
 def _type(tree):
-    tree["type"] = "batch"
+    tree["type"] = "history"
 
 
 def _organization_named(ods, other):
@@ -145,8 +145,8 @@ AS_TREES = [
     ("sender is another trust", _organization_named("RA9", "RK9"), "sender-not-topic-owner", f"{AT}.sender"),
     ("sender is no trust", _organization_named("RA9", "ZZ9"), "sender-not-topic-owner", f"{AT}.sender"),
     ("no request", _drop("ServiceRequest"), "message-not-supported", f"{AT}.focus"),
-    ("a draft", _status, "status-not-supported", None),
-    ("a batch Bundle", _type, "message-not-supported", "Bundle.type"),
+    ("a request that is over", _status, "status-not-supported", None),
+    ("a history Bundle", _type, "message-not-supported", "Bundle.type"),
 ]  # fmt: skip
 
 

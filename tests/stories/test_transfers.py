@@ -43,7 +43,7 @@ async def test_planned_transfer_from_torbay_to_exeter(hub, torbay, exeter):
         "requested",
         "received",
         "accepted",
-        "ready",
+        "bed-allocated",
         "in-transit",
         "completed",
     ]
@@ -157,7 +157,7 @@ async def test_withdrawn_or_sent_in_error(hub, torbay, in_error):
     gone = await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number=NUMBER, in_error=in_error)
 
     assert str(gone) == "accepted"
-    assert await hub.state(asked.transfer_id) == "cancelled"
+    assert await hub.state(asked.transfer_id) == ("entered-in-error" if in_error else "cancelled")
     assert (await hub.inbox("RH8"))[-1].of("ServiceRequest")["status"] == (
         "entered-in-error" if in_error else "revoked"
     )
@@ -336,7 +336,7 @@ async def test_identifiers_of_two_people_in_one_message_move_nothing(hub, torbay
     message = torbay.epr.discharges(MARSHWIGGLE, encounter_number=STAY, to_site="RH801", at=hub.clock())
     outcome = await torbay.send(edited(message, mixed))
 
-    assert str(outcome) == "quarantined: patient-ambiguous at Patient.identifier"
+    assert str(outcome) == "quarantined: needs-confirmation at Patient.identifier"
     assert {row["state"] for row in await hub.rows(t.transfer)} == {"requested"}
 
 
@@ -360,7 +360,7 @@ async def test_stays_without_a_transfer_are_nobody_elses_business(hub, torbay, f
         await torbay.moves(
             FENNIMOSS, encounter_number=STAY, from_ward="A", to_ward="B", at=b, admitted_at=a, form=form
         ),
-        await torbay.discharges(FENNIMOSS, encounter_number=STAY, to_site="RH801", form=form),
+        await torbay.discharges(FENNIMOSS, encounter_number=STAY, disposition="19", form=form),
     ]
 
     assert [(str(o), o.transfer_id) for o in outcomes] == [("accepted", None)] * 3
@@ -441,5 +441,5 @@ async def test_a_whole_transfer_in_one_batch_is_as_one_by_one(hub, torbay, exete
     await hub.take([asked, *rest])
 
     transfer = (await hub.outcome(asked.event_id)).transfer_id
-    assert await hub.states(transfer) == ["requested", "accepted", "ready"]
+    assert await hub.states(transfer) == ["requested", "accepted", "bed-allocated"]
     assert await hub.told("RA9") == ["transfer.accepted", "transfer.bed.allocated"]
