@@ -32,6 +32,7 @@ from hub.fhir.systems import (
     BARS_REASONS,
     HUB_STATE,
     HUB_TRANSFER,
+    HUB_TRANSFER_TYPE,
     NHS_NUMBER,
     ODS_ORGANISATION,
     ODS_SITE,
@@ -41,7 +42,19 @@ from hub.fhir.systems import (
 Form = Literal["collection", "message", "bare"]
 """How an Encounter is sent: with its Patient in a collection Bundle, with a MessageHeader, or alone with the Patient contained."""
 
-TaskStatus = Literal["received", "accepted", "rejected", "ready"]
+TaskStatus = Literal[
+    "requested",
+    "received",
+    "on-hold",
+    "accepted",
+    "rejected",
+    "ready",
+    "in-progress",
+    "completed",
+    "cancelled",
+    "failed",
+    "entered-in-error",
+]
 BarsEncounterStatus = Literal["planned", "cancelled", "in-progress", "finished"]
 Priority = Literal["routine", "urgent", "asap", "stat"]
 
@@ -126,8 +139,22 @@ class Epr:
         specialty: str = "320",
         reason: str = "Needs a specialty that this hospital does not have",
         priority: Priority = "urgent",
+        kind: str | None = None,
+        draft: bool = False,
+        replaces: str | None = None,
     ) -> Message:
-        """Ask trust ``to`` to take the patient over. ``site`` is where the patient is, the trust's first one if not said."""
+        """Ask trust ``to`` to take the patient over. ``site`` is where the patient is, the trust's first one if not said.
+
+        ``kind`` is a transfer type (repatriation, treat-and-return, …), ``replaces`` the number of the request that this one
+        stands in for.
+        """
+        more: _Json = {}
+        if kind is not None:
+            referral = _coded(_CATEGORY_CODES, "referral", "Transfer of Care")
+            more["category"] = [referral, _coded(HUB_TRANSFER_TYPE, kind)]
+        if replaces is not None:
+            replaced = _identifier(self.profile.identifier_systems.request, replaces)
+            more["replaces"] = [_logical("ServiceRequest", replaced)]
         return self._requests(
             "new",
             patient,
@@ -135,9 +162,10 @@ class Epr:
             request_number=request_number,
             at=at,
             request={
-                "status": "active",
+                "status": "draft" if draft else "active",
                 "authoredOn": _time(at),
                 **self._wish(to_site, encounter_number, specialty, reason, priority),
+                **more,
             },
             encounter=self._stay(
                 patient,
@@ -233,11 +261,15 @@ class Epr:
         reason_text: str | None = None,
         bed: str | None = None,
         correlation_id: str | None = None,
+        business_status: str | None = None,
+        until: datetime | None = None,
+        version: int | None = None,
     ) -> Message:
         """Answer with a Task. The request is named by its number, by the hub's transfer id, or by both.
 
         ``reason`` is a code of BaRS's refusals (RRNA, OTH). ``correlation_id`` is the request's if not said; where only
-        the hub's id is known it is a new one.
+        the hub's id is known it is a new one. ``business_status`` is the hub's own state, where it says more; ``until`` how
+        long a bed is held; ``version`` the transfer's version that this was decided on.
         """
         if request_number is None and transfer_id is None:
             raise ValueError("an answer names the request: request_number, transfer_id or both")
@@ -253,7 +285,8 @@ class Epr:
             "basedOn": named[1:],
             "status": status,
             "statusReason": _refusal(reason, reason_text),
-            "businessStatus": _coded(HUB_STATE, status),
+            "businessStatus": _coded(HUB_STATE, business_status or status),
+            "restriction": {"period": {"end": _time(until)}} if until else None,
             "intent": "order",
             "code": _coded(TASK_CODE, "fulfill"),
             "focus": named[0],
@@ -263,7 +296,7 @@ class Epr:
             "owner": _trust(self.profile.ods, self.profile.name),
             "output": [{"type": {"text": "bed"}, "valueString": bed}] if bed else None,
         }
-        return self._response(
+        message = self._response(
             patient,
             requester,
             focus=url,
@@ -273,6 +306,9 @@ class Epr:
             correlation_id=correlation_id or correlation_of(requester.ods, subject),
             entries=[(url, task)],
         )
+        if version is not None:
+            message.headers[headers.IF_MATCH] = f'W/"{version}"'
+        return message
 
     def answers_bars(
         self,
@@ -410,6 +446,40 @@ class Epr:
             hospitalization=hospitalization,
         )
         return self._reports("A03", patient, encounter, encounter_number=encounter_number, at=at, form=form)
+
+    def reports(
+        self,
+        trigger: str,
+        patient: Patient,
+        *,
+        encounter_number: str,
+        at: datetime,
+        status: str,
+        encounter_class: str = "IMP",
+        form: Form = "message",
+        **elements: Any,
+    ) -> Message:
+        """Any ADT event: ``trigger`` is its HL7 v2 name, ``elements`` what else the Encounter says."""
+        encounter = self._stay(patient, encounter_number, at=at, status=status, **elements)
+        encounter["class"] = {"system": _ACT, "code": encounter_class}
+        return self._reports(trigger, patient, encounter, encounter_number=encounter_number, at=at, form=form)
+
+    def tells_of_patient(
+        self, trigger: str, patient: Patient, *, at: datetime, others: tuple[_Json, ...] = (), **elements: Any
+    ) -> Message:
+        """A patient event (A28, A31, A40, A37): the Patient as it is now, and other Patients that it speaks of."""
+        ods = self.profile.ods
+        person = {**self._person(patient), **elements}
+        url = _urn(ods, "Patient", orjson.dumps(person["identifier"]).decode())
+        bundle_id = _id(ods, "patient", trigger, url, _time(at))
+        header = self._header(
+            trigger, url, bundle_id, system=_V2_EVENT, sender=_trust(ods, self.profile.name)
+        )
+        entries = [header, (url, person)]
+        entries += [(_urn(ods, "Patient", str(number)), each) for number, each in enumerate(others)]
+        return self._message(
+            patient, _bundle("message", bundle_id, at, entries), correlation_id=_id(ods, "patient", bundle_id)
+        )
 
     # ----------------------------------------------------------------------------------------------------------
     # Messages

@@ -119,7 +119,7 @@ def _ask(eprs: Eprs, case: Case, at: datetime) -> Message:
     return case.first
 
 
-def _answer(status: TaskStatus, **more: str) -> Say:
+def _answer(status: TaskStatus, **more: Any) -> Say:
     def say(eprs: Eprs, case: Case, at: datetime) -> Message:
         return eprs[case.asked].answers(
             case.patient,

@@ -197,7 +197,7 @@ def _audit_accepted(
     sensitive: bool,
 ) -> list[AuditEntry]:
     canonical, identified = happened.canonical, happened.identified
-    first = happened.first.transfer.id if happened.first else None
+    first = happened.transfer_id
 
     def entry(
         code: Code, detail: dict[str, object], transfer_id: str | None = first, counterpart: str | None = None

@@ -45,6 +45,12 @@ class Happened:
         return next(iter(self.taken), None)
 
     @property
+    def transfer_id(self) -> TransferId | None:
+        """The transfer that the message is about, whether it moved it or was only told to its receiver."""
+        about = [each.transfer for each in self.taken] or self.advanced.shared
+        return about[0].id if about else None
+
+    @property
     def adopted(self) -> list[tuple[EventId, Taken]]:
         """Events told before their transfer was known, with what they are part of now."""
         own = self.canonical.event_id

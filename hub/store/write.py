@@ -158,13 +158,13 @@ def _said_of_stay(stay: Stay | None) -> Row | None:
 
 
 def _event(happened: Happened) -> Row:
-    canonical, first = happened.canonical, happened.first
+    canonical = happened.canonical
     return {
         "event_id": canonical.event_id,
         "trust": canonical.trust,
         "event_type": happened.event_type,
         "person_id": happened.identified.person_id,
-        "transfer_id": first.transfer.id if first else None,
+        "transfer_id": happened.transfer_id,
         "encounter_key": canonical.encounter.key if canonical.encounter else None,
         "occurred_at": canonical.occurred_at,
         "received_at": canonical.received.received_at,

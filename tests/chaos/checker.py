@@ -130,7 +130,10 @@ async def load(dsn: str) -> Tables:
                     'select event_id, trust, topic, partition, "offset", message_id, sha256, disposition, why, detail,'
                     " first_event_id from message"
                 ),
-                events=await fetch("select event_id, trust, transfer_id, step, event_type from event"),
+                events=await fetch(
+                    "select e.event_id, e.trust, e.transfer_id, h.step, e.event_type from event e"
+                    " left join transfer_history h using (event_id, transfer_id)"
+                ),
                 transfers=await fetch("select transfer_id, sender, receiver, state, version from transfer"),
                 identifiers=await fetch("select transfer_id, system, value from transfer_identifier"),
                 history=await fetch(
@@ -325,10 +328,7 @@ class _Court:
             self.say("duplicate_effects", f"event {event_id} stands {count} times in the transfers' history")
         steps = {row["event_id"] for row in self.t.events if row["step"]}
         for event_id in steps ^ {row["event_id"] for row in self.t.history}:
-            self.say(
-                "lost",
-                f"event {event_id} is a step in one of event and transfer_history, and not in the other",
-            )
+            self.say("lost", f"event {event_id} and the transfer's history name different transfers")
         for records, what in ((self.inboxes, "news"), (self.receipts, "receipts")):
             seqs: dict[str, set[int]] = defaultdict(set)
             for record in records:
@@ -478,7 +478,7 @@ class _Court:
                 self.say("misrouted", f"{record}: news from {source!r} of a message of {row['trust']}")
             if event["transfer_id"] != transfer["transfer_id"]:
                 self.say("misrouted", f"{record}: its event belongs to another transfer")
-            if record.headers.get("event-type") != _EVENT_TYPE_OF_STEP.get(event["step"] or ""):
+            if record.headers.get("event-type") not in self._names(event):
                 self.say(
                     "misrouted",
                     f"{record} says {record.headers.get('event-type')} of the step {event['step']}",
@@ -495,6 +495,15 @@ class _Court:
                 self.say("misrouted", f"{record} is a receipt for a message that {me} did not send")
             elif record.headers.get("x-request-id") != row["message_id"]:
                 self.say("misrouted", f"{record} names another message than {row['message_id']}")
+
+    @staticmethod
+    def _names(event: Row) -> set[str | None]:
+        """What news of an event may be called: by its step, by what its step corrected, or by the stay it tells of."""
+        if event["step"] is None:
+            return (
+                {event["event_type"]} if event["event_type"].startswith(("encounter.", "patient.")) else set()
+            )
+        return {_EVENT_TYPE_OF_STEP[event["step"]], "transfer.corrected", "transfer.reopened"}
 
     # -- in the book
 

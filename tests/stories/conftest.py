@@ -180,10 +180,12 @@ class Hub:
         self.offsets, self.in_a_row_max, self.expected = {}, 50, 0
         self.mend()
 
-    def mend(self, *, trusts=None, rules=None, limits=None, in_a_row_max=None):
+    def mend(self, *, trusts=None, profiles=None, rules=None, limits=None, in_a_row_max=None):
         """Start again with other rules or other trusts."""
         if trusts is not None:
             self.journey = replace(self.journey, directory=Directory(TRUSTS[ods] for ods in trusts))
+        if profiles is not None:
+            self.journey = replace(self.journey, directory=Directory(profiles))
         self.journey = replace(
             self.journey, rules=rules or self.journey.rules, limits=limits or self.journey.limits
         )
