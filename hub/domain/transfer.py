@@ -403,7 +403,7 @@ def fold(facts: Iterable[Fact]) -> tuple[Move, ...]:
         after: State | None
         if fact.step is Step.RETRACT:
             kept = [each for each in live if not fact.takes_back(each)]
-            after = _play(kept) if len(kept) < len(live) else None
+            after = _play(kept) if state is not None and len(kept) < len(live) else None
             live = kept
         else:
             after = advance(state, fact.step, fact.party)

@@ -172,14 +172,23 @@ def _tell_event(event: _Event, transfer: Row, names: Mapping[str, str], clock: s
     indent = " " * len(at)
     other = transfer["receiver"] if act["trust"] == transfer["sender"] else transfer["sender"]
     people = {"by": _name(names, act["trust"]), "other": _name(names, other)}
-    yield f"{at}  {_sentence(act, people)}"
+    yield f"{at}  {_sentence(act, people, names)}"
     for note in _notes(event, act, people, clock):
         yield f"{indent}  {note}"
     for told in _told(event, names, clock):
         yield f"{indent}  {told}"
 
 
-def _sentence(act: Row, people: Mapping[str, str]) -> str:
+def _in_words(why: str, names: Mapping[str, str]) -> str:
+    """The record's own sentence with names for codes, and without what stands in brackets."""
+
+    def name(found: re.Match[str]) -> str:
+        return _name(names, found[0][:3]) if found[0][:3] in names else found[0]
+
+    return re.sub(r"\b[A-Z0-9]{3}(?:[A-Z0-9]{2})?\b", name, re.sub(r" \([^()]*\)$", "", why))
+
+
+def _sentence(act: Row, people: Mapping[str, str], names: Mapping[str, str]) -> str:
     if act["code"] in _SET_ASIDE:
         return _SET_ASIDE[act["code"]].format(**people)
     step = act["detail"].get("step")
@@ -187,7 +196,7 @@ def _sentence(act: Row, people: Mapping[str, str]) -> str:
     if step == Step.REQUEST and act["code"] != Code.TRANSFER_CREATED:
         sentence = _REQUESTED_AGAIN
     why = act["detail"].get("why") or ""
-    return sentence.format(**people, reason=_reason(why), why=why[:1].upper() + why[1:])
+    return sentence.format(**people, reason=_reason(why), why=_in_words(why, names))
 
 
 def _reason(why: str) -> str:

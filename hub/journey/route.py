@@ -51,7 +51,8 @@ def _told(canonical: Canonical, taken: Taken) -> Iterable[OdsCode]:
     if _is_private(taken):
         return ()
     parties = (transfer.sender, transfer.receiver)
-    if author not in parties or taken.is_alert or taken.corrects:
+    for_both = taken.is_alert or taken.corrects or taken.fact.step is Step.IDENTIFY
+    if author not in parties or for_both:
         return parties if _is_news(canonical, taken) else ()
     return (transfer.other(author),) if _is_news(canonical, taken) else ()
 
