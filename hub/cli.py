@@ -5,7 +5,7 @@ import functools
 import getpass
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -16,15 +16,17 @@ from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
 from hub import wiring
-from hub.domain.ids import OdsCode, parse_ods
+from hub.domain.ids import OdsCode, PersonId, TransferId, parse_ods
 from hub.domain.message import Received
 from hub.domain.trust import TrustProfile
+from hub.journey.decide import Choice
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
+from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log, set_up
-from hub.trusts import TrustsError, check_codes, check_trusts, load_profile
+from hub.trusts import TrustsError, check_codes, check_trusts, load_clocks, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,9 +40,9 @@ Each trust's record system writes FHIR events to its topic `epr.<ods>.events`; t
 tells the other hospital at `hub.<ods>.inbox`, answers the sender at `hub.<ods>.receipts`, and writes an audit trail.
 
 **See it work:** `hub demo`.
-**Run it:** `hub db upgrade`, `hub topics apply`, then `hub run` (or `hub worker` and `hub dispatcher` apart).
+**Run it:** `hub db upgrade`, `hub topics apply`, then `hub run` (or `hub worker`, `hub dispatcher` and `hub clock` apart).
 **Join in:** `hub send FILE --trust ODS`, `hub tail --trust ODS`.
-**Ask:** `hub audit search`, `hub audit trail TRANSFER`.
+**Ask:** `hub transfers list`, `hub transfers show TRANSFER`, `hub audit search`, `hub audit trail TRANSFER`.
 **Untangle:** `hub quarantine list`, `hub outbox`, `hub incidents list`, `hub brake list`.
 
 Every setting is an environment variable `HUB_…`; `hub settings` explains each.
@@ -58,6 +60,9 @@ def _group(name: str, text: str, panel: str) -> typer.Typer:
 db = _group("db", "The database's schema.", "prepare")
 topics = _group("topics", "Kafka's topics and their settings.", "prepare")
 trust = _group("trust", "The trusts that have joined: folders in `schemas/trusts/`.", "prepare")
+transfers = _group(
+    "transfers", "Transfers as they stand, what they wait for, and why they are where they are.", "ask"
+)
 audit = _group(
     "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
 )
@@ -67,6 +72,7 @@ brake = _group("brake", "Trusts that are paused because everything they sent was
 positions = _group("positions", "How far each partition has been taken in.", "untangle")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
 Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
 Result = TypeVar("Result")
 
@@ -157,7 +163,16 @@ def dispatcher() -> None:
     _run(wiring.run_dispatcher, _logging())
 
 
-SERVICES = ("worker", "dispatcher")
+@app.command(rich_help_panel=_PANELS["run"])
+def clock() -> None:
+    """Tell both hospitals when a transfer has waited too long (`schemas/clocks.yaml`)."""
+    try:
+        _run(wiring.run_clock, _logging())
+    except TrustsError as error:
+        _fail(str(error))
+
+
+SERVICES = ("worker", "dispatcher", "clock")
 
 
 @app.command(rich_help_panel=_PANELS["run"])
@@ -580,6 +595,110 @@ def audit_trail(
         print(line)
 
 
+@transfers.command("list")
+def transfers_list(
+    ods: Annotated[str | None, typer.Option("--trust", help="Sent or received by this trust.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, for example awaiting-bed.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    limit: Annotated[int, typer.Option(help="At most this many, the last changed first.", min=1)] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Open transfers: from whom, to whom, how they stand. No patient is named."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.transfers(engine, trust=ods, state=state, ended=all_, limit=limit)
+
+    columns = (
+        "transfer_id",
+        "sender",
+        "receiver",
+        "state",
+        "priority",
+        "kind",
+        "inferred",
+        "changed_at",
+        "due_at",
+    )
+    _print(_run(load, _settings()), as_json, columns, "No transfer is open.")
+
+
+@transfers.command("due")
+def transfers_due(
+    within: Annotated[float, typer.Option(help="Hours to look ahead.")] = 24,
+    as_json: AsJson = False,
+) -> None:
+    """What is waited for, the most urgent first: the daily chase list."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.transfers_due(engine, wiring.now() + timedelta(hours=within))
+
+    columns = ("due_at", "due_clock", "transfer_id", "sender", "receiver", "state", "priority", "kind")
+    _print(_run(load, _settings()), as_json, columns, "Nothing is due.")
+
+
+def _transfer_with_history(transfer: str) -> tuple[queries.Row, list[queries.Row]]:
+    async def load(settings: HubSettings) -> tuple[queries.Row, list[queries.Row]]:
+        async with wiring.opened(settings) as engine:
+            try:
+                row = await queries.transfer_row(engine, transfer)
+            except queries.NotFoundError:
+                raise _Failure(f"There is no transfer {transfer}.") from None
+            return row, await queries.transfer_history(engine, transfer)
+
+    return _run(load, _settings())
+
+
+@transfers.command("show")
+def transfers_show(
+    transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
+) -> None:
+    """One transfer: how it stands, and its facts in the order in which they happened, each with its source and effect."""
+    from hub.governance.timeline import as_json as plain
+    from hub.governance.timeline import timeline
+
+    row, history = _transfer_with_history(transfer)
+    if as_json:
+        _print([plain(row, history)], True, (), "")
+        return
+    for line in timeline(row, history):
+        print(line)
+
+
+@transfers.command("history")
+def transfers_history(
+    transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
+) -> None:
+    """The states a transfer had, in the order in which the hub learned of them."""
+    _, history = _transfer_with_history(transfer)
+    columns = ("version", "received_at", "occurred_at", "by", "step", "from_state", "to_state", "because")
+    _print(history, as_json, columns, "")
+
+
+@transfers.command("expire")
+def transfers_expire(
+    transfer: Annotated[str, typer.Argument(help="The transfer's id.")], because: Because
+) -> None:
+    """Close a transfer that nobody acts on. Possible when its clocks have reached level 3; audited, and both trusts are told."""
+
+    async def expire(settings: HubSettings) -> None:
+        trusts = wiring.directory(settings)
+        async with wiring.opened(settings) as engine:
+            try:
+                await expire_transfer(
+                    engine, transfer, because, load_clocks(settings.schemas_dir, trusts), trusts, wiring.now()
+                )
+            except queries.NotFoundError:
+                raise _Failure(f"There is no transfer {transfer}.") from None
+            except NotExpiredError:
+                raise _Failure(
+                    f"Transfer {transfer} may not be closed: it is over, or its clocks have not reached level 3."
+                ) from None
+
+    _run(expire, _settings())
+
+
 # ---------------------------------------------------------------- Untangle
 
 
@@ -685,8 +804,15 @@ def quarantine_show(
 @quarantine.command("retry")
 def quarantine_retry(
     event_ids: Annotated[list[str], typer.Argument(help="One or more messages.")],
+    transfer: Annotated[
+        str | None, typer.Option(help="The answer to needs-confirmation: this transfer is meant.")
+    ] = None,
+    person: Annotated[str | None, typer.Option(help="Or: this person (the hub's id) is meant.")] = None,
 ) -> None:
-    """Run the same bytes again, after a mend. Audited. Exit 1 if one is still quarantined."""
+    """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined."""
+    choice = Choice(TransferId(transfer) if transfer else None, PersonId(person) if person else None)
+    if (transfer or person) and len(event_ids) > 1:
+        _fail("An answer is for one message: give one event id with --transfer or --person.")
 
     async def retry(settings: HubSettings) -> bool:
         async with wiring.opened(settings) as engine:
@@ -694,7 +820,7 @@ def quarantine_retry(
             well = True
             for event_id in event_ids:
                 try:
-                    effects = await work.retry(event_id, operator=getpass.getuser())
+                    effects = await work.retry(event_id, operator=getpass.getuser(), choice=choice)
                 except NotQuarantinedError:
                     raise _Failure(f"There is no quarantined message {event_id}.") from None
                 why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
@@ -743,9 +869,6 @@ def incidents_list(
         ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"),
         "No incident is open.",
     )
-
-
-Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
 
 
 @incidents.command("acknowledge")

@@ -87,6 +87,11 @@ class HubSettings(BaseSettings):
         ge=1,
     )
 
+    # Waiting
+    clock_poll_s: float = _of(
+        5, "seconds", "How often the clock looks what is due; the shortest limit is ten minutes.", gt=0
+    )
+
     # Delivering
     dispatch_batch_max: int = _of(200, "messages", "One Kafka transaction for one receiver.", ge=1, le=1000)
     dispatch_poll_s: float = _of(0.05, "seconds", "How soon a new row is seen when nothing is waiting.", gt=0)

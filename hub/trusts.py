@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from hub.codes.book import CodeBook, CodeFile, compile_book, problems
+from hub.domain.clocks import Clocks
 from hub.domain.trust import Directory, TrustProfile
 from hub.journey.repair import RULES
 
@@ -55,6 +56,22 @@ def load_directory(schemas_dir: Path) -> Directory:
     if findings:
         raise TrustsError(findings)
     return Directory(profile for profile, _ in profiles.values())
+
+
+def load_clocks(schemas_dir: Path, directory: Directory) -> Clocks:
+    """How long each part of a transfer may take (``clocks.yaml``). Raises TrustsError for a file that cannot be used."""
+    file = "clocks.yaml"
+    try:
+        clocks = Clocks.model_validate(yaml.safe_load((schemas_dir / file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TrustsError([Finding(file, "", f"cannot be used: {error}", "the hub team")]) from error
+    strangers = {each for route in clocks.routes for each in (route.sender, route.receiver)} - {
+        p.ods for p in directory
+    }
+    if strangers:
+        names = ", ".join(sorted(strangers))
+        raise TrustsError([Finding(file, "routes", f"{names}: no such trust has joined", "the hub team")])
+    return clocks
 
 
 def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:

@@ -18,6 +18,7 @@ from hub.domain.trust import Directory
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
+from hub.services.clock import ClockService
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.settings import HubSettings
 from hub.store.engine import is_sqlite, open_engine
@@ -25,7 +26,7 @@ from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
-from hub.trusts import load_books, load_directory
+from hub.trusts import load_books, load_clocks, load_directory
 
 
 class SecondWorkerError(Exception):
@@ -66,6 +67,7 @@ def journey(settings: HubSettings, trusts: Directory) -> Journey:
             timedelta(days=settings.clock_behind_max_days),
         ),
         load_books(settings.schemas_dir, trusts),
+        load_clocks(settings.schemas_dir, trusts),
     )
 
 
@@ -126,6 +128,25 @@ async def run_dispatcher(settings: HubSettings) -> None:
         )
         _settle()
         await dispatcher.run(stop)
+
+
+async def run_clock(settings: HubSettings) -> None:
+    """`hub clock`: until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    trusts = directory(settings)
+    async with opened(settings) as engine:
+        clock = ClockService(
+            engine,
+            load_clocks(settings.schemas_dir, trusts),
+            trusts,
+            now,
+            get_log(service="clock"),
+            poll_s=settings.clock_poll_s,
+        )
+        _settle()
+        await clock.run(stop)
 
 
 def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:

@@ -102,7 +102,7 @@ class _Event:
 
     @property
     def moved(self) -> Row | None:
-        return self.first(Code.TRANSFER_CREATED, Code.TRANSFER_MOVED)
+        return self.first(Code.TRANSFER_CREATED, Code.TRANSFER_MOVED, Code.TIMER_ESCALATED)
 
     @property
     def happened_at(self) -> datetime:

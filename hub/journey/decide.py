@@ -11,6 +11,7 @@ from datetime import datetime
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.codes.book import CodeBook
+from hub.domain.clocks import Clocks
 from hub.domain.ids import EventId, PersonId, TransferId
 from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
@@ -45,6 +46,8 @@ class Journey:
     rules: Rules = field(default_factory=Rules)
     books: Mapping[str, CodeBook] = field(default_factory=dict)
     """ODS code of the sender → its code book; without one, codes stay as they were sent."""
+    clocks: Clocks = field(default_factory=Clocks)
+    """How long each part of a transfer may take; without limits no clock runs."""
 
 
 def understand(received: Received, journey: Journey) -> Understood:

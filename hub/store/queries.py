@@ -11,6 +11,7 @@ from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
+from hub.domain.transfer import ENDED
 from hub.store import tables as t
 from hub.store.load import as_received
 from hub.store.packing import unpack
@@ -101,6 +102,27 @@ async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:
     if row is None:
         raise NotFoundError(transfer_id)
     return _dict(row)
+
+
+async def transfers(
+    engine: AsyncEngine, *, trust: str | None, state: str | None, ended: bool, limit: int
+) -> list[Row]:
+    """Transfers as they stand, the last changed first; those that are over only if ``ended`` or asked for by state."""
+    table = t.transfer
+    query = select(table).order_by(table.c.changed_at.desc(), table.c.transfer_id).limit(limit)
+    if trust:
+        query = query.where((table.c.sender == trust) | (table.c.receiver == trust))
+    if state:
+        query = query.where(table.c.state == state)
+    elif not ended:
+        query = query.where(table.c.state.not_in([each.value for each in ENDED]))
+    return await _all(engine, query)
+
+
+async def transfers_due(engine: AsyncEngine, until: datetime) -> list[Row]:
+    """Transfers whose next clock rings before ``until``, the earliest first."""
+    table = t.transfer
+    return await _all(engine, select(table).where(table.c.due_at <= until).order_by(table.c.due_at))
 
 
 async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:

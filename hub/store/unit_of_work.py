@@ -107,7 +107,7 @@ class UnitOfWork:
             brakes = await _load_brakes(connection, {u.received.trust for u in fresh})
             fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
             effects = await self._decide_all(connection, fresh, brakes, now)
-            await write_effects(connection, effects, now)
+            await write_effects(connection, effects, now, self._journey.clocks)
             await _write_brakes(connection, brakes, now)
             moved = _moved(positions, effects, understood, next_after, brakes)
             await _write_positions(connection, moved, now)
@@ -170,7 +170,7 @@ class UnitOfWork:
                 },
             )
             decided = replace(decided, audit=(replayed, *decided.audit))
-            await write_effects(connection, [decided], now, again=True)
+            await write_effects(connection, [decided], now, self._journey.clocks, again=True)
         return decided
 
     def _say(self, effects: Effects) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.entries import AuditEntry
+from hub.domain.clocks import Clocks, next_due
 from hub.domain.ids import TransferId
 from hub.domain.message import Stay
 from hub.domain.rejection import Disposition
@@ -26,7 +27,12 @@ Row = dict[str, Any]
 
 
 async def write_effects(
-    connection: AsyncConnection, effects: Sequence[Effects], now: datetime, *, again: bool = False
+    connection: AsyncConnection,
+    effects: Sequence[Effects],
+    now: datetime,
+    clocks: Clocks,
+    *,
+    again: bool = False,
 ) -> None:
     """Write what a batch causes. ``again``: the message rows exist (a retry) and are brought up to date."""
     if again:
@@ -40,7 +46,7 @@ async def write_effects(
     )
     await _write_persons(connection, happened)
     await insert_rows(connection, t.event, [_event(each) for each in happened])
-    await _write_transfers(connection, happened)
+    await _write_transfers(connection, happened, clocks)
     await insert_rows(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
     await write_audit(connection, [entry for each in effects for entry in each.audit])
 
@@ -180,9 +186,9 @@ def _event(happened: Happened) -> Row:
     }
 
 
-async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happened]) -> None:
+async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happened], clocks: Clocks) -> None:
     """What a batch did to transfers, and the earlier events that are part of one now."""
-    await write_taken(connection, [taken for each in happened for taken in each.taken])
+    await write_taken(connection, [taken for each in happened for taken in each.taken], clocks)
     for each in happened:
         for event_id, taken in each.adopted:
             await connection.execute(
@@ -190,19 +196,19 @@ async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happe
             )
 
 
-async def write_taken(connection: AsyncConnection, taken: Sequence[Taken]) -> None:
+async def write_taken(connection: AsyncConnection, taken: Sequence[Taken], clocks: Clocks) -> None:
     """New transfers as they stand after the batch, changed ones brought up to date, and every fact."""
     last = {each.transfer.id: each.transfer for each in taken}
     new = {each.transfer.id for each in taken if each.created}
     asked_for = {each.transfer.id for each in taken if each.created or each.fact.step in _WISHES}
-    await insert_rows(connection, t.transfer, [_transfer(last[each]) for each in last if each in new])
+    await insert_rows(connection, t.transfer, [_transfer(last[each], clocks) for each in last if each in new])
     changed = [each for each in last.values() if each.id not in new]
-    names = ("transfer_id", "state", "version", "changed_at", "inferred")
-    rows = [_transfer(each) for each in changed if each.id not in asked_for]
+    names = ("transfer_id", "state", "version", "changed_at", "inferred", "due_at", "due_clock")
+    rows = [_transfer(each, clocks) for each in changed if each.id not in asked_for]
     await update_rows(
         connection, t.transfer, ["transfer_id"], [{name: row[name] for name in names} for row in rows]
     )
-    wishes = [_transfer(each) for each in changed if each.id in asked_for]
+    wishes = [_transfer(each, clocks) for each in changed if each.id in asked_for]
     await update_rows(connection, t.transfer, ["transfer_id"], wishes)
     await _write_identifiers(connection, [last[each] for each in last if each in asked_for], new)
     await insert_rows(connection, t.transfer_history, [row for each in taken for row in _history(each)])
@@ -226,7 +232,13 @@ async def _write_identifiers(
         await connection.execute(insert_ignoring(connection, table), again)
 
 
-def _transfer(transfer: Transfer) -> Row:
+def due_columns(transfer: Transfer, clocks: Clocks) -> Row:
+    """When the transfer's next clock rings, if one runs."""
+    due = next_due(transfer, clocks)
+    return {"due_at": due.at if due else None, "due_clock": due.name if due else None}
+
+
+def _transfer(transfer: Transfer, clocks: Clocks) -> Row:
     return {
         "transfer_id": transfer.id,
         "person_id": transfer.person_id,
@@ -245,6 +257,7 @@ def _transfer(transfer: Transfer) -> Row:
         "kind": transfer.kind,
         "inferred": transfer.inferred,
         "replaces": transfer.replaces,
+        **due_columns(transfer, clocks),
     }
 
 

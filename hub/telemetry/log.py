@@ -30,6 +30,9 @@ LogEvent = Literal[
     "message.conflict",
     # A step of our own failed on a message. Bind: event_id, trust, fault (the exception's type and place).
     "message.fault",
+    # A transfer has waited too long and both hospitals are told; the clock waits for the database. Bind: transfer_id, clock, step; fault.
+    "clock.rang",
+    "clock.waits",
     # Starting positions. Bind: topic, partition, offset.
     "position.taken_up",
     "position.below_first",

@@ -38,8 +38,8 @@ def seconds(duration: str) -> int:
 
 
 def test_the_services_are_these():
-    assert set(SERVICES) == {"kafka", "postgres", "migrate", "topics", "worker", "dispatcher"}
-    assert set(OURS) == {"migrate", "topics", "worker", "dispatcher"}
+    assert set(SERVICES) == {"kafka", "postgres", "migrate", "topics", "worker", "dispatcher", "clock"}
+    assert set(OURS) == {"migrate", "topics", "worker", "dispatcher", "clock"}
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -12,6 +12,7 @@ from hub.store.tables import metadata
 from tests.live.conftest import _revive
 from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
 from tests.stories.test_bad_input import *  # noqa: F403
+from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403

@@ -31,7 +31,7 @@ from hub.store.engine import open_engine
 from hub.store.load import with_facts
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import vocabulary
-from hub.trusts import load_books, load_directory
+from hub.trusts import load_books, load_clocks, load_directory
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 TRUSTS = load_directory(SCHEMAS)
@@ -176,7 +176,7 @@ def resources(tree, resource_type):
 class Hub:
     def __init__(self, engine):
         self.engine, self.clock, self.log = engine, Clock(), Lines()
-        self.journey = Journey(TRUSTS, books=load_books(SCHEMAS, TRUSTS))
+        self.journey = Journey(TRUSTS, books=load_books(SCHEMAS, TRUSTS), clocks=load_clocks(SCHEMAS, TRUSTS))
         self.offsets, self.in_a_row_max, self.expected = {}, 50, 0
         self.mend()
 

@@ -1,0 +1,241 @@
+"""Clocks: how long each part of a transfer may take before somebody is told (DOMAIN, 5.2, timers).
+
+The limits are data (`schemas/clocks.yaml`). A clock starts at the time of the event that started it, not when the hub heard of
+it, so that it survives restarts and late news. When one runs out, people are told, louder and louder; clinical work is never
+ended by a clock. Only a bed that is held no longer is given back.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hub.domain.transfer import HELD, WAITING, Fact, Move, Party, State, Step, Transfer, counting, fold
+
+
+class Clock(StrEnum):
+    VIEW = "view"
+    DECISION = "decision"
+    BED = "bed"
+    BED_HOLD = "bed-hold"
+    ARRIVAL = "arrival"
+    MOVED = "moved"
+    DIVERGENCE = "divergence"
+
+
+class Pace(StrEnum):
+    """How fast a transfer must go: by its priority, or because it is a repatriation."""
+
+    STAT = "stat"
+    ASAP = "asap"
+    URGENT = "urgent"
+    ROUTINE = "routine"
+    REPATRIATION = "repatriation"
+
+
+Limits = Mapping[Pace, Mapping[Clock, timedelta]]
+Factor = Annotated[float, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Route(_Part):
+    """Other limits from one trust to another; what it does not name stays as it is for all."""
+
+    sender: str
+    receiver: str
+    limits: Limits
+
+
+class Clocks(_Part):
+    """The content of `schemas/clocks.yaml`. Durations are ISO 8601 (``PT30M``)."""
+
+    limits: Limits = Field(default_factory=dict)
+    after_expected_end: Mapping[Pace, timedelta] = Field(
+        default_factory=dict, description="A journey whose end was announced may take this much longer"
+    )
+    ladder: tuple[Factor, ...] = Field(
+        default=(1.0, 1.5, 2.0), description="At these multiples of a limit the next level is told"
+    )
+    settle: timedelta = Field(
+        default=timedelta(minutes=1),
+        description="No clock rings so soon after news: a backlog may hold what it waits for",
+    )
+    routes: tuple[Route, ...] = ()
+
+    def limit(self, transfer: Transfer, clock: Clock) -> timedelta | None:
+        """How long this clock runs for this transfer; None: it does not run."""
+        pace = pace_of(transfer)
+        for route in self.routes:
+            if (route.sender, route.receiver) == (transfer.sender, transfer.receiver):
+                found = route.limits.get(pace, {}).get(clock)
+                if found is not None:
+                    return found
+        return self.limits.get(pace, {}).get(clock)
+
+
+_PACE_OF_PRIORITY: Mapping[str, Pace] = {
+    **{pace.value: pace for pace in Pace},
+    "IFT1": Pace.STAT,
+    "IFT2": Pace.ASAP,
+    "IFT3": Pace.URGENT,
+    "IFT4": Pace.ROUTINE,
+}
+
+
+def pace_of(transfer: Transfer) -> Pace:
+    """A transfer that says nothing is routine (FHIR R4, request priority)."""
+    if transfer.kind == Pace.REPATRIATION:
+        return Pace.REPATRIATION
+    return _PACE_OF_PRIORITY.get(transfer.priority or "", Pace.ROUTINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When a clock rings next, and at which level (1 is the first)."""
+
+    at: datetime
+    clock: Clock
+    level: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.clock}:{self.level}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    clock: Clock
+    since: datetime
+    until: datetime | None = None
+    """An end that somebody has announced; it stands for the limit."""
+
+
+def next_due(transfer: Transfer, clocks: Clocks) -> Due | None:
+    """The clock that rings first, at the first level that has not rung. None: nothing is waited for.
+
+    ``at`` is never before the hub has had `Clocks.settle` to hear the rest.
+    """
+    moves = fold(transfer.facts)
+    dues = [
+        due for running in _running(transfer, moves) if (due := _due(transfer, running, clocks)) is not None
+    ]
+    if not dues:
+        return None
+    first = min(dues, key=lambda due: (due.at, due.name))
+    news = max((fact.received_at for fact in transfer.facts if fact.party is not Party.HUB), default=first.at)
+    return Due(max(first.at, news + clocks.settle), first.clock, first.level)
+
+
+def level_at(transfer: Transfer, due: Due, clocks: Clocks, now: datetime) -> Due:
+    """The highest level of the same clock that has been reached: after an outage the lower ones are not told in a row."""
+    moves = fold(transfer.facts)
+    running = next((each for each in _running(transfer, moves) if each.clock is due.clock), None)
+    if running is None:
+        return due
+    times = list(_times(transfer, running, clocks))
+    reached = [level for level, at in enumerate(times, 1) if at <= now]
+    level = max([due.level, *reached])
+    return Due(times[level - 1], due.clock, level)
+
+
+def _due(transfer: Transfer, running: _Running, clocks: Clocks) -> Due | None:
+    rung = max(_levels_rung(transfer.facts, running), default=0)
+    for level, at in enumerate(_times(transfer, running, clocks), 1):
+        if level > rung:
+            return Due(at, running.clock, level)
+    return None
+
+
+def _levels_rung(facts: Sequence[Fact], running: _Running) -> Iterator[int]:
+    for fact in facts:
+        clock, _, level = (fact.clock or "").partition(":")
+        if clock == running.clock and fact.occurred_at >= running.since:
+            yield int(level)
+
+
+def _times(transfer: Transfer, running: _Running, clocks: Clocks) -> Iterator[datetime]:
+    limit = clocks.limit(transfer, running.clock)
+    if running.clock is Clock.BED_HOLD:
+        if running.until is not None or limit is not None:
+            yield running.until or running.since + (limit or timedelta())
+        return
+    grace = clocks.after_expected_end.get(pace_of(transfer))
+    if running.until is not None and grace is not None:
+        limit = max(running.until - running.since, timedelta()) + grace
+    if limit is not None:
+        yield from (running.since + limit * factor for factor in clocks.ladder)
+
+
+def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
+    """What is waited for in the present state, and since when in event time."""
+    state = transfer.state
+    if not transfer.is_open or state in {State.DRAFT, State.REJECTED}:
+        return
+    facts = counting(transfer.facts)
+    if state is State.REQUESTED:
+        yield _Running(Clock.VIEW, _since(moves, (State.REQUESTED,), transfer))
+    if state in {State.REQUESTED, State.RECEIVED}:
+        yield _Running(Clock.DECISION, _since(moves, (State.REQUESTED, State.RECEIVED), transfer))
+    if state in {State.ACCEPTED, State.AWAITING_BED}:
+        yield _Running(Clock.BED, _since(moves, (State.ACCEPTED, State.AWAITING_BED), transfer))
+    if state in {State.BED_ALLOCATED, State.TRANSPORT_BOOKED}:
+        bed = _last(facts, Step.ALLOCATE_BED)
+        if bed is not None:
+            yield _Running(Clock.BED_HOLD, bed.occurred_at, bed.until)
+    if state is State.IN_TRANSIT:
+        announced = _last(facts, Step.BOOK_TRANSPORT, Step.DEPART)
+        until = announced.until if announced else None
+        yield _Running(Clock.ARRIVAL, _since(moves, (State.IN_TRANSIT,), transfer), until)
+    if state in {*WAITING, *HELD}:
+        yield _Running(Clock.MOVED, transfer.requested_at)
+    alarm = _last(facts, Step.DIVERGE)
+    if alarm is not None and not any(
+        f.occurred_at > alarm.occurred_at and f.by == transfer.sender for f in facts
+    ):
+        yield _Running(Clock.DIVERGENCE, alarm.occurred_at)
+
+
+def _since(moves: Sequence[Move], states: tuple[State, ...], transfer: Transfer) -> datetime:
+    """When the present run of these states began."""
+    since = transfer.requested_at
+    for move in moves:
+        if move.after in states and move.before not in states:
+            since = move.fact.occurred_at
+    return since
+
+
+def _last(facts: Sequence[Fact], *steps: Step) -> Fact | None:
+    return next((fact for fact in reversed(facts) if fact.step in steps), None)
+
+
+_WHAT: Mapping[Clock, str] = {
+    Clock.VIEW: "{receiver} has not looked at the request in time",
+    Clock.DECISION: "{receiver} has not decided in time",
+    Clock.BED: "{receiver} has accepted and has no bed in time",
+    Clock.BED_HOLD: "the time for which {receiver} held the bed is over",
+    Clock.ARRIVAL: "the patient has left {sender} and has not arrived at {receiver} in time",
+    Clock.MOVED: "the patient has not been moved in time since {sender} asked",
+    Clock.DIVERGENCE: "the records of the hospitals do not agree, and {sender} has not said what is true",
+}
+_WHO: Sequence[str] = (
+    "{receiver}'s duty or bed manager",
+    "site operations of {sender} and {receiver}",
+    "the executives on call of both trusts and the integrated care board",
+)
+
+
+def sentence(transfer: Transfer, due: Due) -> str:
+    """What is told when it rings, and whom it is for. In an emergency a message is never enough."""
+    trusts = {"sender": transfer.sender, "receiver": transfer.receiver}
+    what = _WHAT[due.clock].format(**trusts)
+    if due.clock is Clock.BED_HOLD:
+        return what
+    who = _WHO[min(due.level, len(_WHO)) - 1].format(**trusts)
+    phone = " Phone as well" if pace_of(transfer) is Pace.STAT else ""
+    return f"{what}. Level {due.level}: {who}.{phone}".rstrip(".")

@@ -1,0 +1,105 @@
+"""When a clock runs out: the hub's own fact, told to both hospitals like any other. Pure; the store says what is due."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from hub.audit.entries import AuditEntry, Code
+from hub.domain.clocks import Clock, Clocks, Due, level_at, next_due, sentence
+from hub.domain.ids import EventId, time_ordered_id
+from hub.domain.transfer import EVENT_TYPE, HUB, Fact, Party, Step, Transfer
+from hub.domain.trust import Directory
+from hub.fhir.outgoing import Occasion
+from hub.journey.advance import Taken
+from hub.journey.effects import Outgoing
+from hub.journey.route import from_the_hub
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What one clock causes."""
+
+    taken: Taken
+    outbox: tuple[Outgoing, ...]
+    audit: tuple[AuditEntry, ...]
+
+
+def ring(transfer: Transfer, clocks: Clocks, directory: Directory, now: datetime) -> Rung | None:
+    """What is due for this transfer at ``now``, or None if something has happened in the meantime."""
+    due = next_due(transfer, clocks)
+    if due is None or due.at > now:
+        return None
+    due = level_at(transfer, due, clocks, now)
+    step = Step.RELEASE_BED if due.clock is Clock.BED_HOLD else Step.ESCALATE
+    return _hub_step(transfer, step, due.at, sentence(transfer, due), directory, now, due)
+
+
+def expire(transfer: Transfer, because: str, directory: Directory, now: datetime) -> Rung | None:
+    """Close a transfer that nobody acts on: a person's decision, possible only when the ladder has been climbed to its
+    third level. None: it may not be closed. ``because`` is that person's reason.
+    """
+    climbed = any((fact.clock or "").endswith(":3") for fact in transfer.facts)
+    if not climbed:
+        return None
+    rung = _hub_step(transfer, Step.EXPIRE, now, f"closed by the duty team: {because}", directory, now, None)
+    return rung if rung.taken.move.after is not None else None
+
+
+def _hub_step(
+    transfer: Transfer,
+    step: Step,
+    at: datetime,
+    because: str,
+    directory: Directory,
+    now: datetime,
+    due: Due | None,
+) -> Rung:
+    identity = time_ordered_id(now, step, transfer.id, transfer.version)
+    clock = due.name if due else None
+    fact = Fact(EventId(identity), step, HUB, Party.HUB, at, now, None, because, clock=clock)
+    told, move = transfer.with_fact(fact)
+    taken = Taken(told, transfer.state, (fact,), move)
+    news = from_the_hub(Occasion(identity, HUB, at, now), told, EVENT_TYPE[step], because, directory)
+    return Rung(taken, news, tuple(_audit(taken, news, now)))
+
+
+def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime) -> list[AuditEntry]:
+    transfer, fact = taken.transfer, taken.fact
+    detail = {
+        "step": fact.step,
+        "from": taken.before,
+        "to": transfer.state,
+        "why": fact.because,
+        "version": transfer.version,
+        "clock": fact.clock,
+    }
+    code = Code.TIMER_ESCALATED if fact.step is Step.ESCALATE else Code.TRANSFER_MOVED
+    entries = [
+        AuditEntry(
+            code,
+            now,
+            "clock",
+            trust=HUB,
+            event_id=fact.event_id,
+            person_id=transfer.person_id,
+            transfer_id=transfer.id,
+            occurred_at=fact.occurred_at,
+            detail=detail,
+        )
+    ]
+    routes = [{"to": out.receiver, "topic": out.topic} for out in news]
+    if routes:
+        entries.append(
+            AuditEntry(
+                Code.ROUTED,
+                now,
+                "clock",
+                trust=HUB,
+                counterpart=routes[0]["to"],
+                event_id=fact.event_id,
+                person_id=transfer.person_id,
+                transfer_id=transfer.id,
+                occurred_at=fact.occurred_at,
+                detail={"routes": routes},
+            )
+        )
+    return entries

@@ -1,0 +1,172 @@
+"""Patients who wait too long: clocks are moved by hand, and both hospitals are told."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hub.demo.people import MARSHWIGGLE, OAKENSHADE, QUILLFEATHER
+from hub.domain.clocks import Clock, Clocks, Pace
+from hub.services.clock import ClockService
+from hub.store import tables as t
+from hub.store.clocks import NotExpiredError, expire_transfer
+from hub.trusts import load_clocks
+from tests.stories.conftest import SCHEMAS, TRUSTS
+from tests.stories.test_journeys import accepted, answer, ask, discharge, on_the_way
+
+CLOCKS = load_clocks(SCHEMAS, TRUSTS)
+
+
+@pytest.fixture
+def clock(hub):
+    """A clock that looks at the time in the hub's hand."""
+    return ClockService(hub.engine, hub.journey.clocks, TRUSTS, hub.clock, hub.log, poll_s=1)
+
+
+async def due(hub):
+    row = (await hub.rows(t.transfer))[0]
+    return row["due_clock"], row["due_at"]
+
+
+async def test_an_emergency_that_nobody_looks_at(hub, torbay, clock):
+    """View after 10 minutes, decision after 30; then louder, to more people, and never an end."""
+    transfer = await ask(torbay, QUILLFEATHER, priority="stat")
+    asked = hub.clock()
+    assert await due(hub) == ("view:1", asked + timedelta(minutes=10))
+    heard = []
+    for _ in range(80):
+        hub.clock.later(minutes=1)
+        while await clock.once():
+            row = (await hub.rows(t.transfer_history))[-1]
+            heard.append((row["clock"], (row["occurred_at"] - asked).total_seconds() / 60))
+
+    assert sorted(heard) == [
+        ("decision:1", 30), ("decision:2", 45), ("decision:3", 60), ("view:1", 10), ("view:2", 15), ("view:3", 20),
+    ]  # fmt: skip
+    assert await hub.state(transfer) == "requested"
+    assert (await hub.told("RA9")) == ["transfer.escalated"] * 6
+    note = (await hub.inbox("RH8"))[1].of("Task")["note"][0]["text"]
+    assert (
+        note == "RH8 has not looked at the request in time. Level 1: RH8's duty or bed manager. Phone as well"
+    )
+    assert len(await hub.audit(code="timer-escalated")) == 6
+    assert await due(hub) == (None, None)
+
+
+async def test_an_answer_stops_the_clock(hub, torbay, exeter, clock):
+    await ask(torbay, QUILLFEATHER, priority="stat")
+    hub.clock.later(minutes=9)
+    await answer(exeter, "received", QUILLFEATHER, torbay)
+    hub.clock.later(minutes=10)
+
+    assert await clock.once() == 0
+    assert (await due(hub))[0] == "decision:1"
+
+
+async def test_a_bed_that_is_held_no_longer_is_given_back(hub, torbay, exeter, clock):
+    transfer = await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    assert (await due(hub))[0] == "bed-hold:1"
+    hub.clock.later(hours=13)
+    assert await clock.once() == 1
+
+    assert await hub.state(transfer) == "awaiting-bed"
+    assert (await hub.told("RH8"))[-1] == (await hub.told("RA9"))[-1] == "transfer.bed.released"
+    await answer(
+        exeter, "ready", MARSHWIGGLE, torbay, until=hub.clock() + timedelta(minutes=45), at=hub.clock()
+    )
+    name, at = await due(hub)
+    assert (name, at - hub.clock()) == ("bed-hold:1", timedelta(minutes=44))
+
+
+async def test_a_departure_that_was_told_late_takes_the_release_back(hub, torbay, exeter, clock):
+    transfer = await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    left_at = hub.clock.later(hours=1)
+    hub.clock.later(hours=12)
+    await clock.once()
+    assert await hub.state(transfer) == "awaiting-bed"
+    await discharge(torbay, MARSHWIGGLE, at=left_at)
+
+    assert await hub.state(transfer) == "in-transit"
+
+
+async def test_a_patient_who_does_not_arrive(hub, torbay, exeter, clock):
+    await on_the_way(hub, torbay, exeter, MARSHWIGGLE)
+    hub.clock.later(hours=6, minutes=1)
+
+    assert await clock.once() == 1
+    assert "has not arrived at RH8 in time" in (await hub.inbox("RA9"))[-1].of("Task")["note"][0]["text"]
+
+
+async def test_repatriation_within_48_hours(hub, torbay, exeter, clock):
+    await accepted(hub, torbay, exeter, OAKENSHADE, kind="repatriation")
+    rung = []
+    for _ in range(50):
+        hub.clock.later(hours=1)
+        while await clock.once():
+            rung.append((await hub.rows(t.transfer_history))[-1]["clock"])
+
+    assert rung == ["bed-hold:1", "moved:1", "bed:1"]
+
+
+async def test_after_an_outage_the_level_that_is_reached_is_told_and_not_each_before_it(hub, torbay, clock):
+    await ask(torbay, QUILLFEATHER, priority="stat")
+    hub.clock.later(hours=5)
+    rung = 0
+    while await clock.once():
+        rung += 1
+
+    assert rung == 2
+    clocks = [row["clock"] for row in await hub.rows(t.transfer_history)][1:]
+    assert sorted(clocks) == ["decision:3", "view:3"]
+
+
+async def test_a_backlog_does_not_raise_an_alarm_for_what_it_holds_the_answer_to(hub, torbay, exeter, clock):
+    asked_at = hub.clock()
+    hub.clock.later(hours=9)
+    await ask(torbay, QUILLFEATHER, priority="stat", at=asked_at)
+    assert await clock.once() == 0
+    await answer(exeter, "accepted", QUILLFEATHER, torbay, at=asked_at + timedelta(minutes=9))
+    assert (await due(hub))[0] == "bed:1"
+
+
+@pytest.mark.parametrize(
+    "asked", [datetime(2026, 3, 28, 23, 30, tzinfo=UTC), datetime(2026, 10, 24, 23, 30, tzinfo=UTC)]
+)
+async def test_the_clocks_that_change_at_night_change_no_limit(hub, torbay, clock, asked):
+    """Four hours are four hours, whether the night has 23 or 25."""
+    hub.clock.now = asked
+    await ask(torbay, QUILLFEATHER, priority="urgent")
+    hub.clock.later(hours=1, minutes=59)
+    assert await clock.once() == 0
+    hub.clock.later(minutes=2)
+    assert await clock.once() == 1
+    assert (await hub.rows(t.transfer_history))[-1]["occurred_at"] == asked + timedelta(hours=2)
+
+
+async def test_only_a_person_closes_what_nobody_acts_on(hub, torbay, exeter, clock):
+    transfer = await ask(torbay, QUILLFEATHER, priority="stat")
+    with pytest.raises(NotExpiredError):
+        await expire_transfer(hub.engine, transfer, "x", CLOCKS, TRUSTS, hub.clock())
+    hub.clock.later(hours=5)
+    while await clock.once():
+        pass
+    await expire_transfer(hub.engine, transfer, "both wards were phoned", CLOCKS, TRUSTS, hub.clock())
+
+    assert await hub.state(transfer) == "expired"
+    assert (await hub.told("RA9"))[-1] == (await hub.told("RH8"))[-1] == "transfer.expired"
+    hub.clock.later(minutes=1)
+    assert await torbay.asks_to_transfer(
+        QUILLFEATHER, to="RH8", request_number="TR-9", encounter_number="V-1"
+    )
+
+
+async def test_a_route_has_limits_of_its_own():
+    limits = {Pace.STAT: {Clock.DECISION: timedelta(minutes=15)}}
+    clocks = Clocks.model_validate(
+        {**CLOCKS.model_dump(), "routes": [{"sender": "RA9", "receiver": "RH8", "limits": limits}]}
+    )
+
+    class Stat:
+        sender, receiver, kind, priority = "RA9", "RH8", None, "stat"
+
+    assert clocks.limit(Stat, Clock.DECISION) == timedelta(minutes=15)
+    assert clocks.limit(Stat, Clock.VIEW) == timedelta(minutes=10)
