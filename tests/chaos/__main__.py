@@ -149,6 +149,7 @@ def _some_trusts(rng: random.Random, schemas: Path) -> Directory:
     everybody = sorted(each.name for each in (ROOT / "schemas" / "trusts").iterdir() if each.is_dir())
     for ods in rng.sample(everybody, rng.choice([4, 5])):
         shutil.copytree(ROOT / "schemas" / "trusts" / ods, schemas / "trusts" / ods)
+    shutil.copy(ROOT / "schemas" / "clocks.yaml", schemas)
     return load_directory(schemas)
 
 

@@ -114,9 +114,9 @@ async def test_the_same_batch_gives_the_same_bytes_on_a_second_hub(hub, torbay, 
     seen = []
     right = unit_of_work.write_effects
 
-    async def watch(connection, effects, now, **more):
+    async def watch(connection, effects, now, clocks, **more):
         seen.append([(out.topic, out.key, out.payload) for each in effects for out in each.outbox])
-        await right(connection, effects, now, **more)
+        await right(connection, effects, now, clocks, **more)
         if len(seen) == 1:
             raise OperationalError("COMMIT", {}, Exception)
 

@@ -1,0 +1,60 @@
+"""The clock as a process, on real Kafka and PostgreSQL: it rings once, whoever dies."""
+
+import asyncio
+import signal
+from collections import Counter
+from datetime import timedelta
+
+import orjson
+import pytest
+
+from hub.demo.people import patient_number
+from tests.live.hub_process import live_hub, now
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def hub(tmp_path, bootstrap_servers, database_url):
+    with live_hub(tmp_path, bootstrap_servers, database_url) as found:
+        yield found
+
+
+async def test_a_request_that_waited_while_the_clock_was_down_is_told_once_at_the_level_it_has_reached(hub):
+    """Asked 35 minutes ago in an emergency: seen is overdue at its last level, decided at its first."""
+    one, two = hub.one, hub.two
+    asked_at = now() - timedelta(minutes=35)
+    request = one.asks_to_transfer(
+        patient_number(1), to=two.profile.ods, request_number="R1", encounter_number="E1", at=asked_at,
+        priority="stat",
+    )  # fmt: skip
+    hub.start("worker")
+    hub.start("dispatcher")
+    await hub.produce((one, request))
+    await hub.until_taken_in(1)
+    await asyncio.sleep(1.5)
+    for clock in [hub.start("clock", HUB_CLOCK_POLL_S="0.1") for _ in range(2)]:
+        await asyncio.sleep(0.7)
+        clock.process.send_signal(signal.SIGKILL)
+    hub.start("clock", HUB_CLOCK_POLL_S="0.1")
+
+    async def both_rang():
+        rows = await hub.rows("select clock from transfer_history where clock is not null")
+        return rows if len(rows) >= 2 else None
+
+    await hub.until(both_rang, "both clocks have rung")
+    await asyncio.sleep(2)
+    await hub.until_delivered()
+
+    rows = await hub.rows("select clock, occurred_at from transfer_history where clock is not null")
+    assert {row["clock"]: row["occurred_at"] - asked_at for row in rows} == {
+        "view:3": timedelta(minutes=20), "decision:1": timedelta(minutes=30),
+    }  # fmt: skip
+    assert len(rows) == 2
+    for epr in (one, two):
+        told = Counter(dict(r.headers)["event-type"].decode() for r in await hub.on(epr.profile.inbox_topic))
+        assert told["transfer.escalated"] == 2
+    inbox = await hub.on(two.profile.inbox_topic)
+    record = next(each for each in inbox if dict(each.headers)["source-ods"] == b"hub")
+    note = orjson.loads(record.value)["entry"][1]["resource"]["note"][0]["text"]
+    assert note.endswith("Phone as well")
