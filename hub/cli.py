@@ -676,6 +676,15 @@ def transfers_history(
     _print(history, as_json, columns, "")
 
 
+@transfers.command("lifecycle")
+def transfers_lifecycle() -> None:
+    """The states, the steps and who may take them, as a page (Markdown, with a Mermaid diagram)."""
+    from hub.governance.lifecycle import page
+
+    for line in page():
+        print(line)
+
+
 @transfers.command("expire")
 def transfers_expire(
     transfer: Annotated[str, typer.Argument(help="The transfer's id.")], because: Because
