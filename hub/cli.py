@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from hub import wiring
 from hub.domain.ids import OdsCode, PersonId, TransferId, parse_ods
 from hub.domain.message import Received
+from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
 from hub.domain.trust import TrustProfile
 from hub.journey.decide import Choice
 from hub.settings import HubSettings
@@ -638,31 +639,26 @@ def transfers_due(
     _print(_run(load, _settings()), as_json, columns, "Nothing is due.")
 
 
-def _transfer_with_history(transfer: str) -> tuple[queries.Row, list[queries.Row]]:
-    async def load(settings: HubSettings) -> tuple[queries.Row, list[queries.Row]]:
-        async with wiring.opened(settings) as engine:
-            try:
-                row = await queries.transfer_row(engine, transfer)
-            except queries.NotFoundError:
-                raise _Failure(f"There is no transfer {transfer}.") from None
-            return row, await queries.transfer_history(engine, transfer)
-
-    return _run(load, _settings())
-
-
 @transfers.command("show")
 def transfers_show(
     transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
 ) -> None:
     """One transfer: how it stands, and its facts in the order in which they happened, each with its source and effect."""
-    from hub.governance.timeline import as_json as plain
-    from hub.governance.timeline import timeline
+    from hub.governance.timeline import facts, timeline
 
-    row, history = _transfer_with_history(transfer)
+    async def load(settings: HubSettings) -> tuple[queries.Row, Transfer]:
+        async with wiring.opened(settings) as engine:
+            try:
+                return await queries.transfer_row(engine, transfer), await queries.transfer(engine, transfer)
+            except queries.NotFoundError:
+                raise _Failure(f"There is no transfer {transfer}.") from None
+
+    row, found = _run(load, _settings())
     if as_json:
-        _print([plain(row, history)], True, (), "")
+        fhir = {"Task.status": TASK_STATUS[found.state], "ServiceRequest.status": REQUEST_STATUS[found.state]}
+        _print([row | {"fhir": fhir, "facts": list(facts(found))}], True, (), "")
         return
-    for line in timeline(row, history):
+    for line in timeline(found, row["due_at"], row["due_clock"]):
         print(line)
 
 
@@ -671,9 +667,13 @@ def transfers_history(
     transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
 ) -> None:
     """The states a transfer had, in the order in which the hub learned of them."""
-    _, history = _transfer_with_history(transfer)
-    columns = ("version", "received_at", "occurred_at", "by", "step", "from_state", "to_state", "because")
-    _print(history, as_json, columns, "")
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.transfer_history(engine, transfer)
+
+    columns = ("version", "received_at", "by", "step", "from_state", "to_state", "because")
+    _print(_run(load, _settings()), as_json, columns, f"There is no transfer {transfer}.")
 
 
 @transfers.command("lifecycle")

@@ -11,9 +11,9 @@ from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
-from hub.domain.transfer import ENDED
+from hub.domain.transfer import ENDED, Transfer
 from hub.store import tables as t
-from hub.store.load import as_received
+from hub.store.load import as_received, with_facts
 from hub.store.packing import unpack
 from hub.store.write import write_audit
 
@@ -123,6 +123,16 @@ async def transfers_due(engine: AsyncEngine, until: datetime) -> list[Row]:
     """Transfers whose next clock rings before ``until``, the earliest first."""
     table = t.transfer
     return await _all(engine, select(table).where(table.c.due_at <= until).order_by(table.c.due_at))
+
+
+async def transfer(engine: AsyncEngine, transfer_id: str) -> Transfer:
+    """One transfer with its facts. Raises NotFoundError."""
+    async with engine.connect() as connection:
+        rows = await connection.execute(select(t.transfer).where(t.transfer.c.transfer_id == transfer_id))
+        found = await with_facts(connection, rows.all())
+    if not found:
+        raise NotFoundError(transfer_id)
+    return found[0]
 
 
 async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:
