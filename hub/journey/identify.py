@@ -74,7 +74,7 @@ def identify(
             return _ask("The transfer named is another patient's.", (person, named))
         merged = (*merged, Merged(person.id, named.id, "transfer-named"))
     if person is None and named is None:
-        return _with_links(_created(canonical), canonical, known)
+        return _with_links(_created(canonical, known), canonical, known)
     who = named or person
     assert who is not None
     doubt = _doubt(who, canonical, known, is_named=named is not None, superseding=superseding is not None)
@@ -105,10 +105,12 @@ def _ask(detail: str, persons: Iterable[Person]) -> Rejection:
     return Rejection(Why.NEEDS_CONFIRMATION, _AT, detail, tuple(each.id for each in persons))
 
 
-def _created(canonical: Canonical) -> Identified:
+def _created(canonical: Canonical, known: Known) -> Identified:
     ref, at = canonical.person, canonical.received.received_at
     person_id = PersonId(time_ordered_id(at, "person", canonical.event_id))
-    keys = (*ref.keys, *((ref.record,) if ref.record else ()))
+    # A record id that somebody else has is no way of knowing anybody.
+    is_new = ref.record is not None and known.record_of(ref.record) is None
+    keys = (*ref.keys, *((ref.record,) if ref.record and is_new else ()))
     sensitivity = ref.sensitivity if ref.sensitivity in {"R", "V"} else None
     return Identified(
         person_id, Person(person_id, ref.birth_date, at, set(keys), sensitivity=sensitivity), keys

@@ -64,11 +64,22 @@ def meaning_of(stay: Stay, transfer: Transfer) -> Meaning | None:
         died = f"{stay.trust}'s record says that the patient has died"
         return Meaning(Step.DIE, died, stay.occurred_at)
     if party is None:
-        return _at_third(stay)
+        return _once(stay, transfer, _at_third(stay))
     taken_back = _TAKEN_BACK.get(stay.event_type)
     if taken_back is not None:
         return _taken_back(stay, transfer, taken_back)
-    return _at_sender(stay, transfer) if party is Party.SENDER else _at_receiver(stay, transfer)
+    found = _at_sender(stay, transfer) if party is Party.SENDER else _at_receiver(stay, transfer)
+    return _once(stay, transfer, found)
+
+
+def _once(stay: Stay, transfer: Transfer, found: Meaning | None) -> Meaning | None:
+    """One alarm for one stay: records are sent again with every change to them."""
+    if found is None or found.step is not Step.DIVERGE:
+        return found
+    rung = (
+        f for f in counting(transfer.facts) if f.step is Step.DIVERGE and f.encounter == stay.encounter.key
+    )
+    return None if any(fact.because == found.because for fact in rung) else found
 
 
 def _has_died(encounter: EncounterRef) -> bool:
@@ -93,6 +104,9 @@ def _taken_back(stay: Stay, transfer: Transfer, steps: frozenset[Step]) -> Meani
 def _at_sender(stay: Stay, transfer: Transfer) -> Meaning | None:
     encounter, trust = stay.encounter, stay.trust
     if transfer.origin_encounter is not None and encounter.key != transfer.origin_encounter:
+        return None
+    has_bed = encounter.encounter_class in INPATIENT or encounter.encounter_class == EMERGENCY
+    if transfer.origin_encounter is None and not has_bed:
         return None
     if transfer.kind == _TREAT_AND_RETURN and stay.event_type == "encounter.loa.start":
         return Meaning(

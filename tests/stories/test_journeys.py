@@ -406,6 +406,54 @@ async def test_a_third_trust_admits_the_patient(hub, torbay, exeter, plymouth):
     assert await hub.told("RK9") == []
 
 
+async def test_one_alarm_for_one_stay_however_often_its_record_is_sent(hub, torbay, exeter, plymouth):
+    await on_the_way(hub, torbay, exeter, FENNIMOSS)
+    for _ in range(3):
+        await plymouth.admits(
+            FENNIMOSS,
+            encounter_number="P-1",
+            ward="A",
+            source="19",
+            method="21",
+            at=hub.clock.later(minutes=10),
+        )
+
+    assert (await hub.told("RA9")).count("transfer.diverged") == 1
+
+
+async def test_an_outpatient_visit_ends_and_the_transfer_does_not_care(hub, torbay, exeter):
+    """The request named no stay, so any of the sender's could be meant; but not one without a bed."""
+
+    def without_stay(tree):
+        tree["entry"] = [e for e in tree["entry"] if e["resource"]["resourceType"] != "Encounter"]
+        resources(tree, "ServiceRequest")[0].pop("encounter")
+
+    request = torbay.epr.asks_to_transfer(
+        FENNIMOSS, to="RH8", request_number=NUMBER, encounter_number=STAY, at=hub.clock()
+    )
+    asked = await torbay.send(edited(request, without_stay))
+    assert str(asked) == "accepted"
+    visit = await torbay.reports(
+        "A03",
+        FENNIMOSS,
+        encounter_number="OP-1",
+        at=hub.clock.later(hours=1),
+        status="finished",
+        encounter_class="AMB",
+    )
+
+    assert (visit.transfer_id, visit.flags) == (None, ()) or visit.flags == ()
+    assert "transfer.diverged" not in await hub.told("RH8")
+
+
+async def test_a_record_id_that_is_used_for_two_people_links_nobody(hub, torbay):
+    await torbay.tells_of_patient("A28", FENNIMOSS, at=hub.clock(), id="1")
+    again = await torbay.tells_of_patient("A28", SNOWCROFT, at=hub.clock.later(minutes=1), id="1")
+
+    assert str(again) == "accepted"
+    assert len(await hub.rows(t.person)) == 2
+
+
 async def test_a_ward_move_reaches_the_receiver_while_the_transfer_is_open_and_nobody_after(
     hub, torbay, exeter
 ):
