@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from hub.domain.trust import Directory
 from hub.trusts import load_directory
-from tests.chaos import checker
+from tests.chaos import checker, journeys
 from tests.chaos.faults import Trouble, plan
 from tests.chaos.fleet import ROOT, Fleet, Member, environment, hub_command, run_once
 from tests.chaos.ledger import Ledger
@@ -34,6 +34,7 @@ from tests.chaos.simulation import Hospitals
 from tests.harness.kafka_server import KafkaServer
 from tests.harness.postgres_server import PostgresServer, execute
 from tests.harness.prerequisites import missing
+from tests.stories.on_a_broker import Told
 
 FOUND_AS = {
     "ack-before-commit": ("lost",),
@@ -74,7 +75,7 @@ def _say(text: str) -> None:
 
 
 async def run_seed(
-    seed: int, transfers: int, plant: str | None, postgres: PostgresServer, folder: Path
+    seed: int, transfers: int, plant: str | None, postgres: PostgresServer, folder: Path, told: Sequence[Told]
 ) -> tuple[checker.Verdict, int, int]:
     """Everything of one seed. Returns the verdict, how many records were acknowledged, how many faults hit."""
     rng = random.Random(seed)
@@ -98,7 +99,7 @@ async def run_seed(
             await asyncio.to_thread(_drop_guard, postgres.url(name))
         fleet = Fleet(_members(rng, settings, plant, folder))
         faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
-        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng)
+        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng, told)
         _say(
             f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
         )
@@ -145,9 +146,10 @@ async def run_seed(
 
 
 def _some_trusts(rng: random.Random, schemas: Path) -> Directory:
-    """Four or five of the trusts, copied: fewer topics, so that Kafka is back sooner."""
-    everybody = sorted(each.name for each in (ROOT / "schemas" / "trusts").iterdir() if each.is_dir())
-    for ods in rng.sample(everybody, rng.choice([4, 5])):
+    """Those of the journeys and one or two more, copied: fewer topics, so that Kafka is back sooner."""
+    everybody = {each.name for each in (ROOT / "schemas" / "trusts").iterdir() if each.is_dir()}
+    others = rng.sample(sorted(everybody - journeys.TRUSTS), rng.choice([1, 2]))
+    for ods in sorted({*journeys.TRUSTS, *others}):
         shutil.copytree(ROOT / "schemas" / "trusts" / ods, schemas / "trusts" / ods)
     shutil.copy(ROOT / "schemas" / "clocks.yaml", schemas)
     return load_directory(schemas)
@@ -245,11 +247,13 @@ def _arguments() -> argparse.Namespace:
 
 async def _main(arguments: argparse.Namespace) -> int:
     tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="hub-chaos-journeys-") as databases:
+        told = await journeys.recorded(Path(databases))
     with PostgresServer() as postgres:
         for seed in range(arguments.first, arguments.first + arguments.seeds):
             folder = Path(tempfile.mkdtemp(prefix=f"hub-chaos-{seed}-"))
             verdict, events, kills = await run_seed(
-                seed, arguments.transfers, arguments.plant, postgres, folder
+                seed, arguments.transfers, arguments.plant, postgres, folder, told
             )
             tally.seeds += 1
             tally.events += events

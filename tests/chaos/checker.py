@@ -38,15 +38,32 @@ _OUTCOME_ENTRY = {
     "rejected": "msg-rejected",
 }
 _EVENT_TYPE_OF_STEP = {
+    "draft": "transfer.drafted",
     "request": "transfer.requested",
     "update": "transfer.updated",
     "cancel": "transfer.cancelled",
     "receive": "transfer.received",
+    "query": "transfer.query.raised",
+    "answer-query": "transfer.query.answered",
     "accept": "transfer.accepted",
     "reject": "transfer.rejected",
+    "redirect": "transfer.redirected",
+    "await-bed": "transfer.bed.awaited",
     "allocate-bed": "transfer.bed.allocated",
+    "release-bed": "transfer.bed.released",
+    "book-transport": "transfer.transport.booked",
     "depart": "transfer.departed",
+    "arrive": "transfer.arrived",
     "admit": "transfer.completed",
+    "return": "transfer.returned",
+    "fail": "transfer.failed",
+    "die": "transfer.patient.died",
+    "diverge": "transfer.diverged",
+    "confirm": "transfer.confirmed",
+    "identify": "transfer.patient.identified",
+    "retract": "transfer.corrected",
+    "escalate": "transfer.escalated",
+    "expire": "transfer.expired",
 }
 
 Place = tuple[str, int, int]
@@ -237,6 +254,12 @@ class _Court:
         self.event = {row["event_id"]: row for row in tables.events}
         self.transfer = {row["transfer_id"]: row for row in tables.transfers}
         self.sent_at = {each.place: each for each in ledger.sent}
+        # Events of the journeys: one message of those may mean something for several transfers.
+        self.journey_of = {
+            row["event_id"]: sent.story
+            for row in tables.messages
+            if (sent := self.sent_at.get(_place(row))) and sent.story in ledger.journeys
+        }
         self.audit_of: dict[str, list[Row]] = defaultdict(list)
         for row in tables.audit:
             if row["event_id"]:
@@ -325,7 +348,10 @@ class _Court:
         ).items():
             self.say("duplicate_effects", f"request {value} of {system} made {count} transfers")
         for event_id, count in _repeats(row["event_id"] for row in self.t.history).items():
-            self.say("duplicate_effects", f"event {event_id} stands {count} times in the transfers' history")
+            if event_id not in self.journey_of:
+                self.say(
+                    "duplicate_effects", f"event {event_id} stands {count} times in the transfers' history"
+                )
         steps = {row["event_id"] for row in self.t.events if row["step"]}
         for event_id in steps ^ {row["event_id"] for row in self.t.history}:
             self.say("lost", f"event {event_id} and the transfer's history name different transfers")
@@ -419,7 +445,7 @@ class _Court:
 
     def _order(self) -> None:
         """Per key as the outbox numbered it; per transfer by version; per partition as it was sent."""
-        version = {row["event_id"]: row["version"] for row in self.t.history}
+        version = {(row["transfer_id"], row["event_id"]): row["version"] for row in self.t.history}
         last_of_key: dict[tuple[str, str], Record] = {}
         last_of_transfer: dict[tuple[str, str], Record] = {}
         for record in sorted((*self.inboxes, *self.receipts), key=lambda r: (r.topic, r.partition, r.offset)):
@@ -440,7 +466,8 @@ class _Court:
                 former = last_of_transfer.get((record.topic, transfer_id))
                 event_id = record.headers.get("event-id", "")
                 if former is not None:
-                    old, new = version.get(former.headers.get("event-id", ""), 0), version.get(event_id, 0)
+                    old = version.get((transfer_id, former.headers.get("event-id", "")), 0)
+                    new = version.get((transfer_id, event_id), old)
                     if old > new:
                         self.say("order_violations", f"{record} tells version {new} behind version {old}")
                 last_of_transfer[(record.topic, transfer_id)] = record
@@ -474,6 +501,13 @@ class _Court:
             parties = {transfer["sender"], transfer["receiver"]}
             if me not in parties:
                 self.say("misrouted", f"{record}: {me} has no part in transfer {transfer['transfer_id']}")
+            if journey := self.ledger.journeys.get(
+                self.journey_of.get(record.headers.get("event-id", ""), "")
+            ):
+                # What exactly each hospital must hear of these is judged with their ends.
+                if me not in journey.parties:
+                    self.say("misrouted", f"{record}: {journey.name} is none of {me}'s business")
+                continue
             if (
                 (source == me and not self._is_alarm(event))
                 or source != row["trust"]
@@ -525,7 +559,7 @@ class _Court:
             at = _where(_place(row))
             needed = ["msg-received", _OUTCOME_ENTRY.get(row["disposition"], "?")]
             event = self.event.get(event_id)
-            if event is not None and event["step"]:
+            if event is not None and event["step"] and event_id not in self.journey_of:
                 needed.append(
                     "transfer-created"
                     if event["step"] == "request" and self._opened(event)
@@ -534,17 +568,25 @@ class _Court:
             for code in needed:
                 if not codes[code]:
                     self.say("without_audit", f"{at} ({row['disposition']}) has no entry {code}")
-            for code in (
-                "msg-received",
-                *_OUTCOME_ENTRY.values(),
-                "transfer-created",
-                "transfer-moved",
-                "routed",
-            ):
+            moves = () if event_id in self.journey_of else ("transfer-created", "transfer-moved", "routed")
+            for code in ("msg-received", *_OUTCOME_ENTRY.values(), *moves):
                 if codes[code] > (code in needed or code == "routed"):
                     self.say(
                         "duplicate_effects", f"{at} ({row['disposition']}) has {codes[code]} entries {code}"
                     )
+        audited: dict[str, list[str]] = defaultdict(list)
+        for entry in self.t.audit:
+            if entry["code"] in {"transfer-created", "transfer-moved"}:
+                more = json.loads(entry["detail"]).get("with_events", ())
+                audited[entry["transfer_id"]] += [entry["event_id"], *more]
+        facts: dict[str, list[str]] = defaultdict(list)
+        for row in self.t.history:
+            facts[row["transfer_id"]].append(row["event_id"])
+        for transfer_id in audited.keys() | facts.keys():
+            if sorted(audited[transfer_id]) != sorted(facts[transfer_id]):
+                self.say(
+                    "without_audit", f"the entries of transfer {transfer_id} are not the moves of its history"
+                )
         routed: dict[str, list[Row]] = defaultdict(list)
         for row in self.t.outbox:
             if row["transfer_id"]:
@@ -599,12 +641,40 @@ class _Court:
                 story.receiver,
             ):
                 self.say("misrouted", f"{number} is between {transfer['sender']} and {transfer['receiver']}")
-        for number in of_request.keys() - asked - self.ledger.stories.keys():
+        others = {row["value"] for row in self.t.identifiers if row["transfer_id"] in self._journeys()}
+        for number in of_request.keys() - asked - self.ledger.stories.keys() - others:
             self.say("duplicate_effects", f"request {number} was never sent and has a transfer")
         for row in self.t.incidents:
             self.say("unexpected", f"incident {row['kind']} of {row['subject']}: {row['detail']}")
         for row in self.t.brakes:
             self.say("unexpected", f"the brake of {row['trust']} is pulled: {row['why']}")
+
+    def _journeys(self) -> set[str]:
+        """Each journey ends as it must, and each hospital heard of it what it must, in order. Returns its transfers."""
+        named: set[str] = set()
+        for name, journey in self.ledger.journeys.items():
+            if not journey.finished:
+                self.say("unexpected", f"{name} did not come to its end: waited for {journey.waited_for}")
+            mine = {event_id for event_id, of in self.journey_of.items() if of == name}
+            transfers = {row["transfer_id"] for row in self.t.history if row["event_id"] in mine}
+            named |= transfers
+            if not journey.finished:
+                continue
+            states = Counter(self.transfer[each]["state"] for each in transfers)
+            if states != journey.states:
+                self.say("unexpected", f"{name} ended in {dict(states)}; it must be {dict(journey.states)}")
+            heard: dict[tuple[str, str], list[str]] = defaultdict(list)
+            for record in self.inboxes:
+                if record.headers.get("event-id") in mine:
+                    heard[record.topic, record.key].append(record.headers.get("event-type", ""))
+            inboxes = Counter(
+                (topic.split(".")[1].upper(), tuple(said)) for (topic, _), said in heard.items()
+            )
+            for (ods, types), count in (journey.inboxes - inboxes).items():
+                self.say("lost", f"{name}: {ods} must hear {', '.join(types)} ({count} times)")
+            for (ods, types), count in (inboxes - journey.inboxes).items():
+                self.say("unexpected", f"{name}: {ods} heard {', '.join(types)} ({count} times)")
+        return named
 
 
 async def drained(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:

@@ -3,6 +3,7 @@
 Nothing of `hub` is imported here, because the checker must owe the hub nothing.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -45,12 +46,26 @@ class Story:
 
 
 @dataclass(slots=True)
+class Journey:
+    """One of the journeys as it must end. ``parties`` are who may hear of it; ``states`` how many of its transfers end in
+    which; ``inboxes`` how many of its transfers are told at a hospital by these event types, in this order."""
+
+    name: str
+    parties: frozenset[str]
+    states: Counter[str]
+    inboxes: Counter[tuple[str, tuple[str, ...]]]
+    finished: bool = False
+    waited_for: str = ""
+
+
+@dataclass(slots=True)
 class Ledger:
     """All that one seed sent."""
 
     trusts: tuple[str, ...]
     sent: list[Sent] = field(default_factory=list)
     stories: dict[str, Story] = field(default_factory=dict)
+    journeys: dict[str, Journey] = field(default_factory=dict)
 
     def topic(self, trust: str, purpose: str) -> str:
         """`events`, `inbox` or `receipts`: the names are part of the contract with the trusts."""

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hub.demo.epr import Epr, Message, Patient, correlation_of
 from hub.demo.people import patient_number
 from hub.domain.trust import Directory, TrustProfile
+from tests.chaos import journeys
 from tests.chaos.ledger import Ledger, Sent, Story
+from tests.stories.on_a_broker import Told
 
 _ACCEPTED = frozenset({"accepted"})
 _REPEATED = frozenset({"duplicate"})
@@ -140,11 +142,12 @@ class News:
     event_type: str
     transfer_id: str
     correlation_id: str
+    request_id: str
 
 
 @dataclass
 class Inbox:
-    """One trust's inbox, read as an EPR reads it: committed records only, from the start, through every outage."""
+    """One trust's inbox, or its receipts, read as an EPR reads it: committed records only, from the start, through every outage."""
 
     trust: str
     topic: str
@@ -190,6 +193,7 @@ class Inbox:
                         said.get("event-type", ""),
                         said.get("transfer-id", ""),
                         said.get("x-correlation-id", ""),
+                        said.get("x-request-id", ""),
                     )
                 )
         if batches:
@@ -204,13 +208,23 @@ class Inbox:
                 if news.event_type == event_type and matches(news):
                     return news
             looked = len(self.seen)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise GaveUpError(f"{event_type} at {self.trust}")
-            async with self.changed:
-                if len(self.seen) == looked:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.changed.wait(), min(left, 2))
+            await self._more_than(looked, deadline, f"{event_type} at {self.trust}")
+
+    async def wait_for_answers(self, message_id: str, count: int, deadline: float) -> None:
+        """Until this topic has so many records that answer the message. Raises GaveUpError."""
+        while sum(news.request_id == message_id for news in self.seen) < count:
+            await self._more_than(
+                len(self.seen), deadline, f"receipt {count} of {message_id} at {self.trust}"
+            )
+
+    async def _more_than(self, looked: int, deadline: float, wanted: str) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise GaveUpError(wanted)
+        async with self.changed:
+            if len(self.seen) == looked:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), min(left, 2))
 
 
 class Hospitals:
@@ -224,14 +238,21 @@ class Hospitals:
         partitions: int,
         seed: int,
         rng: random.Random,
+        told: Sequence[Told] = (),
     ) -> None:
         self._directory = directory
-        self._ledger = ledger
+        self.ledger = ledger
+        self._told = told
         self._seed = seed
         self._rng = rng
         self._post = Post(bootstrap_servers, ledger)
         self._inboxes = {
             each.ods: Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers) for each in directory
+        }
+        self._receipts = {
+            each.ods: Inbox(each.ods, each.receipts_topic, partitions, bootstrap_servers)
+            for each in directory
+            if each.ods in journeys.TRUSTS
         }
         self._deadline = float("inf")
 
@@ -242,7 +263,8 @@ class Hospitals:
     async def tell(self, transfers: int, spread_s: float, patience_s: float) -> None:
         """All stories, begun over `spread_s` seconds; each has `patience_s` from the end of that until it gives up."""
         self.give_up_at(time.monotonic() + spread_s + patience_s)
-        readers = [asyncio.create_task(inbox.read_on()) for inbox in self._inboxes.values()]
+        read = [*self._inboxes.values(), *self._receipts.values()]
+        readers = [asyncio.create_task(each.read_on()) for each in read]
         # A generator of its own for each story: what one draws does not depend on how far the others are.
         kinds = (
             *[self._transfer] * transfers,
@@ -254,10 +276,10 @@ class Hospitals:
             for n, tell in enumerate(kinds)
         ]
         try:
-            await asyncio.gather(*tellers)
+            await asyncio.gather(*tellers, *journeys.tellers(self, self._told, self._rng, spread_s))
         finally:
-            for inbox in self._inboxes.values():
-                inbox.closed = True
+            for each in read:
+                each.closed = True
             await asyncio.wait(readers, timeout=15)
             await self._post.close()
 
@@ -267,7 +289,7 @@ class Hospitals:
         number = f"TR-{self._seed}-{n}"
         ending = rng.choices([name for name, _ in _ENDINGS], [weight for _, weight in _ENDINGS])[0]
         story = Story(number, sender, receiver, ending)
-        self._ledger.stories[number] = story
+        self.ledger.stories[number] = story
         telling = _Transfer(self, story, patient_number(self._seed * 1000 % 800_000 + n), rng)
         await asyncio.sleep(delay)
         try:
@@ -335,6 +357,9 @@ class Hospitals:
 
     def inbox(self, trust: str) -> Inbox:
         return self._inboxes[trust]
+
+    def receipts(self, trust: str) -> Inbox:
+        return self._receipts[trust]
 
     def profile(self, trust: str) -> TrustProfile:
         return self._directory[trust]

@@ -92,7 +92,7 @@ async def inboxes_of(records):
     return Counter((ods, tuple(types)) for (ods, _), types in found.items())
 
 
-_numbers = itertools.count(50_000, len(PEOPLE))
+_numbers = itertools.count(850_000, len(PEOPLE))
 
 
 def with_its_own_people(story):
