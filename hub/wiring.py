@@ -139,8 +139,7 @@ async def run_clock(settings: HubSettings) -> None:
     async with opened(settings) as engine:
         clock = ClockService(
             engine,
-            load_clocks(settings.schemas_dir, trusts),
-            trusts,
+            journey(settings, trusts),
             now,
             get_log(service="clock"),
             poll_s=settings.clock_poll_s,

@@ -1,4 +1,5 @@
-"""The clock: looks every few seconds which transfers have waited too long, and tells both hospitals.
+"""The clock: looks every few seconds which transfers have waited too long, and tells both hospitals; and whether a message
+that came before its request can be taken in by now.
 
 Several may run: each rings under the person's lock, and what was rung is rung once. All it knows is in the database, so that it
 survives restarts; after an outage it tells the level that is reached by then.
@@ -7,15 +8,20 @@ survives restarts; after an outage it tells the level that is reached by then.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import takewhile
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hub.domain.clocks import Clocks
-from hub.domain.trust import Directory
+from hub.journey.decide import Journey
 from hub.store.clocks import ring_due
+from hub.store.intake import StoreUnavailableError
+from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
 from hub.telemetry.log import Log, fault_of
+
+_EARLY = timedelta(days=1)
+"""So long the hub looks by itself for the request of a message that came before it; then a human has to."""
 
 
 class ClockService:
@@ -24,16 +30,16 @@ class ClockService:
     def __init__(
         self,
         engine: AsyncEngine,
-        clocks: Clocks,
-        directory: Directory,
+        journey: Journey,
         now: Callable[[], datetime],
         log: Log,
         *,
         poll_s: float,
     ) -> None:
         self._engine = engine
-        self._clocks = clocks
-        self._directory = directory
+        self._journey = journey
+        self._unit = UnitOfWork(engine, journey, now, log)
+        self._looked: datetime | None = None
         self._now = now
         self._log = log
         self._poll_s = poll_s
@@ -44,7 +50,8 @@ class ClockService:
             rung = 0
             try:
                 rung = await self.once()
-            except (OSError, TimeoutError, SQLAlchemyError) as error:
+                await self.look_for_requests()
+            except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))
             if not rung:
                 with suppress(TimeoutError):
@@ -52,7 +59,7 @@ class ClockService:
 
     async def once(self) -> int:
         """Ring what is due now; how many transfers that were."""
-        rung = await ring_due(self._engine, self._clocks, self._directory, self._now())
+        rung = await ring_due(self._engine, self._journey.clocks, self._journey.directory, self._now())
         for each in rung:
             self._log.warning(
                 "clock.rang",
@@ -61,3 +68,32 @@ class ClockService:
                 step=each.taken.fact.step,
             )
         return len(rung)
+
+    async def look_for_requests(self) -> int:
+        """Run again what came before its request and is due to be looked at; how many were taken in.
+
+        Topics of different trusts, and partitions of one, are not read in the order in which hospitals act.
+        """
+        now, taken = self._now(), 0
+        for event_id, received_at in await self._unit.early(now - _EARLY):
+            if not is_due(received_at, self._looked, now, timedelta(seconds=self._poll_s)):
+                continue
+            try:
+                effects = await self._unit.retry_early(event_id)
+            except NotQuarantinedError:
+                continue
+            if effects is not None:
+                taken += 1
+                self._log.info("message.found-its-transfer", event_id=event_id, trust=effects.received.trust)
+        self._looked = now
+        return taken
+
+
+def is_due(received_at: datetime, looked: datetime | None, now: datetime, first: timedelta) -> bool:
+    """Whether one of the moments ``first``, twice ``first``, four times … after ``received_at`` lies between the last
+    look and now; at the first look of a process everything is due.
+    """
+    if looked is None:
+        return True
+    passed = takewhile(lambda age: received_at + age <= now, (first * 2**n for n in range(64)))
+    return any(received_at + age > looked for age in passed)

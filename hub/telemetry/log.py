@@ -30,6 +30,8 @@ LogEvent = Literal[
     "message.conflict",
     # A step of our own failed on a message. Bind: event_id, trust, fault (the exception's type and place).
     "message.fault",
+    # A message that came before its request was taken in after it. Bind: event_id, trust.
+    "message.found-its-transfer",
     # A transfer has waited too long and both hospitals are told; the clock waits for the database. Bind: transfer_id, clock, step; fault.
     "clock.rang",
     "clock.waits",

@@ -58,3 +58,26 @@ async def test_a_request_that_waited_while_the_clock_was_down_is_told_once_at_th
     record = next(each for each in inbox if dict(each.headers)["source-ods"] == b"hub")
     note = orjson.loads(record.value)["entry"][1]["resource"]["note"][0]["text"]
     assert note.endswith("Phone as well")
+
+
+async def test_a_withdrawal_that_overtook_its_request_is_taken_in_by_the_clock(hub):
+    one, two = hub.one, hub.two
+    names = {"to": two.profile.ods, "request_number": "R2", "at": now()}
+    request = one.asks_to_transfer(patient_number(2), encounter_number="E2", **names)
+    for service in ("worker", "dispatcher"):
+        hub.start(service)
+    for _ in range(2):
+        hub.start("clock", HUB_CLOCK_POLL_S="0.2")
+    await hub.produce((one, one.cancels_request(patient_number(2), **names)))
+    await hub.until_taken_in(1)
+    await hub.produce((one, request))
+
+    async def withdrawn():
+        return [r for r in await hub.rows("select state from transfer") if r["state"] == "cancelled"]
+
+    await hub.until(withdrawn, "the withdrawal was taken in")
+    await hub.until_delivered()
+    told = [dict(r.headers)["event-type"].decode() for r in await hub.on(two.profile.inbox_topic)]
+    assert told == ["transfer.requested", "transfer.cancelled"]
+    replayed = await hub.rows("select 1 from audit_entry where code = 'msg-replayed'")
+    assert len(replayed) == 1

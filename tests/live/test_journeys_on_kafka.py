@@ -40,7 +40,7 @@ async def test_every_story_ends_as_it_does_in_the_transaction_alone(
     for name, story in stories():
         shutil.copy(empty_database, tmp_path / f"{name}.db")
         everything.append(await told(name, story, f"sqlite+aiosqlite:///{tmp_path}/{name}.db"))
-    assert len(everything) >= 25
+    assert len(everything) >= 35
     hub = ShippedTrusts(tmp_path, bootstrap_servers, database_url)
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", enable_idempotence=True)
     await producer.start()

@@ -19,7 +19,7 @@ CLOCKS = load_clocks(SCHEMAS, TRUSTS)
 @pytest.fixture
 def clock(hub):
     """A clock that looks at the time in the hub's hand."""
-    return ClockService(hub.engine, hub.journey.clocks, TRUSTS, hub.clock, hub.log, poll_s=1)
+    return ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=1)
 
 
 async def due(hub):

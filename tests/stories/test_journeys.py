@@ -742,12 +742,19 @@ def sharing_one_record(hub):
     ]
 
 
+def last_night_with_two_half_past_ones(now):
+    """The last Sunday of October (Summer Time Act 1972), the latest one that is over."""
+    days = [date(year, 10, day) for year in (now.year - 1, now.year) for day in range(25, 32)]
+    return max(each for each in days if each.weekday() == 6 and each < now.date())
+
+
 async def test_the_night_the_clocks_go_back(hub, torbay, exeter):
     """01:30 comes twice: left at the first, arrived at the second, one hour apart."""
-    hub.clock.now = datetime(2026, 10, 24, 22, 0, tzinfo=UTC)
+    night = last_night_with_two_half_past_ones(hub.clock())
+    hub.clock.now = datetime(night.year, 10, night.day - 1, 22, 0, tzinfo=UTC)
     transfer = await accepted(hub, torbay, exeter, MOONRAKER)
-    hub.clock.now = datetime(2026, 10, 25, 4, 0, tzinfo=UTC)
-    summer, winter = "2026-10-25T01:30:00+01:00", "2026-10-25T01:30:00+00:00"
+    hub.clock.later(hours=6)
+    summer, winter = f"{night}T01:30:00+01:00", f"{night}T01:30:00+00:00"
     await admit(exeter, MOONRAKER, at=datetime.fromisoformat(winter))
     await discharge(torbay, MOONRAKER, at=datetime.fromisoformat(summer))
 

@@ -1,10 +1,13 @@
 """Messages that wait: seen, mended, run again; and the brake for a trust of which everything waits."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, THISTLEWICK
 from hub.domain.rejection import Disposition
 from hub.journey import decide as journey_decide
+from hub.services.clock import ClockService, is_due
 from hub.store import queries
 from hub.store import tables as t
 from hub.store.unit_of_work import NotQuarantinedError
@@ -186,3 +189,48 @@ async def test_the_brake_counts_over_batches(hub, torbay):
     for n in range(3):
         await torbay.send(b"no %d" % n)
     assert [row["pulled"] for row in await queries.brakes(hub.engine)] == [True]
+
+
+async def test_what_overtook_its_request_is_taken_in_after_it(hub, torbay, exeter):
+    """Asked and withdrawn within a minute; the withdrawal, on another partition, is read first."""
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    asked = ask(torbay)
+    hub.clock.later(seconds=20)
+    withdrawn = await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    before = await hub.counts()
+    assert (withdrawn.disposition, withdrawn.why) == ("quarantined", "transfer-unknown")
+    assert await clock.look_for_requests() == 0
+    assert await hub.counts() == before, "looking leaves no trace"
+
+    hub.clock.later(seconds=3)
+    requested = await torbay.send(asked)
+    assert await hub.state(requested.transfer_id) == "requested"
+    hub.clock.later(seconds=3)
+    assert await clock.look_for_requests() == 1
+    assert await clock.look_for_requests() == 0
+
+    again = await hub.outcome(withdrawn.event_id)
+    assert (str(again), again.transfer_id) == ("accepted", requested.transfer_id)
+    assert await hub.state(requested.transfer_id) == "cancelled"
+    assert await hub.told("RH8") == ["transfer.requested", "transfer.cancelled"]
+    [retried] = await hub.audit(event_id=withdrawn.event_id, code="msg-replayed")
+    assert retried["detail"]["operator"] == "hub"
+
+
+async def test_whose_transfer_nobody_asks_for_waits_for_a_human(hub, torbay):
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    for _ in range(30):
+        hub.clock.later(hours=1)
+        assert await clock.look_for_requests() == 0
+
+    [waiting] = await queries.quarantined(hub.engine, trust="RA9")
+    assert (waiting["why"], waiting["retries"]) == ("transfer-unknown", 0)
+
+
+def test_the_longer_it_waits_the_less_often_it_is_looked_at():
+    came, second = datetime(2026, 11, 23, 9, tzinfo=UTC), timedelta(seconds=1)
+    looks = [
+        n for n in range(1, 3600) if is_due(came, came + (n - 1) * second, came + n * second, 5 * second)
+    ]
+    assert looks == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560]

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 from hub.cli import _settings, app
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
 from hub.services.clock import ClockService
-from tests.stories.conftest import TRUSTS
 from tests.stories.test_journeys import admit, ask, on_the_way
 
 
@@ -61,7 +60,7 @@ async def test_due_and_expire(hub, torbay, type_):
     assert (due["transfer_id"], due["due_clock"]) == (transfer, "view:1")
     too_soon = await type_("transfers", "expire", transfer, "--because", "x")
     assert (too_soon.exit_code, "have not reached level 3" in too_soon.stderr) == (1, True)
-    clock = ClockService(hub.engine, hub.journey.clocks, TRUSTS, hub.clock, hub.log, poll_s=1)
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=1)
     hub.clock.later(hours=3)
     while await clock.once():
         pass
