@@ -13,6 +13,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from hub.domain.rejection import Rejection, Why
+from hub.fhir.decimals import decimal
 from hub.fhir.elements import FhirVersion, elements, resource_types
 from hub.fhir.shape import Element, shape
 from hub.fhir.tree import Tree
@@ -211,7 +212,7 @@ def _typed(node: _Node, element: Element) -> Any:
     if element.type in {"integer", "positiveInt", "unsignedInt"} and _INTEGER.fullmatch(text):
         return int(text)
     if element.type == "decimal" and _DECIMAL.fullmatch(text):
-        return float(text) if any(mark in text for mark in ".eE") else int(text)
+        return decimal(text) if any(mark in text for mark in ".eE") else int(text)
     return text
 
 

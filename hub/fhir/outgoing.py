@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from hub.domain.ids import Identifier, time_ordered_id
 from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import HUB as HUB_ITSELF
 from hub.domain.transfer import TASK_STATUS, Transfer
+from hub.fhir import decimals
 from hub.fhir.systems import (
     HUB,
     HUB_EVENT,
@@ -130,7 +129,7 @@ def _bundle(occasion: Occasion, purpose: str, header: Tree, entries: Sequence[An
         "timestamp": instant(occasion.received_at),
         "entry": [{"fullUrl": head_url, "resource": header}, *entries],
     }
-    return orjson.dumps(bundle)
+    return decimals.dumps(bundle)
 
 
 def _endpoint(ods: str) -> str:

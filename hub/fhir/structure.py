@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -570,7 +571,7 @@ _CHECKABLE = resource_types()
 def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIssue, ...]:
     """What is structurally wrong with a resource and all resources inside it; () when nothing is.
 
-    In: a tree as orjson parses it (dict, list, str, int, float, bool, None), at most 64 deep. The compiled
+    In: a tree as orjson parses it (dict, list, str, int, float or Decimal, bool, None), at most 64 deep. The compiled
     validators recurse with the tree; orjson's own limit of 1024 is within what they can take.
     Out: at most `limit` issues, outer resources first.
     """
@@ -743,7 +744,7 @@ def _found(value: Any) -> str:
             return "true or false"
         case str():
             return "text"
-        case int() | float():
+        case int() | float() | Decimal():
             return "a number"
         case list():
             return "a list"

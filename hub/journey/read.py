@@ -12,7 +12,7 @@ from hub.dialects.stu3 import to_r4
 from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
-from hub.fhir import headers
+from hub.fhir import decimals, headers
 from hub.fhir.elements import FhirVersion
 from hub.fhir.structure import StructureIssue, resource_types
 from hub.fhir.tree import Tree
@@ -91,7 +91,7 @@ def _parse(raw: bytes, limits: Limits) -> Any:
     if b"\x00" in raw or b"\\u0000" in raw:
         return Rejection(Why.NUL_CHARACTER)
     try:
-        tree = orjson.loads(raw)
+        tree = decimals.loads(raw)
     except orjson.JSONDecodeError as error:
         # orjson's own limit is 1,024 levels; its words changed between versions.
         if "recursion" in error.msg.lower() or "depth" in error.msg.lower():

@@ -14,7 +14,7 @@ import orjson
 
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
 from hub.domain.message import Position, Received
-from hub.fhir import headers
+from hub.fhir import decimals, headers
 from hub.journey.decide import Journey
 from hub.journey.explain import Explanation, explain
 from hub.onboarding.replay import differences
@@ -63,7 +63,7 @@ def explain_file(file: Path, ods: OdsCode, journey: Journey, received_at: dateti
 
 def as_text(explanation: Explanation) -> bytes:
     """An explanation as an expected file holds it: indented, so that a review shows what changed."""
-    return orjson.dumps(explanation.as_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return decimals.dumps(explanation.as_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def check_examples(schemas_dir: Path, ods: str, journey: Journey) -> list[Finding]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from hub.fhir import decimals
 from hub.journey.explain import Explanation
 from hub.onboarding.source_lines import line_of
 
@@ -77,4 +77,4 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _said(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else decimals.dumps(value).decode()

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import orjson
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -34,12 +33,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import Update
 from sqlalchemy.types import TypeEngine
 
+from hub.fhir import decimals
+
 Row = Mapping[str, Any]
 
 
 def dumps(value: Any) -> str:
     """JSON as the store writes it."""
-    return orjson.dumps(value).decode()
+    return decimals.dumps(value).decode()
 
 
 def is_postgresql(connection: AsyncConnection) -> bool:

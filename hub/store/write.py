@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import orjson
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,6 +14,7 @@ from hub.domain.ids import TransferId
 from hub.domain.message import Stay
 from hub.domain.rejection import Disposition
 from hub.domain.transfer import Step, Transfer, final_state, fold
+from hub.fhir import decimals
 from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified
@@ -182,7 +182,7 @@ def _event(happened: Happened) -> Row:
             for c in canonical.changes
         ],
         "unmapped": [{"path": u.path, "value": u.value, "why": u.why} for u in canonical.unmapped],
-        "payload": pack(orjson.dumps(canonical.resources)),
+        "payload": pack(decimals.dumps(canonical.resources)),
     }
 
 

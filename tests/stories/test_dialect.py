@@ -1,5 +1,6 @@
 """What a record system writes in its own way is understood, explained and not lost; a changed profile is tried before it is used."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
@@ -9,7 +10,7 @@ from hub.domain.trust import TrustProfile
 from hub.onboarding.replay import compare, with_profile
 from hub.store import queries
 from hub.store import tables as t
-from tests.stories.conftest import edited, resources
+from tests.stories.conftest import TRUSTS, edited, resources
 
 
 def _ask(torbay):
@@ -40,6 +41,19 @@ async def test_a_sloppy_record_system_is_understood_and_every_repair_is_kept(hub
         ("2026-07-01T10:00:00", "2026-07-01T10:00:00+01:00")
     ]
     assert [(each["value"], each["why"]) for each in event["unmapped"]] == [("blue", "unknown-element")]
+
+
+async def test_a_measured_value_arrives_with_the_digits_it_was_written_with(hub, torbay):
+    """A potassium of 4.10 was measured to a hundredth; 4.1 was not."""
+    message = _ask(torbay)
+    marker = b'"resourceType":"ServiceRequest",'
+    assert marker in message.body
+    await torbay.send(
+        replace(message, body=message.body.replace(marker, marker + b'"quantityQuantity":{"value":4.10},'))
+    )
+
+    [told] = [row for row in await hub.rows(t.outbox) if row["topic"] == TRUSTS["RH8"].inbox_topic]
+    assert b'"quantityQuantity":{"value":4.10}' in told["payload"]
 
 
 async def test_a_profile_is_tried_on_what_was_sent_before_it_is_used(hub, torbay):

@@ -4,9 +4,11 @@ import math
 import re
 from collections.abc import Callable
 from datetime import date, timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
+from hub.fhir.decimals import decimal
 from hub.fhir.shape import Element
 from hub.journey.repair.rules import RuleId
 from hub.journey.uk_time import with_offset
@@ -54,14 +56,14 @@ def _number_text(value: Any, element: Element, _zone: str) -> Mended:
     if _INTEGER.fullmatch(digits):
         return int(digits), ""
     if element.type == "decimal" and _DECIMAL.fullmatch(digits) and math.isfinite(float(digits)):
-        return float(digits), ""
+        return decimal(digits), ""
     return None
 
 
 def _text_number(value: Any, _element: Element, _zone: str) -> Mended:
     if isinstance(value, bool):
         return ("true" if value else "false"), ""
-    return (str(value), "") if isinstance(value, int | float) else None
+    return (str(value), "") if isinstance(value, int | float | Decimal) else None
 
 
 def _folded(code: str) -> str:

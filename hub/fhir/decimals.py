@@ -1,0 +1,40 @@
+"""Decimals keep the digits they came with: FHIR's 1.50 says more than 1.5 (R4, 2.24.0.1: precision is significant)."""
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_HAS_A_FRACTION = re.compile(rb"\.\d+\s*[,}\]eE]")
+"""A number with a fraction, in JSON; now and then text that looks like one, which costs time and nothing else."""
+
+
+def decimal(text: str) -> float | Decimal:
+    """The number that ``text`` writes: a float where that is written the same way, or where JSON may not write it so."""
+    number = float(text)
+    return number if repr(number) == text or not _JSON_NUMBER.fullmatch(text) else Decimal(text)
+
+
+def loads(raw: bytes) -> Any:
+    """A JSON tree whose decimals keep their digits. Raises orjson.JSONDecodeError.
+
+    A number without a fraction but with an exponent (``1e3``) keeps its value only.
+    """
+    tree = orjson.loads(raw)
+    if _HAS_A_FRACTION.search(raw) is None:
+        return tree
+    return json.loads(raw, parse_float=decimal)
+
+
+def dumps(tree: Any, option: int = 0) -> bytes:
+    """JSON with every digit of every decimal; an exponent may move (0.00000010 is 1.0E-7). Raises orjson.JSONEncodeError."""
+    return orjson.dumps(tree, default=_with_its_digits, option=option)
+
+
+def _with_its_digits(value: Any) -> orjson.Fragment:
+    if isinstance(value, Decimal):
+        return orjson.Fragment(str(value))
+    raise TypeError(type(value).__name__)
