@@ -19,7 +19,7 @@ written = st.from_regex(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,17}([eE][+-]?[0-9]{1,2
 def test_every_digit_comes_out_again(texts):
     raw = '{"a":[' + ",".join(texts) + "]}"
     told = decimals.dumps(copy.deepcopy(decimals.loads(raw.encode())))
-    assert [each.as_tuple() for each in json.loads(told, parse_float=Decimal)["a"]] == [
+    assert [each.as_tuple() for each in json.loads(told, parse_float=Decimal, parse_int=Decimal)["a"]] == [
         Decimal(text).as_tuple() for text in texts
     ]
 
