@@ -92,6 +92,10 @@ class HubSettings(BaseSettings):
         5, "seconds", "How often the clock looks what is due; the shortest limit is ten minutes.", gt=0
     )
 
+    delivery_late_s: float = _of(
+        60, "seconds", "A hospital that was not given its messages for so long is an incident.", gt=0
+    )
+
     # Delivering
     dispatch_batch_max: int = _of(200, "messages", "One Kafka transaction for one receiver.", ge=1, le=1000)
     dispatch_poll_s: float = _of(0.05, "seconds", "How soon a new row is seen when nothing is waiting.", gt=0)

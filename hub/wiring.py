@@ -143,6 +143,7 @@ async def run_clock(settings: HubSettings) -> None:
             now,
             get_log(service="clock"),
             poll_s=settings.clock_poll_s,
+            delivery_late_s=settings.delivery_late_s,
         )
         _settle()
         await clock.run(stop)

@@ -1,5 +1,5 @@
-"""The clock: looks every few seconds which transfers have waited too long, and tells both hospitals; and whether a message
-that came before its request can be taken in by now.
+"""The clock: looks every few seconds which transfers have waited too long, and tells both hospitals; whether a message
+that came before its request can be taken in by now; and which hospital was not given its messages in time.
 
 Several may run: each rings under the person's lock, and what was rung is rung once. All it knows is in the database, so that it
 survives restarts; after an outage it tells the level that is reached by then.
@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.journey.decide import Journey
-from hub.store.clocks import ring_due
+from hub.store.clocks import ring_due, watch_deliveries
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
 from hub.telemetry.log import Log, fault_of
@@ -35,6 +35,7 @@ class ClockService:
         log: Log,
         *,
         poll_s: float,
+        delivery_late_s: float = 60,
     ) -> None:
         self._engine = engine
         self._journey = journey
@@ -43,6 +44,7 @@ class ClockService:
         self._now = now
         self._log = log
         self._poll_s = poll_s
+        self._delivery_late = timedelta(seconds=delivery_late_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: nothing is lost, it only rings later."""
@@ -51,6 +53,7 @@ class ClockService:
             try:
                 rung = await self.once()
                 await self.look_for_requests()
+                await self.look_at_deliveries()
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))
             if not rung:
@@ -68,6 +71,13 @@ class ClockService:
                 step=each.taken.fact.step,
             )
         return len(rung)
+
+    async def look_at_deliveries(self) -> list[str]:
+        """Open an incident for each hospital that was not given something for too long, close it when it was."""
+        late = await watch_deliveries(self._engine, self._delivery_late, self._now())
+        for receiver in late:
+            self._log.error("delivery.late", receiver=receiver)
+        return late
 
     async def look_for_requests(self) -> int:
         """Run again what came before its request and is due to be looked at; how many were taken in.

@@ -35,6 +35,8 @@ LogEvent = Literal[
     # A transfer has waited too long and both hospitals are told; the clock waits for the database. Bind: transfer_id, clock, step; fault.
     "clock.rang",
     "clock.waits",
+    # A hospital was not given something for HUB_DELIVERY_LATE_S; an incident is open. Bind: receiver.
+    "delivery.late",
     # Starting positions. Bind: topic, partition, offset.
     "position.taken_up",
     "position.below_first",

@@ -3,10 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from hub.demo.people import MARSHWIGGLE, OAKENSHADE, QUILLFEATHER
 from hub.domain.clocks import Clock, Clocks, Pace
 from hub.services.clock import ClockService
+from hub.store import queries
 from hub.store import tables as t
 from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.trusts import load_clocks
@@ -170,3 +172,25 @@ async def test_a_route_has_limits_of_its_own():
 
     assert clocks.limit(Stat, Clock.DECISION) == timedelta(minutes=15)
     assert clocks.limit(Stat, Clock.VIEW) == timedelta(minutes=10)
+
+
+async def test_a_hospital_that_is_given_nothing_for_a_minute_is_an_incident_until_it_is(hub, torbay):
+    """The technical acknowledgement: sixty seconds by Kafka."""
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    hub.clock.later(seconds=59)
+    assert await clock.look_at_deliveries() == []
+    hub.clock.later(seconds=1)
+    assert await clock.look_at_deliveries() == ["RA9", "RH8"]
+    assert await clock.look_at_deliveries() == []
+
+    async with hub.engine.begin() as connection:
+        given = update(t.outbox).where(t.outbox.c.receiver == "RH8").values(state="sent")
+        await connection.execute(given)
+    hub.clock.later(seconds=5)
+    assert await clock.look_at_deliveries() == []
+    rows = await queries.incidents(hub.engine, closed=True)
+    assert {row["subject"]: (row["kind"], row["closed_because"]) for row in rows} == {
+        "RA9": ("delivery-late", None), "RH8": ("delivery-late", "delivered"),
+    }  # fmt: skip
+    assert [len(await hub.audit(code=code)) for code in ("incident-opened", "incident-closed")] == [2, 1]
