@@ -104,11 +104,17 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def run_dispatcher(settings: HubSettings) -> None:
-    """`hub dispatcher`: until SIGTERM or SIGINT."""
+def _stopped_by_a_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT. Call it in the main thread."""
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    return stop
+
+
+async def run_dispatcher(settings: HubSettings) -> None:
+    """`hub dispatcher`: until SIGTERM or SIGINT."""
+    stop = _stopped_by_a_signal()
     access, log = kafka_access(settings), get_log(service="dispatcher")
     config = DispatcherConfig(
         batch_max=settings.dispatch_batch_max,
@@ -132,9 +138,7 @@ async def run_dispatcher(settings: HubSettings) -> None:
 
 async def run_clock(settings: HubSettings) -> None:
     """`hub clock`: until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    stop = _stopped_by_a_signal()
     trusts = directory(settings)
     async with opened(settings) as engine:
         clock = ClockService(

@@ -61,6 +61,17 @@ class Taken:
         return self.move.fact
 
     @property
+    def detail(self) -> dict[str, object]:
+        """What happened, for the audit."""
+        return {
+            "step": self.fact.step,
+            "from": self.before,
+            "to": self.transfer.state,
+            "why": self.fact.because,
+            "version": self.transfer.version,
+        }
+
+    @property
     def moved_without_acceptance(self) -> bool:
         early = {
             State.DRAFT,

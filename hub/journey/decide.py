@@ -259,13 +259,7 @@ def _audit_identity(identified: Identified) -> Iterator[tuple[Code, dict[str, ob
 
 def _audit_taken(taken: Taken, entry: Callable[..., AuditEntry]) -> AuditEntry:
     transfer = taken.transfer
-    detail: dict[str, object] = {
-        "step": taken.fact.step,
-        "from": taken.before,
-        "to": transfer.state,
-        "why": taken.fact.because,
-        "version": transfer.version,
-    }
+    detail = taken.detail
     if taken.created and transfer.inferred:
         detail["inferred"] = True
     adopted = [fact.event_id for fact in taken.facts if fact is not taken.fact]

@@ -64,42 +64,24 @@ def _hub_step(
 
 def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime) -> list[AuditEntry]:
     transfer, fact = taken.transfer, taken.fact
-    detail = {
-        "step": fact.step,
-        "from": taken.before,
-        "to": transfer.state,
-        "why": fact.because,
-        "version": transfer.version,
-        "clock": fact.clock,
-    }
-    code = Code.TIMER_ESCALATED if fact.step is Step.ESCALATE else Code.TRANSFER_MOVED
-    entries = [
-        AuditEntry(
+
+    def entry(code: Code, detail: dict[str, object], counterpart: str | None = None) -> AuditEntry:
+        return AuditEntry(
             code,
             now,
             "clock",
             trust=HUB,
+            counterpart=counterpart,
             event_id=fact.event_id,
             person_id=transfer.person_id,
             transfer_id=transfer.id,
             occurred_at=fact.occurred_at,
             detail=detail,
         )
-    ]
+
+    code = Code.TIMER_ESCALATED if fact.step is Step.ESCALATE else Code.TRANSFER_MOVED
+    entries = [entry(code, {**taken.detail, "clock": fact.clock})]
     routes = [{"to": out.receiver, "topic": out.topic} for out in news]
     if routes:
-        entries.append(
-            AuditEntry(
-                Code.ROUTED,
-                now,
-                "clock",
-                trust=HUB,
-                counterpart=routes[0]["to"],
-                event_id=fact.event_id,
-                person_id=transfer.person_id,
-                transfer_id=transfer.id,
-                occurred_at=fact.occurred_at,
-                detail={"routes": routes},
-            )
-        )
+        entries.append(entry(Code.ROUTED, {"routes": routes}, routes[0]["to"]))
     return entries

@@ -14,9 +14,11 @@ from itertools import takewhile
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from hub.domain.rejection import Why
 from hub.journey.decide import Journey
 from hub.store.clocks import ring_due, watch_deliveries
 from hub.store.intake import StoreUnavailableError
+from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
 from hub.telemetry.log import Log, fault_of
 
@@ -85,8 +87,10 @@ class ClockService:
         Topics of different trusts, and partitions of one, are not read in the order in which hospitals act.
         """
         now, taken = self._now(), 0
-        for event_id, received_at in await self._unit.early(now - _EARLY):
-            if not is_due(received_at, self._looked, now, timedelta(seconds=self._poll_s)):
+        early = await quarantined(self._engine, why=Why.TRANSFER_UNKNOWN, after=now - _EARLY, limit=None)
+        for row in early:
+            event_id = row["event_id"]
+            if not is_due(row["received_at"], self._looked, now, timedelta(seconds=self._poll_s)):
                 continue
             try:
                 effects = await self._unit.retry_early(event_id)

@@ -2,18 +2,18 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.clocks import Clocks
-from hub.domain.ids import time_ordered_id
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.journey.ring import Rung, expire, ring
 from hub.store import tables as t
-from hub.store.bulk import among, insert_ignoring, insert_rows, update_rows
+from hub.store.bulk import among, insert_rows, update_rows
+from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.load import with_facts
+from hub.store.outbox import waiting
 from hub.store.queries import NotFoundError
 from hub.store.write import due_columns, outbox_row, write_audit, write_taken
 
@@ -55,34 +55,18 @@ async def watch_deliveries(engine: AsyncEngine, limit: timedelta, now: datetime)
     """The technical acknowledgement's clock: what a hospital has not been given for ``limit`` is an incident, one for each
     hospital, which the hub closes itself when that is given. The hospitals (ODS) whose incident was opened come back.
     """
-    o, i = t.outbox.c, t.incident
-    oldest = select(o.receiver, func.min(o.created_at).label("since")).where(o.state == "pending")
     async with engine.begin() as connection:
-        rows = await connection.execute(oldest.group_by(o.receiver))
-        late = {row.receiver: row.since for row in rows if row.since <= now - limit}
-        is_open = i.c.kind == DELIVERY_LATE, i.c.closed_at.is_(None)
-        known = {row.subject: row.incident_id for row in await connection.execute(select(i).where(*is_open))}
-        opened, audit = [], []
-        for receiver in sorted(late.keys() - known.keys()):
-            # The same id from every clock that looks, so that one of them opens it.
-            incident_id = time_ordered_id(late[receiver], DELIVERY_LATE, receiver)
-            detail = {"receiver": receiver, "since": late[receiver].isoformat()}
-            row = {"incident_id": incident_id, "kind": DELIVERY_LATE, "subject": receiver, "opened_at": now, "detail": detail}  # fmt: skip
-            done = await connection.execute(insert_ignoring(connection, i).values(row))
-            if done.rowcount:
+        late = {
+            each.receiver: each.oldest for each in await waiting(connection) if each.oldest <= now - limit
+        }
+        known = await open_incidents(connection, DELIVERY_LATE)
+        opened = []
+        for receiver, since in sorted(late.items()):
+            detail = {"receiver": receiver, "since": since.isoformat()}
+            if await open_incident(connection, DELIVERY_LATE, receiver, detail, "clock", now, since=since):
                 opened.append(receiver)
-                said = {"incident": incident_id, "kind": DELIVERY_LATE, **detail}
-                audit.append(AuditEntry(Code.INCIDENT_OPENED, now, "clock", Outcome.SERIOUS_FAILURE, detail=said))  # fmt: skip
         for receiver in sorted(known.keys() - late.keys()):
-            done = await connection.execute(
-                update(i)
-                .where(i.c.incident_id == known[receiver], i.c.closed_at.is_(None))
-                .values(closed_at=now, closed_because="delivered")
-            )
-            if done.rowcount:
-                said = {"incident": known[receiver], "because": "delivered"}
-                audit.append(AuditEntry(Code.INCIDENT_CLOSED, now, "clock", detail=said))
-        await write_audit(connection, audit)
+            await close_incident(connection, known[receiver], "delivered", "clock", now)
     return opened
 
 

@@ -5,16 +5,15 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.domain.ids import OdsCode, time_ordered_id
+from hub.domain.ids import OdsCode
 from hub.store.bulk import insert_ignoring
+from hub.store.incidents import open_incident
 from hub.store.intake import PartitionKey, StoreUnavailableError
-from hub.store.tables import brake, incident, position
-from hub.store.write import write_audit
+from hub.store.tables import brake, position
 from hub.telemetry.log import fault_of
 
 MESSAGES_LOST = "messages-lost"
@@ -155,27 +154,9 @@ class StoredPositions:
         detail: Mapping[str, Any],
         key: PartitionKey,
     ) -> None:
-        """Open an incident and audit it, unless the same one is open. The caller holds the partition's row lock."""
-        i = incident.c
-        same = select(i.incident_id).where(i.kind == kind, i.subject == subject, i.closed_at.is_(None))
-        if (await connection.execute(same)).first() is not None:
-            return
-        now = self._clock()
+        """The caller holds the partition's row lock."""
         full = {"topic": key[0], "partition": key[1], **detail}
-        incident_id = time_ordered_id(now, kind, subject)
-        await connection.execute(
-            insert(incident).values(
-                incident_id=incident_id, kind=kind, subject=subject, opened_at=now, detail=full
-            )
-        )
-        entry = AuditEntry(
-            Code.INCIDENT_OPENED,
-            now,
-            "worker",
-            Outcome.SERIOUS_FAILURE,
-            detail={"incident": incident_id, "kind": kind, **full},
-        )
-        await write_audit(connection, [entry])
+        await open_incident(connection, kind, subject, full, "worker", self._clock())
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:

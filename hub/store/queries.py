@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -12,6 +12,7 @@ from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.domain.transfer import ENDED, Transfer
+from hub.store import incidents as incidents_store
 from hub.store import tables as t
 from hub.store.load import as_received, with_facts
 from hub.store.packing import unpack
@@ -142,9 +143,14 @@ async def transfer_history(engine: AsyncEngine, transfer_id: str) -> list[Row]:
 
 
 async def quarantined(
-    engine: AsyncEngine, *, trust: str | None = None, why: str | None = None, limit: int = 200
+    engine: AsyncEngine,
+    *,
+    trust: str | None = None,
+    why: str | None = None,
+    after: datetime | None = None,
+    limit: int | None = 200,
 ) -> list[Row]:
-    """Messages in quarantine, oldest first, without their content; who mends each and how."""
+    """Messages in quarantine, received ``after`` (UTC), oldest first, without their content; who mends each and how."""
     m = t.message
     columns = (
         m.c.event_id,
@@ -159,14 +165,17 @@ async def quarantined(
     )
     query = (
         select(*columns)
+        .where(text("disposition <> 'accepted'"))  # the words of the index
         .where(m.c.disposition == Disposition.QUARANTINED.value)
-        .order_by(m.c.received_at)
+        .order_by(m.c.received_at, m.c.event_id)
         .limit(limit)
     )
     if trust:
         query = query.where(m.c.trust == trust)
     if why:
         query = query.where(m.c.why == why)
+    if after:
+        query = query.where(m.c.received_at > after)
     rows = await _all(engine, query)
     return [row | advice(row["why"]) for row in rows]
 
@@ -201,17 +210,9 @@ async def incidents(engine: AsyncEngine, *, closed: bool = False) -> list[Row]:
 
 async def close_incident(engine: AsyncEngine, incident_id: str, because: str, now: datetime) -> None:
     """Acknowledge an incident; audited. Raises NotFoundError if none is open under this id."""
-    i = t.incident
     async with engine.begin() as connection:
-        changed = await connection.execute(
-            update(i)
-            .where(i.c.incident_id == incident_id, i.c.closed_at.is_(None))
-            .values(closed_at=now, closed_because=because)
-        )
-        if changed.rowcount == 0:
+        if not await incidents_store.close_incident(connection, incident_id, because, "cli", now):
             raise NotFoundError(incident_id)
-        detail = {"incident": incident_id, "because": because}
-        await write_audit(connection, [AuditEntry(Code.INCIDENT_CLOSED, now, "cli", detail=detail)])
 
 
 async def brakes(engine: AsyncEngine) -> list[Row]:

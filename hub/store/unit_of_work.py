@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.ids import OdsCode
 from hub.domain.message import Received
-from hub.domain.rejection import Disposition, Why
+from hub.domain.rejection import Disposition
 from hub.journey.decide import Choice, Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
@@ -36,6 +36,10 @@ Result = TypeVar("Result")
 
 class NotQuarantinedError(LookupError):
     """There is no quarantined message with this id."""
+
+
+class _StillWaitsError(Exception):
+    """The hub ran a message again by itself and it still cannot be taken in: roll back."""
 
 
 @dataclass(slots=True)
@@ -82,31 +86,17 @@ class UnitOfWork:
 
         Raises NotQuarantinedError, StoreUnavailableError.
         """
-        effects = await self._until_committed(lambda: self._retry_once(event_id, operator, choice))
-        assert effects is not None  # only the hub itself, which asks often, keeps silent
-        return effects
-
-    async def early(self, since: datetime) -> list[tuple[str, datetime]]:
-        """Messages received after ``since`` (UTC) that wait because nobody has asked for their transfer yet: id and
-        when they were received, first first.
-        """
-        m = t.message
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(
-                select(m.c.event_id, m.c.received_at)
-                .where(text("disposition <> 'accepted'"))  # the index's own words
-                .where(m.c.disposition == Disposition.QUARANTINED, m.c.why == Why.TRANSFER_UNKNOWN)
-                .where(m.c.received_at > since)
-                .order_by(m.c.received_at, m.c.event_id)
-            )
-            return [(row.event_id, row.received_at) for row in rows]
+        return await self._until_committed(lambda: self._retry_once(event_id, operator, choice))
 
     async def retry_early(self, event_id: str) -> Effects | None:
         """Run a message again that came before its request. None, and nothing is written, if it still has to wait.
 
         Raises NotQuarantinedError (somebody else was faster), StoreUnavailableError.
         """
-        return await self._until_committed(lambda: self._retry_once(event_id, None, None))
+        try:
+            return await self._until_committed(lambda: self._retry_once(event_id, None, None))
+        except _StillWaitsError:
+            return None
 
     async def _until_committed(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Run a transaction, again after a conflict with another worker; anything else ends it."""
@@ -170,8 +160,8 @@ class UnitOfWork:
             brake.in_a_row = 0
             brake.touched = True
 
-    async def _retry_once(self, event_id: str, operator: str | None, choice: Choice | None) -> Effects | None:
-        """``operator`` None is the hub itself."""
+    async def _retry_once(self, event_id: str, operator: str | None, choice: Choice | None) -> Effects:
+        """``operator`` None is the hub itself, which asks often and leaves no trace while a message still waits."""
         now = self._clock()
         async with self._engine.begin() as connection:
             received = await _stored(connection, event_id)
@@ -182,7 +172,7 @@ class UnitOfWork:
             known = await load_known(connection, [understood], now, persons, transfers)
             decided = decide(understood, known, self._journey, now, again=True, choice=choice)
             if operator is None and decided.disposition is Disposition.QUARANTINED:
-                return None
+                raise _StillWaitsError
             replayed = AuditEntry(
                 Code.MESSAGE_RETRIED,
                 now,

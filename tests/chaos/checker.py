@@ -653,12 +653,11 @@ class _Court:
         """Each journey ends as it must, and each hospital heard of it what it must, in order. Returns its transfers."""
         named: set[str] = set()
         for name, journey in self.ledger.journeys.items():
-            if not journey.finished:
-                self.say("unexpected", f"{name} did not come to its end: waited for {journey.waited_for}")
             mine = {event_id for event_id, of in self.journey_of.items() if of == name}
             transfers = {row["transfer_id"] for row in self.t.history if row["event_id"] in mine}
             named |= transfers
             if not journey.finished:
+                self.say("unexpected", f"{name} did not come to its end: waited for {journey.waited_for}")
                 continue
             states = Counter(self.transfer[each]["state"] for each in transfers)
             if states != journey.states:

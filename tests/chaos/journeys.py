@@ -6,7 +6,6 @@ through Kafka, for people of its own, each when the one before has its receipt.
 
 import asyncio
 import random
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from hub.store import schema
 from hub.store.engine import open_engine
-from tests.chaos.ledger import Journey
-from tests.stories.on_a_broker import HOSPITALS, Told, stories, told, with_its_own_people
+from tests.chaos.ledger import GaveUpError, Journey
+from tests.stories.on_a_broker import HOSPITALS, Told, told_alone, with_its_own_people
 
 if TYPE_CHECKING:
     from tests.chaos.simulation import Hospitals
@@ -30,13 +29,7 @@ async def recorded(folder: Path) -> list[Told]:
     engine = open_engine(f"sqlite+aiosqlite:///{empty}")
     await schema.upgrade(engine)
     await engine.dispose()
-    everything = []
-    for name, story in stories():
-        path = folder / f"{name}.db"
-        shutil.copy(empty, path)
-        everything.append(await told(name, story, f"sqlite+aiosqlite:///{path}"))
-        path.unlink()
-    return everything
+    return await told_alone(folder, empty)
 
 
 def tellers(hospitals: "Hospitals", everything: Sequence[Told], rng: random.Random, spread_s: float) -> list:
@@ -45,11 +38,8 @@ def tellers(hospitals: "Hospitals", everything: Sequence[Told], rng: random.Rand
 
 
 async def _tell(hospitals: "Hospitals", story: Told, delay: float) -> None:
-    from tests.chaos.simulation import GaveUpError
-
     messages = list(with_its_own_people(story))
-    inboxes = Counter({(ods, types): n for (ods, types), n in story.inboxes.items()})
-    journey = Journey(story.name, frozenset(ods for ods, _ in inboxes), Counter(story.states), inboxes)
+    journey = Journey(story.name, frozenset(ods for ods, _ in story.inboxes), story.states, story.inboxes)
     hospitals.ledger.journeys[story.name] = journey
     await asyncio.sleep(delay)
     sent: Counter[str] = Counter()

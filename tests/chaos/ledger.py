@@ -45,6 +45,10 @@ class Story:
     waited_for: str = ""
 
 
+class GaveUpError(Exception):
+    """The hub did not say within the patience what a hospital had to see before it could go on."""
+
+
 @dataclass(slots=True)
 class Journey:
     """One of the journeys as it must end. ``parties`` are who may hear of it; ``states`` how many of its transfers end in

@@ -16,7 +16,7 @@ from hub.demo.epr import Epr, Message, Patient, correlation_of
 from hub.demo.people import patient_number
 from hub.domain.trust import Directory, TrustProfile
 from tests.chaos import journeys
-from tests.chaos.ledger import Ledger, Sent, Story
+from tests.chaos.ledger import GaveUpError, Ledger, Sent, Story
 from tests.stories.on_a_broker import Told
 
 _ACCEPTED = frozenset({"accepted"})
@@ -37,10 +37,6 @@ _ENDINGS: tuple[tuple[Ending, int], ...] = (
     ("cancelled", 16),
     ("requested", 8),
 )
-
-
-class GaveUpError(Exception):
-    """The hub did not say within the patience what a hospital had to see before it could go on."""
 
 
 class Post:

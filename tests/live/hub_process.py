@@ -17,12 +17,13 @@ from typing import Any
 import asyncpg
 import orjson
 import yaml
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from confluent_kafka.admin import AdminClient
 
 from hub.demo.epr import Epr, Message
 from hub.destinations import topics
 from hub.domain.trust import Directory, TrustProfile
+from tests.whole_topic import whole_topic
 
 _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"
 _codes = itertools.count()
@@ -122,23 +123,8 @@ class LiveHub:
             await connection.close()
 
     async def on(self, topic: str) -> list[Any]:
-        """Every committed record of a topic, from its first to its last."""
-        consumer = AIOKafkaConsumer(
-            topic,
-            bootstrap_servers=self.bootstrap_servers,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-        )
-        await consumer.start()
-        try:
-            ends = await consumer.end_offsets(list(consumer.assignment()))
-            records: list[Any] = []
-            while any([await consumer.position(tp) < end for tp, end in ends.items()]):
-                for found in (await consumer.getmany(timeout_ms=200)).values():
-                    records.extend(found)
-            return records
-        finally:
-            await consumer.stop()
+        """See `whole_topic`."""
+        return await whole_topic(self.bootstrap_servers, topic)
 
     async def until(self, question: Callable[[], Awaitable[Any]], what: str, within_s: float = 60) -> Any:
         """The first truthy answer."""

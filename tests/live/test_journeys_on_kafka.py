@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from hub.destinations import topics
 from tests.live.hub_process import SCHEMAS, LiveHub
 from tests.stories.conftest import TRUSTS, empty_database  # noqa: F401 - a fixture
-from tests.stories.on_a_broker import Broker, as_bytes, stories, tell_them_all, told
+from tests.stories.on_a_broker import Broker, as_bytes, tell_them_all, told_alone
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
@@ -36,10 +36,7 @@ async def test_every_story_ends_as_it_does_in_the_transaction_alone(
     database_url,
     empty_database,  # noqa: F811
 ):
-    everything = []
-    for name, story in stories():
-        shutil.copy(empty_database, tmp_path / f"{name}.db")
-        everything.append(await told(name, story, f"sqlite+aiosqlite:///{tmp_path}/{name}.db"))
+    everything = await told_alone(tmp_path, empty_database)
     assert len(everything) >= 35
     hub = ShippedTrusts(tmp_path, bootstrap_servers, database_url)
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", enable_idempotence=True)

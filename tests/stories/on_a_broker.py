@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import itertools
+import shutil
 import time
 import uuid
 from collections import Counter
@@ -92,6 +93,17 @@ async def told(name, story, store_url):
     await engine.dispose()
     messages = [(ods, message) for ods, message, _ in hub.sent]
     return Told(name, messages, [each.disposition for each in outcomes], states, inboxes)
+
+
+async def told_alone(folder, empty):
+    """Every story, each in a copy of the empty database."""
+    everything = []
+    for name, story in stories():
+        path = folder / f"{name}.db"
+        shutil.copy(empty, path)
+        everything.append(await told(name, story, f"sqlite+aiosqlite:///{path}"))
+        path.unlink()
+    return everything
 
 
 async def inboxes_of(records):

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -10,22 +9,20 @@ import sys
 from contextlib import closing
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 
 from hub.demo.broker import EmbeddedBroker
 from hub.store import schema
 from hub.store.engine import open_engine
 from tests.stories.conftest import SCHEMAS, TRUSTS
-from tests.stories.on_a_broker import HOSPITALS, Broker, as_bytes, stories, tell_them_all, told
+from tests.stories.on_a_broker import HOSPITALS, Broker, as_bytes, tell_them_all, told_alone
+from tests.whole_topic import whole_topic
 
 pytestmark = pytest.mark.timeout(180)
 
 
 async def test_every_story_ends_as_it_does_in_the_transaction_alone(tmp_path, empty_database):
-    everything = []
-    for name, story in stories():
-        shutil.copy(empty_database, tmp_path / f"{name}.db")
-        everything.append(await told(name, story, f"sqlite+aiosqlite:///{tmp_path}/{name}.db"))
+    everything = await told_alone(tmp_path, empty_database)
     database = tmp_path / "all.db"
     url = f"sqlite+aiosqlite:///{database}"
     engine = open_engine(url)
@@ -56,17 +53,7 @@ async def _run(bootstrap_servers, url, database, everything, folder):
             await asyncio.sleep(0.1)
 
     async def on(topic):
-        consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest")
-        await consumer.start()
-        try:
-            ends = await consumer.end_offsets(list(consumer.assignment()))
-            records = []
-            while any([await consumer.position(each) < end for each, end in ends.items()]):
-                for found in (await consumer.getmany(timeout_ms=200)).values():
-                    records.extend(found)
-            return records
-        finally:
-            await consumer.stop()
+        return await whole_topic(bootstrap_servers, topic)
 
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all")
 
