@@ -4,7 +4,7 @@ SEEDS ?= 1
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast live prerequisites check format chaos bench lock clean
+.PHONY: help setup demo test test-fast live prerequisites check format chaos bench bench-rest lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ chaos: prerequisites ## hundreds of transfers while everything is killed in turn
 
 bench: prerequisites ## events a second and latency, against a bare passthrough in the same run; the last line is JSON
 	@$(VENV)/bin/python -m tests.bench.end_to_end
+
+bench-rest: prerequisites ## messages a second over REST, latency, and searches among a million transfers; the last line is JSON
+	@$(VENV)/bin/python -m tests.bench.rest
 
 lock: ## bring the lock files up to date (needs uv); they hold hashes and no addresses
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock

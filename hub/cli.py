@@ -4,6 +4,7 @@ import asyncio
 import functools
 import getpass
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from hub.domain.message import Received
 from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
 from hub.domain.trust import TrustProfile
 from hub.journey.decide import Choice
+from hub.services.health import untried
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
@@ -63,6 +65,9 @@ topics = _group("topics", "Kafka's topics and their settings.", "prepare")
 trust = _group("trust", "The trusts that have joined: folders in `schemas/trusts/`.", "prepare")
 transfers = _group(
     "transfers", "Transfers as they stand, what they wait for, and why they are where they are.", "ask"
+)
+clients = _group(
+    "clients", "Systems that speak for a trust over REST: their keys and what they may.", "prepare"
 )
 audit = _group(
     "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
@@ -173,6 +178,15 @@ def clock() -> None:
         _fail(str(error))
 
 
+@app.command(rich_help_panel=_PANELS["run"])
+def serve() -> None:
+    """The FHIR REST facade, for systems without Kafka: `hub/facade/README.md` shows how to use it."""
+    try:
+        _run(wiring.run_facade, _logging())
+    except (TrustsError, wiring.TokenKeyError) as error:
+        _fail(str(error))
+
+
 SERVICES = ("worker", "dispatcher", "clock")
 
 
@@ -183,7 +197,7 @@ def run() -> None:
 
     settings = _logging()
     supervisor = Supervisor(
-        SERVICES,
+        (*SERVICES, "serve") if settings.facade_port else SERVICES,
         get_log(service="run"),
         backoff_s=settings.restart_backoff_s,
         backoff_max_s=settings.restart_backoff_max_s,
@@ -197,12 +211,8 @@ def health() -> None:
 
     async def check(settings: HubSettings) -> None:
         async with wiring.opened(settings) as engine:
-            now = wiring.now()
-            stuck = [
-                row.receiver
-                for row in await outbox.waiting(engine)
-                if (now - row.oldest).total_seconds() > settings.watchdog_s and row.attempts == 0
-            ]
+            patience = timedelta(seconds=settings.watchdog_s)
+            stuck = await untried(engine, wiring.directory(settings), patience, wiring.now())
             if stuck:
                 raise _Failure(
                     f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?"
@@ -500,6 +510,132 @@ def trust_repairs(as_json: AsJson = False) -> None:
 def trust_schema() -> None:
     """Print the JSON Schema of profile.yaml; schemas/trusts/profile.schema.json is this, for editors."""
     print(orjson.dumps(TrustProfile.model_json_schema(), option=orjson.OPT_INDENT_2).decode())
+
+
+# ---------------------------------------------------------------- REST clients
+
+
+Jwks = Annotated[
+    Path,
+    typer.Option("--jwks", help="Its public keys: a JSON Web Key Set, each key with a kid.", exists=True),
+]
+
+
+def _keys(path: Path) -> dict[str, Any]:
+    from hub.facade.tokens import key_set
+
+    try:
+        keys: dict[str, Any] = orjson.loads(path.read_bytes())
+        key_set(keys)
+    except ValueError as error:
+        _fail(f"{path.name}: {error}.")
+    return keys
+
+
+@clients.command("add")
+def clients_add(
+    ods: Ods,
+    name: Annotated[str, typer.Option(help="What the system is, for example its product and site.")],
+    jwks: Jwks,
+    scopes: Annotated[str, typer.Option(help="SMART system scopes, with spaces between.")] = "system/*.cruds",
+) -> None:
+    """Let a system in. Prints its client id, which it gives as iss and sub of its assertions."""
+    from hub.facade.tokens import is_scopes
+    from hub.store.clients import Client, add
+
+    settings, keys = _settings(), _keys(jwks)
+    if not is_scopes(scopes):
+        _fail("--scopes are SMART system scopes: system/Task.ru, system/Bundle.cs or system/*.cruds.")
+
+    async def work() -> str:
+        profiles = wiring.directory(settings)
+        if (trust_code := parse_ods(ods)) is None or trust_code not in profiles:
+            raise _Failure(f"No trust {ods} has joined: see `hub trust list`.")
+        async with wiring.opened(settings) as engine:
+            client = Client(str(uuid.uuid4()), trust_code, name, keys, scopes, wiring.now())
+            await add(engine, client)
+            return client.id
+
+    print(_run(work))
+
+
+@clients.command("list")
+def clients_list(as_json: AsJson = False) -> None:
+    """Every client, revoked ones too."""
+    from hub.store.clients import all_of
+
+    async def work() -> list[dict[str, Any]]:
+        async with wiring.opened(_settings()) as engine:
+            return [
+                {
+                    "client_id": each.id,
+                    "trust": each.trust,
+                    "name": each.name,
+                    "scopes": each.scopes,
+                    "keys": ", ".join(str(key.get("kid")) for key in each.keys["keys"]),
+                    "created_at": each.created_at,
+                    "revoked_at": each.revoked_at,
+                }
+                for each in await all_of(engine)
+            ]
+
+    columns = ["client_id", "trust", "name", "scopes", "keys", "revoked_at"]
+    _print(_run(work), as_json, columns, "No client yet: `hub clients add`.")
+
+
+@clients.command("rotate")
+def clients_rotate(client_id: str, jwks: Jwks) -> None:
+    """Replace a client's keys. While it changes over, put the old key and the new one into the set."""
+    from hub.store.clients import rotate
+
+    keys = _keys(jwks)
+    _change(lambda engine: rotate(engine, client_id, keys, wiring.now()), f"No client {client_id}.")
+
+
+@clients.command("revoke")
+def clients_revoke(client_id: str) -> None:
+    """Shut a client out for good, within a second; tokens that it holds are refused too."""
+    from hub.store.clients import revoke
+
+    _change(lambda engine: revoke(engine, client_id, wiring.now()), f"No client {client_id}.")
+
+
+@app.command(rich_help_panel=_PANELS["join"])
+def token(client_id: str) -> None:
+    """An access token for a client, without its key: in development only (HUB_DEVELOPMENT, HUB_TOKEN_KEY_FILE)."""
+    from hub.store.clients import find
+
+    settings = _settings()
+    if not settings.development:
+        _fail(
+            "Tokens are given out here in development only (HUB_DEVELOPMENT=true). A system asks oauth2/token."
+        )
+    if settings.token_key_file is None:
+        _fail("Set HUB_TOKEN_KEY_FILE for this command and for `hub serve`, so that it knows the token.")
+
+    async def work() -> str:
+        async with wiring.opened(settings) as engine:
+            client = await find(engine, client_id)
+            if client is None or client.revoked_at is not None:
+                raise _Failure(f"No client {client_id}: see `hub clients list`.")
+            return wiring.token_office(settings).issue(client, client.scopes, wiring.now())
+
+    try:
+        print(_run(work))
+    except wiring.TokenKeyError as error:
+        _fail(str(error))
+
+
+@app.command(rich_help_panel=_PANELS["prepare"])
+def openapi() -> None:
+    """The facade's OpenAPI document, as in `schemas/openapi/facade.json`."""
+    from hub.facade.app import openapi_document
+
+    async def work() -> bytes:
+        async with wiring.opened(_settings(), check_schema=False) as engine:
+            return openapi_document(wiring.facade_app(_settings(), engine))
+
+    print(_run(work).decode(), end="")
 
 
 @app.command(rich_help_panel=_PANELS["join"])

@@ -118,6 +118,26 @@ class HubSettings(BaseSettings):
         True, "yes/no", "Off only for the embedded broker, which does not model them."
     )
 
+    # The REST facade
+    facade_host: str = _of(
+        "127.0.0.1", "address", "Where `hub serve` listens; TLS ends at the proxy before it."
+    )
+    facade_port: int = _of(8080, "port", "0: `hub run` starts no facade.", ge=0, le=65_535)
+    facade_url: str = _of(
+        "http://127.0.0.1:8080", "URL", "The facade as its callers know it: the audience of their assertions."
+    )
+    facade_answer_s: float = _of(5, "seconds", "A message that takes longer is answered 408 (BaRS).", gt=0)
+    facade_requests_per_s: float = _of(
+        500, "requests", "Of each client in a second; more are answered 429.", ge=1
+    )
+    token_key_file: Path | None = _of(
+        None,
+        "path",
+        "A private P-384 key (PEM) that access tokens are signed with. Without one `hub serve` makes its own, and tokens end with it.",
+    )
+    token_life_s: float = _of(300, "seconds", "How long an access token is good.", gt=0, le=3600)
+    development: bool = _of(False, "yes/no", "`hub token` gives tokens to whoever can start it.")
+
     # Topics
     topic_partitions: int = _of(
         6, "partitions", "Of each trust's events. Workers beyond this number have nothing to do.", ge=1

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -28,9 +28,18 @@ from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
 from hub.trusts import load_books, load_clocks, load_directory
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from hub.facade.tokens import TokenOffice
+
 
 class SecondWorkerError(Exception):
     """SQLite has one writer and no row locks: a second worker on the same file is refused."""
+
+
+class TokenKeyError(Exception):
+    """The key that access tokens are signed with cannot be used."""
 
 
 def now() -> datetime:
@@ -71,13 +80,15 @@ def journey(settings: HubSettings, trusts: Directory) -> Journey:
     )
 
 
-def unit_of_work(settings: HubSettings, engine: AsyncEngine, trusts: Directory) -> UnitOfWork:
-    """The one transaction."""
+def unit_of_work(
+    settings: HubSettings, engine: AsyncEngine, trusts: Directory, service: str = "worker"
+) -> UnitOfWork:
+    """The one transaction; ``service`` is who works with it, for the log."""
     return UnitOfWork(
         engine,
         journey(settings, trusts),
         now,
-        get_log(service="worker"),
+        get_log(service=service),
         quarantine_in_a_row_max=settings.quarantine_in_a_row_max,
     )
 
@@ -151,6 +162,65 @@ async def run_clock(settings: HubSettings) -> None:
         )
         _settle()
         await clock.run(stop)
+
+
+def token_office(settings: HubSettings) -> "TokenOffice":
+    """Who makes access tokens. Raises TokenKeyError."""
+    from joserfc.errors import JoseError  # noqa: PLC0415 - only the facade needs it
+    from joserfc.jwk import ECKey  # noqa: PLC0415
+
+    from hub.facade.tokens import TokenOffice  # noqa: PLC0415
+
+    life = timedelta(seconds=settings.token_life_s)
+    if settings.token_key_file is None:
+        return TokenOffice(settings.facade_url, ECKey.generate_key("P-384"), life)
+    try:
+        key = ECKey.import_key(settings.token_key_file.read_bytes())
+    except (OSError, ValueError, JoseError) as error:
+        raise TokenKeyError(f"HUB_TOKEN_KEY_FILE cannot be read ({type(error).__name__}).") from error
+    if not key.is_private or key.curve_name != "P-384":
+        raise TokenKeyError("HUB_TOKEN_KEY_FILE must hold a private P-384 key.")
+    return TokenOffice(settings.facade_url, key, life)
+
+
+def facade_app(settings: HubSettings, engine: AsyncEngine) -> "FastAPI":
+    """The facade as an ASGI application. Raises TokenKeyError, TrustsError."""
+    from hub.facade.app import make_app  # noqa: PLC0415 - only the facade needs it
+    from hub.facade.service import Facade, Limits  # noqa: PLC0415
+
+    trusts, office = directory(settings), token_office(settings)
+    limits = Limits(
+        settings.message_bytes_max,
+        settings.facade_answer_s,
+        settings.facade_requests_per_s,
+        settings.watchdog_s,
+    )
+    unit = unit_of_work(settings, engine, trusts, "serve")
+    return make_app(Facade(engine, unit, trusts, office, now, get_log(service="serve"), limits))
+
+
+async def run_facade(settings: HubSettings) -> None:
+    """`hub serve`: until SIGTERM or SIGINT. Raises TokenKeyError, TrustsError."""
+    import uvicorn  # noqa: PLC0415 - only the facade needs it
+
+    async with opened(settings) as engine:
+        config = uvicorn.Config(
+            facade_app(settings, engine),
+            host=settings.facade_host,
+            port=settings.facade_port or 8080,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+        _settle()
+        stop, server = asyncio.create_task(_stopped_by_a_signal().wait()), uvicorn.Server(config)
+        # By its own way of serving it takes the signals itself, and ends with them although all went well.
+        serving = asyncio.create_task(server._serve())  # noqa: SLF001
+        await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
 
 
 def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:

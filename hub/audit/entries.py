@@ -44,6 +44,11 @@ class Code(StrEnum):
     POSITION_SET = "position-set"
     AUDIT_READ = "audit-read"
     MESSAGES_READ = "msg-read"
+    RECORD_READ = "record-read"
+    RECORD_SEARCHED = "record-search"
+    AUTHENTICATION_FAILED = "auth-failed"
+    ACCESS_DENIED = "access-denied"
+    CONFIG_CHANGED = "config-changed"
 
 
 class Outcome(IntEnum):

@@ -9,6 +9,7 @@ import itertools
 import os
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -32,8 +33,10 @@ from hub.demo.broker import BrokerError, EmbeddedBroker
 from hub.demo.epr import Epr, Message, Patient, TaskStatus
 from hub.demo.join_in import Record, encoded, explain, reading, record_of, writing
 from hub.demo.people import PATIENTS_MAX, QUILLFEATHER, SNOWCROFT, THISTLEWICK, patient_number
+from hub.demo.rest_client import RestClient
 from hub.domain.delivery import SEQ_HEADER
 from hub.domain.rejection import Disposition
+from hub.domain.transfer import State
 from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.governance.trail import tell as tell_trail
@@ -410,6 +413,7 @@ async def _tell_story(stage: Stage) -> list[Outcome]:
             stage.tell_faults()
     outcomes += await _tell_surprises(stage)
     if main.transfer_id:
+        outcomes.append(await _tell_over_rest(stage, main.transfer_id))
         await _tell_trail(stage, main.transfer_id)
     _tell_summary(stage, outcomes)
     return outcomes
@@ -439,6 +443,20 @@ async def _tell_surprises(stage: Stage) -> list[Outcome]:
         )
         for each in surprises
     ]
+
+
+async def _tell_over_rest(stage: Stage, transfer_id: str) -> Outcome:
+    """A system without Kafka signs in at the facade and reads the transfer that has just been completed."""
+    path = f"/fhir/Task/{transfer_id}"
+    async with wiring.opened(stage.settings) as engine:
+        client = await RestClient.join(engine, stage.settings.facade_url, EXETER, wiring.now())
+    status, task = await asyncio.to_thread(client.get, path)
+    state = task.get("businessStatus", {}).get("coding", [{}])[0].get("code", "nothing")
+    seen = status == 200 and state == State.COMPLETED
+    stage.say("\nA system without Kafka reads the same transfer over REST", "bold")
+    stage.say(f"  GET {stage.settings.facade_url}{path}")
+    stage.say(f"  {status}: Task, {state}", "green" if seen else "red")
+    return Outcome("The transfer is read over REST", f"GET {path}", None, None, seen=seen)
 
 
 async def _tell_trail(stage: Stage, transfer_id: str) -> None:
@@ -510,6 +528,9 @@ async def _trickle(stage: Stage, stop: asyncio.Event) -> None:
 
 def _settings(folder: Path, bootstrap_servers: str) -> HubSettings:
     """Nothing that is set for a real hub applies here, but for where the trusts are described."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        facade_port = free.getsockname()[1]
     return HubSettings(
         database_url=SecretStr(f"sqlite+aiosqlite:///{folder / 'hub.db'}"),
         kafka_bootstrap_servers=bootstrap_servers,
@@ -519,6 +540,8 @@ def _settings(folder: Path, bootstrap_servers: str) -> HubSettings:
         kafka_ca_file=None,
         kafka_transactions=False,
         log_level="error",
+        facade_port=facade_port,
+        facade_url=f"http://127.0.0.1:{facade_port}",
     )
 
 
@@ -530,6 +553,8 @@ def _environment(settings: HubSettings) -> dict[str, str]:
         "HUB_KAFKA_TRANSACTIONS": "false",
         "HUB_LOG_LEVEL": settings.log_level,
         "HUB_SCHEMAS_DIR": str(settings.schemas_dir.resolve()),
+        "HUB_FACADE_PORT": str(settings.facade_port),
+        "HUB_FACADE_URL": settings.facade_url,
     }
 
 

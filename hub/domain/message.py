@@ -22,19 +22,31 @@ class Position:
 class Received:
     """One message as a door handed it over; nothing has been read yet.
 
-    ``trust`` is who sent it as far as the door can prove it (the topic's owner), not who the message
-    says it is from. ``headers`` have lower-case names and text values. ``received_at`` is UTC.
+    ``trust`` is who sent it as far as the door can prove it (the topic's owner, the REST client's trust), not who the
+    message says it is from. ``position`` is None for what came over REST. ``headers`` have lower-case names and text values. ``received_at`` is UTC.
     ``unread`` is why it must not be read at all, if that is so (it kills the process).
     """
 
     event_id: EventId
     trust: OdsCode
-    position: Position
+    position: Position | None
     headers: Mapping[str, str]
     key: bytes | None
     raw: bytes
     received_at: datetime
     unread: str | None = None
+
+    @property
+    def place(self) -> Position:
+        """Its position in Kafka. Raises ValueError for what came over REST."""
+        if self.position is None:
+            raise ValueError("This message has no place in Kafka")
+        return self.position
+
+    @property
+    def door(self) -> str:
+        """How it came in, as the audit names it."""
+        return "kafka" if self.position else "rest"
 
     def header(self, name: str) -> str:
         """A header's text, "" if it is absent; what no store can hold (NUL) or index (more than 255 characters) is cut."""

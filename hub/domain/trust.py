@@ -34,7 +34,9 @@ class Doors(_Part):
     """How the trust and the hub reach each other."""
 
     inward: Literal["kafka"] = "kafka"
-    outward: Literal["kafka"] = "kafka"
+    outward: Literal["kafka", "polled"] = Field(
+        default="kafka", description="kafka: its inbox topic. polled: it fetches over REST ($inbox, $ack)"
+    )
 
 
 class TrustProfile(_Part):

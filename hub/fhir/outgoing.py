@@ -71,8 +71,8 @@ def transfer_news(
     header = {
         "resourceType": "MessageHeader",
         "eventCoding": {"system": HUB_EVENT_TYPE, "code": event_type},
-        "destination": [{"endpoint": _endpoint(to), "receiver": _organisation(to)}],
-        **({} if occasion.by == HUB_ITSELF else {"sender": _organisation(occasion.by)}),
+        "destination": [{"endpoint": _endpoint(to), "receiver": organisation(to)}],
+        **({} if occasion.by == HUB_ITSELF else {"sender": organisation(occasion.by)}),
         "source": {"name": "Transfer hub", "endpoint": HUB},
         "focus": [{"reference": task_url}],
     }
@@ -106,7 +106,7 @@ def receipt(
             {"url": f"{HUB}/StructureDefinition/disposition", "valueCode": disposition.value},
         ],
         "eventCoding": {"system": HUB_EVENT_TYPE, "code": "receipt"},
-        "destination": [{"endpoint": _endpoint(received.trust), "receiver": _organisation(received.trust)}],
+        "destination": [{"endpoint": _endpoint(received.trust), "receiver": organisation(received.trust)}],
         "source": {"name": "Transfer hub", "endpoint": HUB},
         "response": response,
     }
@@ -136,7 +136,8 @@ def _endpoint(ods: str) -> str:
     return f"{ODS_ORGANISATION}|{ods}"
 
 
-def _organisation(ods: str) -> Tree:
+def organisation(ods: str) -> Tree:
+    """A reference to a trust by its ODS code."""
     return {"type": "Organization", "identifier": {"system": ODS_ORGANISATION, "value": ods}}
 
 
@@ -147,20 +148,7 @@ def _task(
     reason: Sequence[Identifier],
     note: str,
 ) -> Tree:
-    task: Tree = {
-        "resourceType": "Task",
-        "meta": {"versionId": str(transfer.version)},
-        "identifier": [{"system": HUB_TRANSFER, "value": transfer.id}],
-        "status": TASK_STATUS[transfer.state],
-        "businessStatus": {"coding": [{"system": HUB_STATE, "code": transfer.state.value}]},
-        "intent": "order",
-        "code": {"coding": [{"system": TASK_CODE, "code": "fulfill"}]},
-        "focus": _focus(resources, transfer),
-        "authoredOn": instant(transfer.requested_at),
-        "lastModified": instant(occasion.occurred_at),
-        "requester": _organisation(transfer.sender),
-        "owner": _organisation(transfer.receiver),
-    }
+    task = task_of(transfer, _focus(resources, transfer), occasion.occurred_at)
     patient = _url_of(resources, "Patient")
     if patient is not None:
         task["for"] = {"reference": patient}
@@ -171,12 +159,35 @@ def _task(
     return task
 
 
+def task_of(transfer: Transfer, focus: Tree, modified_at: datetime) -> Tree:
+    """A transfer as a FHIR Task, as far as it is the same for every reader. ``modified_at`` is UTC."""
+    return {
+        "resourceType": "Task",
+        "meta": {"versionId": str(transfer.version)},
+        "identifier": [{"system": HUB_TRANSFER, "value": transfer.id}],
+        "status": TASK_STATUS[transfer.state],
+        "businessStatus": {"coding": [{"system": HUB_STATE, "code": transfer.state.value}]},
+        "intent": "order",
+        "code": {"coding": [{"system": TASK_CODE, "code": "fulfill"}]},
+        "focus": focus,
+        "authoredOn": instant(transfer.requested_at),
+        "lastModified": instant(modified_at),
+        "requester": organisation(transfer.sender),
+        "owner": organisation(transfer.receiver),
+    }
+
+
+def request_reference(transfer: Transfer) -> Tree:
+    """The ServiceRequest by its business identifier."""
+    request = next(iter(transfer.requests), Identifier(HUB_TRANSFER, transfer.id))
+    return {"type": "ServiceRequest", "identifier": {"system": request.system, "value": request.value}}
+
+
 def _focus(resources: Sequence[Mapping[str, Any]], transfer: Transfer) -> Tree:
     url = _url_of(resources, "ServiceRequest")
     if url is not None:
         return {"reference": url}
-    request = next(iter(transfer.requests), Identifier(HUB_TRANSFER, transfer.id))
-    return {"type": "ServiceRequest", "identifier": {"system": request.system, "value": request.value}}
+    return request_reference(transfer)
 
 
 def _url_of(resources: Sequence[Mapping[str, Any]], resource_type: str) -> str | None:
@@ -197,14 +208,18 @@ def _outcome(disposition: Disposition, rejection: Rejection | None) -> Tree:
             "This message was already delivered; nothing was done again. Do not send it once more."
         )
     else:
-        ruling = rejection.ruling
         issue["details"] = {"coding": [{"system": HUB_REASON, "code": rejection.why.value}]}
-        issue["diagnostics"] = " ".join(
-            filter(None, (_sentence(rejection.detail), ruling.advice, f"To be mended by: {ruling.owner}."))
-        )
+        issue["diagnostics"] = in_words(rejection)
         if rejection.at:
             issue["expression"] = [rejection.at]
     return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+def in_words(rejection: Rejection) -> str:
+    """What is wrong, what to do and who can."""
+    ruling = rejection.ruling
+    said = (_sentence(rejection.detail), ruling.advice, f"To be mended by: {ruling.owner}.")
+    return " ".join(filter(None, said))
 
 
 def _sentence(text: str) -> str:

@@ -17,6 +17,7 @@ VERIFICATION_EXTENSIONS = "nhsnumberverificationstatus"
 BARS_EVENTS = "https://fhir.nhs.uk/CodeSystem/message-events-bars"
 BARS_REASONS = "https://fhir.nhs.uk/CodeSystem/message-reason-bars"
 TASK_CODE = "http://hl7.org/fhir/CodeSystem/task-code"
+HTTP_ERROR = "https://fhir.nhs.uk/CodeSystem/http-error-codes"
 
 HUB = "https://transfer-hub.example"
 """Where the hub's own names live. `.example` is reserved (RFC 2606): a deployment sets its own when it has one."""

@@ -208,7 +208,7 @@ def _audit_accepted(
         return AuditEntry(
             code,
             now,
-            "kafka",
+            understood.received.door,
             trust=canonical.trust,
             counterpart=counterpart,
             event_id=canonical.event_id,
@@ -269,14 +269,10 @@ def _audit_taken(taken: Taken, entry: Callable[..., AuditEntry]) -> AuditEntry:
 
 
 def _message_detail(understood: Understood) -> dict[str, object]:
-    position = understood.received.position
-    return {
-        "sha256": understood.sha256,
-        "bytes": len(understood.received.raw),
-        "topic": position.topic,
-        "partition": position.partition,
-        "offset": position.offset,
-    }
+    received = understood.received
+    said: dict[str, object] = {"sha256": understood.sha256, "bytes": len(received.raw)}
+    at = received.position
+    return said | ({"topic": at.topic, "partition": at.partition, "offset": at.offset} if at else {})
 
 
 _REFUSAL_CODE = {
@@ -345,7 +341,7 @@ def _audit_refused(
         return AuditEntry(
             code,
             now,
-            "kafka",
+            received.door,
             outcome,
             trust=received.trust,
             event_id=received.event_id,

@@ -71,4 +71,9 @@ class Effects:
     first_event_id: EventId | None
     happened: Happened | None
     outbox: tuple[Outgoing, ...]
+    """The last is the receipt for the author."""
     audit: tuple[AuditEntry, ...]
+
+    @property
+    def receipt(self) -> Outgoing:
+        return self.outbox[-1]

@@ -105,7 +105,7 @@ class _Receiver:
 
 
 class Dispatcher:
-    """One loop per receiver of the directory, fully independent; start it with `run`.
+    """One loop per receiver of the directory whose inbox is a topic, fully independent; start it with `run`.
 
     ``open_destination`` makes a door out for a receiver's ODS code. ``holder`` names this process in the
     leases and must not be shared. Several dispatchers may run: a receiver belongs to one of them at a time.
@@ -123,7 +123,9 @@ class Dispatcher:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._engine = engine
-        self._receivers = {profile.ods: _Receiver(profile.ods) for profile in directory}
+        self._receivers = {
+            profile.ods: _Receiver(profile.ods) for profile in directory if profile.doors.outward == "kafka"
+        }
         self._open = open_destination
         self._log = log
         self._config = config or DispatcherConfig()

@@ -273,7 +273,7 @@ class KafkaSource:
         await self._pull_brakes(taken.braked)
 
     async def _take_alone(self, received: Received) -> None:
-        at = received.position
+        at = received.place
         key = (at.topic, at.partition)
         if self._is_braked(key):
             return

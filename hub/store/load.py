@@ -32,7 +32,7 @@ def as_received(row: Any) -> Received:
     return Received(
         event_id=EventId(row.event_id),
         trust=OdsCode(row.trust),
-        position=Position(row.topic, row.partition, row.offset),
+        position=Position(row.topic, row.partition, row.offset) if row.topic is not None else None,
         headers=row.headers,
         key=row.key,
         raw=unpack(row.raw),
@@ -53,16 +53,35 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
         if isinstance(meaning, Canonical):
             names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.lookup}
             names |= {f"r|{each.system}|{each.value}" for each in meaning.refs.requests}
-    numbers = sorted(
-        int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-        for name in names
-    )
+    numbers = sorted(_number(name) for name in names)
     await connection.execute(
         text(
             "SELECT pg_advisory_xact_lock(n) FROM (SELECT unnest(:numbers) AS n ORDER BY 1) AS ordered"
         ).bindparams(bindparam("numbers", type_=ARRAY(BigInteger))),
         {"numbers": numbers},
     )
+
+
+async def claim_messages(connection: AsyncConnection, batch: Sequence[Understood]) -> list[bool]:
+    """Lock the messages' ids until the end of the transaction; False where another transaction is at that message now.
+    PostgreSQL only: SQLite has one writer at a time.
+    """
+    if not is_postgresql(connection):
+        return [True] * len(batch)
+    numbers = [_number(f"m|{first_key(u.received.trust, u.message_id)}") for u in batch]
+    rows = await connection.execute(
+        text("SELECT n, pg_try_advisory_xact_lock(n) AS ours FROM unnest(:numbers) AS n").bindparams(
+            bindparam("numbers", type_=ARRAY(BigInteger))
+        ),
+        {"numbers": sorted(set(numbers))},
+    )
+    ours = {row.n: bool(row.ours) for row in rows}
+    return [ours[each] for each in numbers]
+
+
+def _number(name: str) -> int:
+    """A name as PostgreSQL's advisory locks know it."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 async def load_known(

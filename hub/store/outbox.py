@@ -284,6 +284,57 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         return len(rows)
 
 
+async def fetched(
+    store: Store, receiver: str, seqs: Sequence[int], by: str, at: datetime
+) -> tuple[int, list[int]]:
+    """The receiver has fetched these rows itself and says that it has them; ``by`` is which of its systems.
+
+    Returns how many were waiting until now, and the numbers that are no rows of this receiver: if there are any, nothing is
+    written. Saying it twice says nothing twice.
+    """
+    wanted = sorted(set(seqs))
+    async with _writing(store) as connection:
+        c = outbox.c
+        rows: list[Row[Any]] = []
+        for some in _chunks(wanted):
+            rows.extend(
+                await connection.execute(
+                    select(c.seq, c.receiver, c.topic, c.event_id, c.person_id, c.transfer_id, c.state)
+                    .where(_numbered(some, connection), c.receiver == receiver)
+                    .order_by(c.seq)
+                    .with_for_update()
+                )
+            )
+        strange = sorted(set(wanted) - {row.seq for row in rows})
+        rows = [row for row in rows if row.state == "pending"]
+        if strange or not rows:
+            return 0, strange
+        await update_rows(
+            connection, outbox, ["seq"], [{"seq": row.seq, "state": "sent", "sent_at": at} for row in rows]
+        )
+        await insert_rows(connection, delivery_attempt, _attempts(rows, at, "fetched", None))
+        await insert_rows(
+            connection,
+            audit_entry,
+            [
+                {
+                    "code": Code.DELIVERY_SENT.value,
+                    "at": at,
+                    "outcome": Outcome.SUCCESS.value,
+                    "trust": None,
+                    "system": "rest",
+                    "counterpart": row.receiver,
+                    "event_id": row.event_id,
+                    "person_id": row.person_id,
+                    "transfer_id": row.transfer_id,
+                    "detail": {"seq": row.seq, "client": by},
+                }
+                for row in rows
+            ],
+        )
+        return len(rows), []
+
+
 def _attempts(rows: Iterable[Any], at: datetime, outcome: str, error: str | None) -> list[dict[str, Any]]:
     def target(row: Any) -> tuple[str, str]:
         return (row.receiver, row.topic)
@@ -411,3 +462,11 @@ async def release_lease(store: Store, name: str, holder: str) -> None:
     """Give a lease back, if ``holder`` still has it."""
     async with _one_statement(store) as connection:
         await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))
+
+
+async def payload_of(store: Store, receiver: str, seq: int) -> bytes | None:
+    """One message for this receiver, waiting or sent; None if it has none of this number."""
+    async with _one_statement(store) as connection:
+        query = select(outbox.c.payload).where(outbox.c.seq == seq, outbox.c.receiver == receiver)
+        found: bytes | None = await connection.scalar(query)
+        return found

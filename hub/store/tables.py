@@ -78,9 +78,10 @@ message = Table(
     metadata,
     _id("event_id", primary_key=True),
     Column("trust", String(6), nullable=False),
-    Column("topic", String(249), nullable=False),
-    Column("partition", Integer, nullable=False),
-    Column("offset", BigInteger, nullable=False),
+    # Where it lies in Kafka; empty for what came over REST.
+    Column("topic", String(249)),
+    Column("partition", Integer),
+    Column("offset", BigInteger),
     Column("message_id", String(255), nullable=False),
     # Set on the first message with this id only; unique, so that two workers cannot both be first.
     Column("first_key", String(300), unique=True),
@@ -187,6 +188,9 @@ transfer = Table(
     Column("due_at", UtcDateTime, comment="When its next clock rings"),
     Column("due_clock", String(30)),
     Index("ix_transfer_state", "state", "changed_at"),
+    # A trust looks for its transfers as the one end or the other, the last changed first.
+    Index("ix_transfer_sender", "sender", "changed_at", "transfer_id"),
+    Index("ix_transfer_receiver", "receiver", "changed_at", "transfer_id"),
 )
 
 Index(
@@ -195,6 +199,18 @@ Index(
     postgresql_where=transfer.c.due_at.is_not(None),
     sqlite_where=transfer.c.due_at.is_not(None),
 )
+
+# Most transfers are over and most people look for those that are not.
+_OPEN = text("state NOT IN ('completed', 'redirected', 'cancelled', 'entered-in-error', 'failed', 'expired')")
+for _end in (transfer.c.sender, transfer.c.receiver):
+    Index(
+        f"ix_transfer_{_end.name}_open",
+        _end,
+        transfer.c.changed_at,
+        transfer.c.transfer_id,
+        postgresql_where=_OPEN,
+        sqlite_where=_OPEN,
+    )
 
 transfer_identifier = Table(
     "transfer_identifier",
@@ -270,7 +286,7 @@ delivery_attempt = Table(
     Column("first_seq", BigInteger, nullable=False),
     Column("last_seq", BigInteger, nullable=False),
     Column("rows", Integer, nullable=False),
-    Column("outcome", String(16), nullable=False, comment="sent, found-sent, failed"),
+    Column("outcome", String(16), nullable=False, comment="sent, found-sent, fetched, failed"),
     Column("error", Text),
     Index("ix_delivery_attempt_receiver", "receiver", "at"),
     comment="One row per batch that was tried",
@@ -332,4 +348,26 @@ lease = Table(
     Column("name", String(100), primary_key=True),
     Column("holder", String(200), nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+)
+
+client = Table(
+    "client",
+    metadata,
+    _id("client_id", primary_key=True),
+    Column("trust", String(6), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("keys", JSON, nullable=False, comment="Its public keys, a JSON Web Key Set (RFC 7517)"),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    comment="Systems that speak for a trust over REST",
+)
+
+used_assertion = Table(
+    "used_assertion",
+    metadata,
+    _id("client_id", primary_key=True),
+    Column("jti", String(255), primary_key=True),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+    comment="Signed assertions that were exchanged for a token: each is good for once (RFC 7523, 3)",
 )

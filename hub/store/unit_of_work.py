@@ -23,7 +23,7 @@ from hub.journey.effects import Effects
 from hub.store import tables as t
 from hub.store.bulk import among, insert_ignoring, update_rows
 from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
-from hub.store.load import as_received, load_known, lock_names
+from hub.store.load import as_received, claim_messages, load_known, lock_names
 from hub.store.write import write_audit, write_effects
 from hub.telemetry.log import Log, LogEvent, fault_of
 
@@ -53,7 +53,7 @@ class _Brake:
 
 
 class UnitOfWork:
-    """Takes in batches and runs quarantined messages again. Safe to use from one task at a time."""
+    """Takes in batches and runs quarantined messages again. `take` is for one task at a time."""
 
     def __init__(
         self,
@@ -79,6 +79,33 @@ class UnitOfWork:
         for each in effects:
             self._say(each)
         return taken
+
+    async def take_together(self, batch: Sequence[Received]) -> list[Effects | None]:
+        """Take in messages that came over REST: the same journey, one transaction for all, each decided as if it came alone.
+        When this returns it is committed. None for a message whose first attempt is still under way in another process.
+
+        The answer is the sender's receipt, so none goes to the outbox; and a brake, which is there to stop a partition that
+        nobody watches, does not hold up a caller who hears at once what is wrong. Raises StoreUnavailableError.
+        """
+        understood = [understand(received, self._journey) for received in batch]
+        taken = await self._until_committed(lambda: self._take_together_once(understood))
+        for each in taken:
+            if each is not None:
+                self._say(each)
+        return taken
+
+    async def _take_together_once(self, understood: Sequence[Understood]) -> list[Effects | None]:
+        now = self._clock()
+        async with self._engine.begin() as connection:
+            claimed = await claim_messages(connection, understood)
+            mine = [each for each, ours in zip(understood, claimed, strict=True) if ours]
+            await lock_names(connection, mine)
+            known = await load_known(connection, mine, now)
+            decided = [decide(each, known, self._journey, now) for each in mine]
+            written = [replace(each, outbox=each.outbox[:-1]) for each in decided]
+            await write_effects(connection, written, now, self._journey.clocks)
+        told = iter(decided)
+        return [next(told) if ours else None for ours in claimed]
 
     async def retry(self, event_id: str, operator: str, choice: Choice | None = None) -> Effects:
         """Run a quarantined message's bytes through the journey again. ``operator`` is a role or account, for the audit;
@@ -117,7 +144,7 @@ class UnitOfWork:
         now = self._clock()
         async with self._engine.begin() as connection:
             positions = await _lock_positions(connection, understood, next_after)
-            fresh = [u for u in understood if u.received.position.offset >= positions[_partition(u.received)]]
+            fresh = [u for u in understood if u.received.place.offset >= positions[_partition(u.received)]]
             brakes = await _load_brakes(connection, {u.received.trust for u in fresh})
             fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
             effects = await self._decide_all(connection, fresh, brakes, now)
@@ -223,7 +250,7 @@ def _database_fault(error: DBAPIError) -> str:
 
 
 def _partition(received: Received) -> PartitionKey:
-    return received.position.topic, received.position.partition
+    return received.place.topic, received.place.partition
 
 
 async def _lock_positions(
@@ -235,7 +262,7 @@ async def _lock_positions(
     first: dict[PartitionKey, int] = dict(next_after)
     for each in understood:
         key = _partition(each.received)
-        first[key] = min(first.get(key, each.received.position.offset), each.received.position.offset)
+        first[key] = min(first.get(key, each.received.place.offset), each.received.place.offset)
     held = await _positions_locked(connection, first)
     new = sorted(first.keys() - held.keys())
     if new:
@@ -280,7 +307,7 @@ def _moved(
     moved: dict[PartitionKey, int] = {}
     for each in effects:
         key = _partition(each.received)
-        moved[key] = max(moved.get(key, 0), each.received.position.offset + 1)
+        moved[key] = max(moved.get(key, 0), each.received.place.offset + 1)
     trust_of = {_partition(u.received): u.received.trust for u in understood}
     for key, offset in next_after.items():
         trust = trust_of.get(key)

@@ -62,9 +62,9 @@ def _message(effects: Effects) -> Row:
     return {
         "event_id": received.event_id,
         "trust": received.trust,
-        "topic": received.position.topic,
-        "partition": received.position.partition,
-        "offset": received.position.offset,
+        "topic": received.position.topic if received.position else None,
+        "partition": received.position.partition if received.position else None,
+        "offset": received.position.offset if received.position else None,
         "message_id": effects.message_id,
         "first_key": first_key(received.trust, effects.message_id) if is_first else None,
         "first_event_id": effects.first_event_id,

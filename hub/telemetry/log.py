@@ -37,6 +37,8 @@ LogEvent = Literal[
     "clock.waits",
     # A hospital was not given something for HUB_DELIVERY_LATE_S; an incident is open. Bind: receiver.
     "delivery.late",
+    # A REST message whose caller was told that it takes too long was not committed after all. Bind: fault.
+    "facade.late",
     # Starting positions. Bind: topic, partition, offset.
     "position.taken_up",
     "position.below_first",

@@ -14,6 +14,7 @@ from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 -
 from tests.stories.test_bad_input import *  # noqa: F403
 from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
+from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403

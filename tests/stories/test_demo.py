@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 11
+STEPS = 12
 
 
 @pytest.mark.timeout(240)

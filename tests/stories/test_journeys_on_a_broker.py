@@ -41,6 +41,7 @@ async def _run(bootstrap_servers, url, database, everything, folder):
         "HUB_KAFKA_TRANSACTIONS": "false",
         "HUB_SCHEMAS_DIR": str(SCHEMAS),
         "HUB_LOG_LEVEL": "error",
+        "HUB_FACADE_PORT": "0",
     }
 
     async def rows(sql):

@@ -1,0 +1,381 @@
+"""The facade as an application: one way in for every request, then the interaction it asks for.
+
+Nothing is answered 200 that is not committed. The bytes of a message go to the journey as they came, so that what the facade
+takes in is read, judged, repaired, deduplicated and audited as what comes over Kafka.
+"""
+
+import asyncio
+import functools
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from hub import __version__
+from hub.dialects.fhir_xml_writer import NotInXmlError, write_xml
+from hub.facade import tokens
+from hub.facade.capability import (
+    FHIR_JSON,
+    FHIR_XML,
+    SERVED,
+    Served,
+    capability_statement,
+    described,
+    smart_configuration,
+)
+from hub.facade.errors import FacadeError, bad_request
+from hub.facade.interactions import HANDLERS, fhir
+from hub.facade.service import Facade
+from hub.facade.tokens import TokenError
+from hub.fhir import decimals
+from hub.services.health import untried
+from hub.store import clients
+from hub.store.clients import Client
+from hub.store.intake import StoreUnavailableError
+from hub.telemetry.log import fault_of
+
+_FORM = "application/x-www-form-urlencoded"
+_ANSWERED_IN_JSON: Mapping[str, Any] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, text in (("200", "An access token"), ("default", "RFC 6749, 5.2: error, error_description"))
+}
+_ANSWERED_IN_WORDS: Mapping[str, Any] = {
+    status: {"description": text, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    for status, text in (("200", "All is well"), ("default", "What is not"))
+}
+_CAPABILITIES: Mapping[str, Any] = {"responses": described(SERVED[0])["responses"]}
+_JSON_TYPES = frozenset({FHIR_JSON, "application/json", "text/json", "application/json+fhir"})
+_XML_TYPES = frozenset({FHIR_XML, "application/xml", "text/xml", "application/xml+fhir"})
+_ANY = frozenset({"*/*", "application/*", "text/*", ""})
+_TOKEN_BYTES_MAX = 20_000
+
+
+def make_app(facade: Facade) -> FastAPI:
+    """The routes of `SERVED`, the token endpoint, and what operators ask."""
+    app = FastAPI(
+        title="Transfer hub, FHIR facade",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    registry = CollectorRegistry()
+    requests = Counter("hub_http_requests", "Requests answered", ["interaction", "status"], registry=registry)
+    seconds = Histogram("hub_http_request_seconds", "Time to answer", ["interaction"], registry=registry)
+    started_at = facade.now()
+
+    def add(served: Served) -> None:
+        async def endpoint(request: Request) -> Response:
+            began = time.perf_counter()
+            response = await _answered(facade, request, served)
+            requests.labels(served.name, response.status_code).inc()
+            seconds.labels(served.name).observe(time.perf_counter() - began)
+            return response
+
+        app.add_api_route(
+            served.path,
+            endpoint,
+            methods=[served.method],
+            name=served.name,
+            summary=served.summary,
+            operation_id=served.name,
+            response_class=Response,
+            openapi_extra=dict(described(served)),
+        )
+
+    for each in SERVED:
+        add(each)
+
+    @app.get(
+        "/fhir/metadata",
+        name="capabilities",
+        summary="The CapabilityStatement.",
+        response_class=Response,
+        openapi_extra=dict(_CAPABILITIES),
+    )
+    async def capabilities(request: Request) -> Response:
+        statement = fhir(capability_statement(facade.base, started_at))
+        try:
+            return _told(request, _as_xml(statement) if _wants_xml(request) else statement)
+        except FacadeError as error:
+            return _told(request, _refusal(error))
+
+    @app.get(
+        "/fhir/.well-known/smart-configuration",
+        name="smart",
+        summary="How to get a token.",
+        response_class=Response,
+    )
+    async def smart() -> Response:
+        return Response(orjson.dumps(smart_configuration(facade.office.url)), media_type="application/json")
+
+    @app.post(
+        "/oauth2/token",
+        name="token",
+        summary="A signed assertion for an access token (RFC 7523).",
+        response_class=Response,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {_FORM: {"schema": {"type": "object"}}},
+            },
+            "responses": _ANSWERED_IN_JSON,
+        },
+    )
+    async def token(request: Request) -> Response:
+        status, said = await _token(facade, request)
+        requests.labels("token", status).inc()
+        return Response(
+            orjson.dumps(said), status, media_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    @app.get(
+        "/healthz",
+        name="health",
+        summary="Whether messages move.",
+        response_class=Response,
+        openapi_extra={"responses": dict(_ANSWERED_IN_WORDS)},
+    )
+    async def healthz() -> Response:
+        try:
+            async with asyncio.timeout(2):
+                stuck = await untried(
+                    facade.engine,
+                    facade.directory,
+                    timedelta(seconds=facade.limits.untried_s),
+                    facade.now(),
+                )
+        except (OSError, TimeoutError, SQLAlchemyError) as error:
+            return _plain(503, f"The database cannot be used ({type(error).__name__})")
+        if stuck:
+            return _plain(503, f"Nothing was even tried for {', '.join(stuck)}: is a dispatcher running?")
+        return _plain(200, "well")
+
+    @app.get("/metrics", name="metrics", summary="For Prometheus.", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            allowed = dict(error.headers or {})
+            refusal = FacadeError(
+                405,
+                "SEND_METHOD_NOT_ALLOWED",
+                "not-supported",
+                "This address is not used with this method; see metadata.",
+                headers=allowed,
+            )
+        else:
+            refusal = FacadeError(
+                404, "SEND_NOT_FOUND", "not-found", "Nothing is served at this address; see metadata."
+            )
+        return _told(request, _refusal(refusal))
+
+    app.openapi = functools.partial(_openapi, app)  # type: ignore[method-assign]
+    return app
+
+
+def openapi_document(app: FastAPI) -> bytes:
+    """What `/openapi.json` says, as it is kept under `schemas/openapi/`."""
+    return orjson.dumps(app.openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    flow = {
+        "tokenUrl": "/oauth2/token",
+        "scopes": {f"system/{e.resource}.{e.verb}": e.summary for e in SERVED},
+    }
+    document["components"] = {
+        "securitySchemes": {"smart": {"type": "oauth2", "flows": {"clientCredentials": flow}}}
+    }
+    return document
+
+
+async def _answered(facade: Facade, request: Request, served: Served) -> Response:
+    """Whatever happens, an answer that says what is wrong; the text of an exception, which may quote a message, never leaves."""
+    xml = False
+    try:
+        xml = _wants_xml(request)
+        caller = await facade.caller(request)
+        try:
+            caller.must(served.resource, served.verb)
+        except FacadeError:
+            await facade.denied(caller, served, "scope")
+            raise
+        body = await _body(facade, request, served) if served.body else b""
+        response = await HANDLERS[served.name](facade, request, caller, served, body)
+    except FacadeError as error:
+        response = _refusal(error)
+    except (StoreUnavailableError, OSError, TimeoutError, SQLAlchemyError) as error:
+        facade.log.error("store.unavailable", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
+        response = _refusal(
+            FacadeError(
+                503,
+                "REC_UNAVAILABLE",
+                "transient",
+                "The hub's database does not answer; nothing was taken in. Send the same again, with the same id.",
+                headers={"Retry-After": "5"},
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - a bug of ours is an answer too
+        facade.log.error("fault", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
+        response = _refusal(
+            FacadeError(
+                500,
+                "REC_SERVER_ERROR",
+                "exception",
+                "A fault in the hub; its team was told by the log. Try again later.",
+            )
+        )
+    return _told(request, _as_xml(response) if xml and response.body else response)
+
+
+async def _token(facade: Facade, request: Request) -> tuple[int, Mapping[str, Any]]:
+    """RFC 6749, 4.4 with RFC 7523, 2.2. What is refused is audited."""
+    now = facade.now()
+    try:
+        form = dict(parse_qsl((await _read(request, _TOKEN_BYTES_MAX)).decode()))
+    except (FacadeError, ValueError):
+        return 400, {"error": "invalid_request", "error_description": "Send a form of moderate size."}
+    if form.get("grant_type") != "client_credentials":
+        return 400, {
+            "error": "unsupported_grant_type",
+            "error_description": "grant_type must be client_credentials.",
+        }
+    if form.get("client_assertion_type") != tokens.ASSERTION_TYPE:
+        return 400, {
+            "error": "invalid_request",
+            "error_description": f"client_assertion_type must be {tokens.ASSERTION_TYPE}.",
+        }
+    try:
+        client, scopes = await _proved(facade, form, now)
+    except TokenError as error:
+        await facade.refused(error.reason)
+        return tokens.oauth_error(error)
+    except (OSError, TimeoutError, SQLAlchemyError) as error:
+        facade.log.error("store.unavailable", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
+        return 503, {
+            "error": "temporarily_unavailable",
+            "error_description": "The hub's database does not answer.",
+        }
+    return 200, {
+        "access_token": facade.office.issue(client, scopes, now),
+        "token_type": "bearer",
+        "expires_in": int(facade.office.life.total_seconds()),
+        "scope": scopes,
+    }
+
+
+async def _proved(facade: Facade, form: Mapping[str, str], now: datetime) -> tuple[Client, str]:
+    """The client whose assertion this is, and what its token may. Raises TokenError."""
+    assertion = form.get("client_assertion", "")
+    client = await clients.find(facade.engine, tokens.claimed_client(assertion))
+    if client is None or client.revoked_at is not None:
+        raise TokenError("unknown-client", "No client has this id, or it was revoked.")
+    jti, expires_at = tokens.checked_assertion(assertion, client, facade.office.token_url, now)
+    scopes = tokens.granted(form.get("scope", ""), client)
+    # Last, so that an assertion with a fault can be mended without a new jti.
+    if not await clients.use_assertion(facade.engine, client.id, jti, expires_at + tokens.SKEW, now):
+        raise TokenError(
+            "replayed", "This assertion was used before: make one with a new jti for each token."
+        )
+    return client, scopes
+
+
+def _wants_xml(request: Request) -> bool:
+    """`_format` goes before Accept (FHIR R4, http, 3.1.0.1.11), and of several kinds the best liked. Raises FacadeError (406)."""
+    wanted = request.query_params.get("_format") or request.headers.get("accept", "")
+    for kind in sorted(wanted.lower().split(","), key=_liking, reverse=True):
+        # A plus sign in an address may have come as a space.
+        name = kind.partition(";")[0].strip().replace(" ", "+")
+        if name in _JSON_TYPES | _ANY | {"json"}:
+            return False
+        if name in _XML_TYPES | {"xml"}:
+            return True
+    raise FacadeError(
+        406, "SEND_NOT_ACCEPTABLE", "not-supported", f"Answers are {FHIR_JSON} or {FHIR_XML}.", "Accept"
+    )
+
+
+def _liking(kind: str) -> float:
+    """The q of one kind of an Accept header (RFC 9110, 12.4.2)."""
+    found = re.search(r";\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", kind)
+    return float(found[1]) if found else 1.0
+
+
+def _as_xml(response: Response) -> Response:
+    """The same answer in XML."""
+    try:
+        body = write_xml(decimals.loads(bytes(response.body)))
+    except NotInXmlError as error:
+        return _refusal(
+            FacadeError(
+                406, "SEND_NOT_ACCEPTABLE", "not-supported", f"{error}: ask for {FHIR_JSON}.", "Accept"
+            )
+        )
+    kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    return Response(body, response.status_code, kept, media_type=f"{FHIR_XML}; charset=utf-8")
+
+
+async def _body(facade: Facade, request: Request, served: Served) -> bytes:
+    kind, _, rest = request.headers.get("content-type", "").lower().partition(";")
+    usable = {_FORM} if served.name == "search_task_post" else _JSON_TYPES
+    if served.writes:
+        usable |= _XML_TYPES
+    charset = rest.partition("charset=")[2].strip(' "').partition(";")[0]
+    if kind.strip() not in usable or charset not in {"", "utf-8", "utf8"}:
+        raise FacadeError(
+            415,
+            "SEND_UNSUPPORTED_MEDIA_TYPE",
+            "not-supported",
+            f"Send {' or '.join(sorted(usable & {FHIR_JSON, FHIR_XML, _FORM}))}, in UTF-8.",
+            "Content-Type",
+        )
+    body = await _read(request, facade.limits.body_bytes)
+    if not body and served.writes:
+        raise bad_request("The request has no body.", "", "required")
+    return body
+
+
+async def _read(request: Request, most: int) -> bytes:
+    """The body, as far as it is not too large. Raises FacadeError (413)."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise FacadeError(
+                413,
+                "SEND_BAD_REQUEST",
+                "too-long",
+                f"A request may have {most} bytes. Send documents by reference.",
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _refusal(error: FacadeError) -> Response:
+    return fhir(error.outcome(), error.status, error.headers)
+
+
+def _told(request: Request, response: Response) -> Response:
+    """The caller's own ids come back with every answer (BaRS, headers)."""
+    for name in ("X-Request-Id", "X-Correlation-Id"):
+        value = request.headers.get(name, "")
+        if value.isascii() and value.isprintable() and 0 < len(value) <= 255:
+            response.headers[name] = value
+    return response
+
+
+def _plain(status: int, text: str) -> Response:
+    return Response(f"{text}\n", status, media_type="text/plain")

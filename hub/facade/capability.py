@@ -1,0 +1,202 @@
+"""What is served, once: the routes, the OpenAPI document and the CapabilityStatement are all made from this table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from hub import __version__
+from hub.facade.tasks import PARAMETERS, RESULTS
+from hub.fhir.outgoing import instant
+from hub.fhir.tree import Tree
+
+FHIR_JSON = "application/fhir+json"
+FHIR_XML = "application/fhir+xml"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One interaction. ``resource`` and ``verb`` are what a token's scope must hold; ``body`` whether a message comes with it;
+    ``writes`` whether it goes through the journey.
+    """
+
+    name: str
+    method: str
+    path: str
+    resource: str
+    verb: str
+    summary: str
+    interaction: str = ""
+    """FHIR's code (http://hl7.org/fhir/restful-interaction), "" for an operation."""
+    body: bool = False
+    writes: bool = False
+
+
+SERVED: Sequence[Served] = (
+    Served("process_message", "POST", "/fhir/$process-message", "Bundle", "c",
+           "Send a message; the answer is a message Bundle with its response (BaRS).", body=True, writes=True),
+    Served("create_bundle", "POST", "/fhir/Bundle", "Bundle", "c",
+           "Send a message or a collection of what happened.", "create", body=True, writes=True),
+    Served("read_bundle", "GET", "/fhir/Bundle/{id}", "Bundle", "r",
+           "One message of your inbox, acknowledged or not.", "read"),
+    Served("inbox", "GET", "/fhir/$inbox", "Bundle", "s",
+           "What waits for you, in order, until you acknowledge it."),
+    Served("acknowledge", "POST", "/fhir/$ack", "Bundle", "u",
+           "You have these messages: they are not given again.", body=True),
+    Served("update_encounter", "PUT", "/fhir/Encounter", "Encounter", "u",
+           "What happened to a stay, by its identifier (NHS England's encounter notification).", "update",
+           body=True, writes=True),
+    Served("search_task", "GET", "/fhir/Task", "Task", "s", "Look for your transfers.", "search-type"),
+    Served("search_task_post", "POST", "/fhir/Task/_search", "Task", "s",
+           "Look for your transfers, with the parameters in the body as a form.", "search-type", body=True),
+    Served("read_task", "GET", "/fhir/Task/{id}", "Task", "r", "One transfer as it stands.", "read"),
+    Served("update_task", "PUT", "/fhir/Task/{id}", "Task", "u",
+           "Decide: accept, reject, allocate a bed …; with If-Match on the version you have seen.", "update",
+           body=True, writes=True),
+    Served("history_task", "GET", "/fhir/Task/{id}/_history", "Task", "r",
+           "Every version of a transfer, the last first.", "history-instance"),
+    Served("vread_task", "GET", "/fhir/Task/{id}/_history/{version}", "Task", "r",
+           "A transfer as it stood.", "vread"),
+    Served("search_organization", "GET", "/fhir/Organization", "Organization", "s",
+           "The trusts that have joined.", "search-type"),
+    Served("read_organization", "GET", "/fhir/Organization/{id}", "Organization", "r",
+           "One trust, by its ODS code.", "read"),
+)  # fmt: skip
+
+_ORGANISATION = {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")}
+SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {"Task": PARAMETERS, "Organization": _ORGANISATION}
+
+
+def capability_statement(base: str, started_at: datetime) -> Tree:
+    """FHIR's statement of what is served here; ``base`` ends in /fhir."""
+    resources: dict[str, Tree] = {}
+    for each in SERVED:
+        if not each.interaction:
+            continue
+        resource = resources.setdefault(each.resource, {"type": each.resource, "interaction": []})
+        code = {"code": each.interaction}
+        if code not in resource["interaction"]:
+            resource["interaction"].append(code)
+    for name, resource in resources.items():
+        if name in SEARCHED:
+            resource["searchParam"] = [
+                {"name": parameter, "type": kind, "documentation": text}
+                for parameter, (kind, text) in SEARCHED[name].items()
+            ]
+    resources["Task"] |= {"versioning": "versioned", "readHistory": True, "updateCreate": False}
+    operations = [
+        {"name": path.rsplit("$", 1)[1], "definition": f"{base}/OperationDefinition/{path.rsplit('$', 1)[1]}"}
+        for path in (each.path for each in SERVED)
+        if "$" in path
+    ]
+    return {
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": instant(started_at),
+        "kind": "instance",
+        "software": {"name": "Transfer hub", "version": __version__},
+        "implementation": {"description": "Transfers between NHS trusts", "url": base},
+        "fhirVersion": "4.0.1",
+        "format": [FHIR_JSON, FHIR_XML, "json", "xml"],
+        "rest": [
+            {
+                "mode": "server",
+                "security": {
+                    "cors": False,
+                    "service": [
+                        {
+                            "coding": [
+                                {
+                                    "system": "http://terminology.hl7.org/CodeSystem/restful-security-service",
+                                    "code": "SMART-on-FHIR",
+                                }
+                            ]
+                        }
+                    ],
+                    "description": "SMART Backend Services: a signed assertion for a token, at oauth2/token.",
+                },
+                "resource": list(resources.values()),
+                "operation": operations,
+            }
+        ],
+    }
+
+
+def smart_configuration(url: str) -> Tree:
+    """What SMART clients look for at .well-known/smart-configuration."""
+    return {
+        "token_endpoint": f"{url}/oauth2/token",
+        "grant_types_supported": ["client_credentials"],
+        "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "token_endpoint_auth_signing_alg_values_supported": ["RS384", "ES384", "RS512"],
+        "scopes_supported": sorted({f"system/{each.resource}.{each.verb}" for each in SERVED}),
+        "capabilities": ["client-confidential-asymmetric", "permission-v2"],
+    }
+
+
+def described(each: Served) -> Mapping[str, Any]:
+    """What OpenAPI says of one interaction beyond its path."""
+    resource = {"schema": {"type": "object", "required": ["resourceType"]}}
+    outcome = {
+        "description": "An OperationOutcome: what is wrong and what to do",
+        "content": {FHIR_JSON: resource},
+    }
+    parameters: list[Tree] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("id", "version")
+        if f"{{{name}}}" in each.path
+    ]
+    if each.method == "GET" and each.interaction == "search-type":
+        parameters += [_query(name, text) for name, (_, text) in SEARCHED[each.resource].items()]
+        if each.resource == "Task":
+            parameters += [_query(name, "How the answer should look") for name in sorted(RESULTS)]
+    if each.name == "update_encounter":
+        parameters.append(_query("identifier", "system|value of the stay, as in the body", required=True))
+    if each.writes:
+        parameters.append(
+            _header(
+                "X-Request-Id", "A UUID, new for each message, the same when it is sent again", required=True
+            )
+        )
+        parameters.append(_header("X-Correlation-Id", "A UUID for the whole conversation"))
+    if each.name == "update_task":
+        parameters.append(_header("If-Match", 'The version you decided on: W/"3"'))
+    described: Tree = {
+        "security": [{"smart": [f"system/{each.resource}.{each.verb}"]}],
+        "parameters": parameters,
+    }
+    if each.name == "search_task_post":
+        described["requestBody"] = {
+            "content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
+        }
+    elif each.body:
+        formats = (FHIR_JSON, FHIR_XML) if each.writes else (FHIR_JSON,)
+        described["requestBody"] = {"required": True, "content": dict.fromkeys(formats, resource)}
+    described["responses"] = {
+        "200": {
+            "description": "Done; committed before this is sent" if each.writes else "Found",
+            "content": dict.fromkeys((FHIR_JSON, FHIR_XML), resource),
+        },
+        "default": outcome,
+    }  # fmt: skip
+    return described
+
+
+def _query(name: str, text: str, *, required: bool = False) -> Tree:
+    return {
+        "name": name,
+        "in": "query",
+        "required": required,
+        "description": text,
+        "schema": {"type": "string"},
+    }
+
+
+def _header(name: str, text: str, *, required: bool = False) -> Tree:
+    return {
+        "name": name,
+        "in": "header",
+        "required": required,
+        "description": text,
+        "schema": {"type": "string"},
+    }

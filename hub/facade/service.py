@@ -1,0 +1,219 @@
+"""What every interaction works with: who calls, what they may see, and the way into the journey."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from hub.audit.entries import AuditEntry, Code, Outcome
+from hub.domain.transfer import Transfer
+from hub.domain.trust import Directory
+from hub.facade import tasks
+from hub.facade.capability import Served
+from hub.facade.errors import FacadeError, not_found, unauthorised
+from hub.facade.send import received
+from hub.facade.together import Together, UnderWayError
+from hub.facade.tokens import Caller, TokenError, TokenOffice
+from hub.fhir.headers import REQUEST_ID
+from hub.fhir.tree import Tree
+from hub.journey.effects import Effects
+from hub.store import clients, queries, search
+from hub.store.clients import Client
+from hub.store.unit_of_work import UnitOfWork
+from hub.telemetry.log import Log, fault_of
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may ask for: units as the settings ``facade_*`` and ``message_bytes_max`` of `hub.settings`."""
+
+    body_bytes: int = 1_000_000
+    answer_s: float = 5
+    requests_per_s: float = 500
+    untried_s: float = 60
+    client_s: float = 1
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A client's allowance: it fills at the rate and holds one second of it."""
+
+    left: float
+    at: float
+
+
+@dataclass
+class Facade:
+    """What the interactions work with."""
+
+    engine: AsyncEngine
+    unit: UnitOfWork
+    directory: Directory
+    office: TokenOffice
+    now: Callable[[], datetime]
+    log: Log
+    limits: Limits = field(default_factory=Limits)
+    _buckets: dict[str, _Bucket] = field(default_factory=dict)
+    _late: set[asyncio.Task[Effects]] = field(default_factory=set)
+    _known: dict[str, tuple[float, Client | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._together = Together(self.unit)
+
+    @property
+    def base(self) -> str:
+        return f"{self.office.url}/fhir"
+
+    # -- who calls ------------------------------------------------------------------------------------------
+
+    async def caller(self, request: Request) -> Caller:
+        """Who calls, proved. Raises FacadeError (401, 429); each refusal is audited."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise unauthorised("Send Authorization: Bearer and an access token from oauth2/token.", "login")
+        try:
+            caller = self.office.caller(token.strip(), self.now())
+        except TokenError as error:
+            await self.refused(error.reason)
+            issue = "expired" if error.reason == "expired" else "security"
+            raise unauthorised(f"The access token is not good. {error}", issue) from error
+        client = await self._client(caller.client_id)
+        if client is None or client.revoked_at is not None or client.trust not in self.directory:
+            await self.refused("revoked", caller)
+            raise unauthorised("The client that this token is for was revoked.", "security")
+        self._spend(caller.client_id)
+        return caller
+
+    async def _client(self, client_id: str) -> Client | None:
+        """Looked up again after ``client_s``: so long a client that was revoked may go on."""
+        looked_at, found = self._known.get(client_id, (-math.inf, None))
+        if time.monotonic() - looked_at >= self.limits.client_s:
+            found = await clients.find(self.engine, client_id)
+            self._known[client_id] = (time.monotonic(), found)
+        return found
+
+    def _spend(self, client_id: str) -> None:
+        at, rate = time.monotonic(), self.limits.requests_per_s
+        bucket = self._buckets.setdefault(client_id, _Bucket(rate, at))
+        bucket.left = min(rate, bucket.left + (at - bucket.at) * rate)
+        bucket.at = at
+        if bucket.left < 1:
+            raise FacadeError(
+                429,
+                "SEND_TOO_MANY_REQUESTS",
+                "throttled",
+                f"Your client may send {rate:.0f} requests a second. Wait, then send the same request again.",
+                headers={"Retry-After": "1"},
+            )
+        bucket.left -= 1
+
+    async def refused(self, why: str, caller: Caller | None = None) -> None:
+        """Audit that somebody was not let in. A client's name is written only where a signature has proved it."""
+        detail = {"why": why} | ({"client": caller.client_id} if caller else {})
+        await self._write(
+            AuditEntry(
+                Code.AUTHENTICATION_FAILED,
+                self.now(),
+                "rest",
+                Outcome.SERIOUS_FAILURE,
+                trust=caller.trust if caller else None,
+                detail=detail,
+            )
+        )
+
+    async def denied(
+        self, caller: Caller, served: Served, why: str, transfer: Transfer | None = None
+    ) -> None:
+        """Audit that a client asked for what it may not have."""
+        await self._write(
+            AuditEntry(
+                Code.ACCESS_DENIED,
+                self.now(),
+                "rest",
+                Outcome.SERIOUS_FAILURE,
+                trust=caller.trust,
+                person_id=transfer.person_id if transfer else None,
+                transfer_id=transfer.id if transfer else None,
+                detail={"client": caller.client_id, "interaction": served.name, "why": why},
+            )
+        )
+
+    async def seen(
+        self, caller: Caller, served: Served, transfer: Transfer | None = None, **said: Any
+    ) -> None:
+        """Audit that a client has read something."""
+        await self._write(
+            AuditEntry(
+                Code.RECORD_READ if transfer else Code.RECORD_SEARCHED,
+                self.now(),
+                "rest",
+                trust=caller.trust,
+                person_id=transfer.person_id if transfer else None,
+                transfer_id=transfer.id if transfer else None,
+                detail={"client": caller.client_id, "interaction": served.name, **said},
+            )
+        )
+
+    async def _write(self, entry: AuditEntry) -> None:
+        await search.write_down(self.engine, entry)
+
+    # -- what is read ---------------------------------------------------------------------------------------
+
+    async def transfer(self, transfer_id: str, caller: Caller, served: Served) -> Transfer:
+        """A transfer that the caller's trust is party to. Raises FacadeError (404), the same whether it is not there or not theirs."""
+        try:
+            found = await queries.transfer(self.engine, transfer_id)
+        except queries.NotFoundError:
+            await self.denied(caller, served, "unknown")
+            raise not_found() from None
+        if not tasks.may_see(found, caller.trust):
+            await self.denied(caller, served, "no-relationship", found)
+            raise not_found()
+        return found
+
+    async def as_tasks(self, transfers: list[Transfer]) -> list[Tree]:
+        """Transfers as Tasks."""
+        numbers = await search.nhs_numbers(self.engine, {each.person_id for each in transfers})
+        return [tasks.shown(each, numbers.get(each.person_id)) for each in transfers]
+
+    # -- what is sent ---------------------------------------------------------------------------------------
+
+    async def take(self, request: Request, body: bytes, caller: Caller) -> Effects:
+        """One message through the journey and the transaction. Raises FacadeError."""
+        said = {name.lower(): value for name, value in request.headers.items()}
+        message = received(said, body, caller, self.now())
+        taking = asyncio.create_task(self._together.take(message, message.header(REQUEST_ID)))
+        done, _ = await asyncio.wait({taking}, timeout=self.limits.answer_s)
+        if not done:
+            # It goes on: half a transaction is never left, and the same id says later what became of it.
+            self._late.add(taking)
+            taking.add_done_callback(self._late_is_done)
+            raise FacadeError(
+                408,
+                "REC_TIMEOUT",
+                "timeout",
+                "The message was not committed in time. It may still be: send it again with the same X-Request-Id, which "
+                "either takes it in or says that it was.",
+            )
+        try:
+            return taking.result()
+        except UnderWayError:
+            raise FacadeError(
+                425,
+                "REC_TOO_EARLY",
+                "duplicate",
+                "The first attempt at this message is still being processed. Send it again in a moment, with the same id.",
+                "X-Request-Id",
+                headers={"Retry-After": "1"},
+            ) from None
+
+    def _late_is_done(self, task: asyncio.Task[Effects]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.warning("facade.late", fault=fault_of(error))

@@ -1,0 +1,192 @@
+"""Looking for transfers as one trust: only those it is a party to, the last changed first, page by page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, union, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from hub.audit.entries import AuditEntry
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
+from hub.domain.transfer import State, Transfer
+from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER
+from hub.store import tables as t
+from hub.store.bulk import among
+from hub.store.load import with_facts
+from hub.store.write import write_audit
+
+_t = t.transfer.c
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A FHIR search token. ``system`` None: any; "": none."""
+
+    system: str | None
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is looked for. Each field that holds something narrows; inside a field any of its values will do.
+
+    ``changed`` are half-open ranges (from, before) in UTC, each of which must hold. ``after`` is the last of the page before.
+    """
+
+    ids: Sequence[str] = ()
+    identifiers: Sequence[Token] = ()
+    patients: Sequence[Token] = ()
+    states: Sequence[State] | None = None
+    senders: Sequence[str] = ()
+    receivers: Sequence[str] = ()
+    changed: Sequence[tuple[datetime | None, datetime | None]] = ()
+    oldest_first: bool = False
+    after: tuple[datetime, str] | None = None
+    limit: int = 50
+
+
+async def search(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> tuple[list[Transfer], bool]:
+    """One page of ``trust``'s transfers, and whether there are more."""
+    async with engine.connect() as connection:
+        order = (
+            (_t.changed_at, _t.transfer_id)
+            if wanted.oldest_first
+            else (_t.changed_at.desc(), _t.transfer_id.desc())
+        )
+        # One index for each end: either alone gives its first rows in order, so no page reads the whole table.
+        known = await _looked_up(connection, trust, wanted)
+        ends = [
+            select(query.order_by(*order).limit(wanted.limit + 1).subquery())
+            for query in _both_ends(connection, trust, wanted, known)
+        ]
+        found = union_all(*ends).subquery("found")
+        by = (found.c.changed_at, found.c.transfer_id)
+        rows = (
+            await connection.execute(
+                select(found)
+                .order_by(*(by if wanted.oldest_first else (each.desc() for each in by)))
+                .limit(wanted.limit + 1)
+            )
+        ).all()
+        return await with_facts(connection, rows[: wanted.limit]), len(rows) > wanted.limit
+
+
+async def count(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> int:
+    """How many there are on all pages together."""
+    async with engine.connect() as connection:
+        known = await _looked_up(connection, trust, wanted)
+        ends = [
+            query.with_only_columns(_t.transfer_id)
+            for query in _both_ends(connection, trust, wanted, known, paged=False)
+        ]
+        return int(await connection.scalar(select(func.count()).select_from(union(*ends).subquery())) or 0)
+
+
+async def nhs_numbers(engine: AsyncEngine, persons: set[str]) -> dict[str, str]:
+    """Person → NHS number, of those whose number is known."""
+    p = t.person_identifier.c
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            select(p.person_id, p.value).where(
+                among(p.person_id, persons, connection), p.authority == NHS_AUTHORITY
+            )
+        )
+        return {row.person_id: row.value for row in rows}
+
+
+async def write_down(engine: AsyncEngine, entry: AuditEntry) -> None:
+    """An audit entry of its own: somebody read, or was refused."""
+    async with engine.begin() as connection:
+        await write_audit(connection, [entry])
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What identifiers stand for. Looked up first, so that the search itself is by keys: None where nothing was asked for."""
+
+    transfers: frozenset[str] | None
+    persons: frozenset[str] | None
+
+
+async def _looked_up(connection: AsyncConnection, trust: OdsCode, wanted: Wanted) -> _Found:
+    transfers = await _transfers(connection, wanted.identifiers) if wanted.identifiers else None
+    persons = await _persons(connection, trust, wanted.patients) if wanted.patients else None
+    return _Found(transfers, persons)
+
+
+async def _transfers(connection: AsyncConnection, tokens: Sequence[Token]) -> frozenset[str]:
+    """By the identifiers of their requests, or by their own."""
+    i = t.transfer_identifier.c
+    ways = [
+        and_(i.value == each.value, *([i.system == each.system] if each.system is not None else []))
+        for each in tokens
+    ]
+    rows = await connection.execute(select(i.transfer_id).where(or_(*ways)))
+    own = {each.value for each in tokens if each.system in {None, HUB_TRANSFER}}
+    return frozenset({row.transfer_id for row in rows} | own)
+
+
+async def _persons(connection: AsyncConnection, trust: OdsCode, tokens: Sequence[Token]) -> frozenset[str]:
+    """By NHS number, or by the asking hospital's own number; with everybody merged into or out of the same record.
+
+    Another hospital's numbers find nobody: they mean nothing outside it.
+    """
+    p, person = t.person_identifier.c, t.person.c
+    ways = []
+    for each in tokens:
+        nhs = and_(p.authority == NHS_AUTHORITY, p.value == parse_nhs_number(each.value).digits)
+        own = p.authority.startswith(f"{trust}|", autoescape=True)
+        if each.system is not None:
+            own = p.authority == f"{trust}|{each.system}"
+        known = [nhs] if each.system in {None, NHS_NUMBER} else []
+        ways.append(or_(*known, and_(own, p.value == each.value)))
+    named = {row.person_id for row in await connection.execute(select(p.person_id).where(or_(*ways)))}
+    if not named:
+        return frozenset()
+    merged = select(person.merged_into).where(
+        among(person.person_id, named, connection), person.merged_into.is_not(None)
+    )
+    survivors = named | set((await connection.execute(merged)).scalars())
+    losers = select(person.person_id).where(among(person.merged_into, survivors, connection))
+    return frozenset(survivors | set((await connection.execute(losers)).scalars()))
+
+
+def _both_ends(
+    connection: AsyncConnection, trust: OdsCode, wanted: Wanted, found: _Found, *, paged: bool = True
+) -> list[Select[tuple[object, ...]]]:
+    narrowed = and_(*_narrowed(connection, wanted, found, paged=paged))
+    return [
+        select(t.transfer).where(_t.sender == trust, narrowed),
+        # What the receiver was not asked yet is not there for it.
+        select(t.transfer).where(_t.receiver == trust, _t.state != State.DRAFT.value, narrowed),
+    ]
+
+
+def _narrowed(
+    connection: AsyncConnection, wanted: Wanted, found: _Found, *, paged: bool
+) -> list[ColumnElement[bool]]:
+    narrow: list[ColumnElement[bool]] = [_t.changed_at.is_not(None)]
+    if wanted.ids:
+        narrow.append(among(_t.transfer_id, wanted.ids, connection))
+    if found.transfers is not None:
+        narrow.append(among(_t.transfer_id, found.transfers, connection))
+    if found.persons is not None:
+        narrow.append(among(_t.person_id, found.persons, connection))
+    if wanted.states is not None:
+        narrow.append(_t.state.in_([each.value for each in wanted.states]))
+    if wanted.senders:
+        narrow.append(_t.sender.in_(wanted.senders))
+    if wanted.receivers:
+        narrow.append(_t.receiver.in_(wanted.receivers))
+    for since, before in wanted.changed:
+        narrow += [_t.changed_at >= since] if since else []
+        narrow += [_t.changed_at < before] if before else []
+    if paged and wanted.after:
+        at, transfer_id = wanted.after
+        narrow.append(
+            or_(_t.changed_at > at, and_(_t.changed_at == at, _t.transfer_id > transfer_id))
+            if wanted.oldest_first
+            else or_(_t.changed_at < at, and_(_t.changed_at == at, _t.transfer_id < transfer_id))
+        )
+    return narrow

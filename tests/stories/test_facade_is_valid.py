@@ -1,0 +1,66 @@
+"""What the facade serves is valid FHIR R4, as HAPI's validator judges it with UK Core loaded.
+
+The validator lies outside the repository, in ``shared`` beside it; without it this is skipped, and `.ci/run` says so and fails.
+"""
+
+import json
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from tests.stories.rest import System
+from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+VALIDATE = SHARED / "tools" / "fhir-validate" / "validate"
+
+
+@pytest.mark.validator
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(
+    not VALIDATE.exists(), reason="the FHIR validator (shared/tools beside the repository) is not here"
+)
+async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, polled, tmp_path):  # noqa: F811
+    at_torbay = await (await System.join(polled, "RA9")).signed_in()
+    at_exeter = await (await System.join(polled, "RH8")).signed_in()
+    transfer_id = await asked(hub, torbay, at_torbay)
+    await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
+    for status, more in (("received", {}), ("accepted", {}), ("ready", {"bed": "Taw 4"})):
+        hub.clock.later(minutes=5)
+        await exeter.answers(MARSHWIGGLE, status, requester=torbay.profile, request_number="TR-1", **more)
+    await exeter.answers(
+        QUILLFEATHER, "rejected", requester=torbay.profile, request_number="TR-2", reason="RRNA"
+    )
+    hub.clock.later(minutes=30)
+    await torbay.discharges(MARSHWIGGLE, encounter_number="V-1", to_site="RH801")
+    await exeter.admits(MARSHWIGGLE, encounter_number="W-1", ward="Taw Ward", site="RH801")
+
+    read = {
+        "capabilities": await at_torbay.get("/metadata"),
+        "task": await at_torbay.get(f"/Task/{transfer_id}"),
+        "version": await at_exeter.get(f"/Task/{transfer_id}/_history/3"),
+        "history": await at_exeter.get(f"/Task/{transfer_id}/_history"),
+        "search": await at_torbay.get("/Task?_total=accurate&_count=1&colour=red"),
+        "count": await at_torbay.get("/Task?_summary=count"),
+        "inbox": await at_exeter.get("/$inbox"),
+        "organisations": await at_torbay.get("/Organization"),
+        "nothing": await at_torbay.get(f"/Task/{uuid.uuid4()}"),
+        "unusable": await at_torbay.get("/Task?_count=many"),
+    }
+    inbox = read["inbox"].json()["entry"]
+    assert len(inbox) >= 3
+    read["message"] = await at_exeter.get(f"/Bundle/{inbox[0]['resource']['id']}")
+    read["acknowledged"] = await at_exeter.ack(inbox[0]["resource"]["id"])
+    read["nobody"] = await at_exeter.get("/Task?_id=none")
+    for name, answer in read.items():
+        (tmp_path / f"{name}.json").write_bytes(answer.content)
+    judged = subprocess.run(  # noqa: ASYNC221 - nothing else runs
+        [VALIDATE, "--ig", SHARED / "ukcore", "--json", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert judged.returncode in {0, 1}, judged.stderr
+    totals = json.loads(judged.stdout.splitlines()[-1])
+    assert totals["files"] == len(read)
+    assert totals["errors"] == 0, "\n".join(line for line in judged.stdout.splitlines() if " error " in line)
