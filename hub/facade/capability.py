@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from hub import __version__
-from hub.facade.tasks import PARAMETERS, RESULTS
+from hub.facade.searching import INCLUDES, RESULTS, SEARCHED
 from hub.fhir.outgoing import instant
 from hub.fhir.tree import Tree
 
@@ -57,14 +57,19 @@ SERVED: Sequence[Served] = (
            "Every version of a transfer, the last first.", "history-instance"),
     Served("vread_task", "GET", "/fhir/Task/{id}/_history/{version}", "Task", "r",
            "A transfer as it stood.", "vread"),
+    Served("search_request", "GET", "/fhir/ServiceRequest", "ServiceRequest", "s",
+           "Look for the requests of your transfers.", "search-type"),
+    Served("read_request", "GET", "/fhir/ServiceRequest/{id}", "ServiceRequest", "r",
+           "What was asked for, as its sender wrote it last; the id is the transfer's.", "read"),
+    Served("search_patient", "GET", "/fhir/Patient", "Patient", "s",
+           "Patients of your transfers, by their numbers.", "search-type"),
+    Served("read_patient", "GET", "/fhir/Patient/{id}", "Patient", "r",
+           "A patient of one of your transfers.", "read"),
     Served("search_organization", "GET", "/fhir/Organization", "Organization", "s",
            "The trusts that have joined.", "search-type"),
     Served("read_organization", "GET", "/fhir/Organization/{id}", "Organization", "r",
            "One trust, by its ODS code.", "read"),
 )  # fmt: skip
-
-_ORGANISATION = {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")}
-SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {"Task": PARAMETERS, "Organization": _ORGANISATION}
 
 
 def capability_statement(base: str, started_at: datetime) -> Tree:
@@ -83,6 +88,8 @@ def capability_statement(base: str, started_at: datetime) -> Tree:
                 {"name": parameter, "type": kind, "documentation": text}
                 for parameter, (kind, text) in SEARCHED[name].items()
             ]
+        if name in INCLUDES:
+            resource["searchInclude"] = sorted(INCLUDES[name])
     resources["Task"] |= {"versioning": "versioned", "readHistory": True, "updateCreate": False}
     operations = [
         {"name": path.rsplit("$", 1)[1], "definition": f"{base}/OperationDefinition/{path.rsplit('$', 1)[1]}"}
@@ -148,7 +155,7 @@ def described(each: Served) -> Mapping[str, Any]:
     ]
     if each.method == "GET" and each.interaction == "search-type":
         parameters += [_query(name, text) for name, (_, text) in SEARCHED[each.resource].items()]
-        if each.resource == "Task":
+        if each.resource != "Organization":
             parameters += [_query(name, "How the answer should look") for name in sorted(RESULTS)]
     if each.name == "update_encounter":
         parameters.append(_query("identifier", "system|value of the stay, as in the body", required=True))

@@ -1,6 +1,6 @@
 """The interactions, one function each. They raise FacadeError where the answer is no."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from hub.domain.ids import OdsCode
 from hub.domain.transfer import Transfer
 from hub.domain.trust import TrustProfile
-from hub.facade import tasks
+from hub.facade import searching, tasks
 from hub.facade.capability import FHIR_JSON, Served
 from hub.facade.errors import FacadeError, bad_request, information, not_found
 from hub.facade.send import answer
@@ -18,6 +18,7 @@ from hub.fhir import decimals
 from hub.fhir.systems import ODS_ORGANISATION
 from hub.fhir.tree import Tree
 from hub.store import outbox, search
+from hub.store.search import Wanted
 
 Handler = Callable[[Facade, Request, Caller, Served, bytes], Awaitable[Response]]
 
@@ -63,7 +64,7 @@ async def update_task(
             transfer = await facade.transfer(transfer_id, caller, served)
             error.headers = {"ETag": _etag(transfer)}
         raise
-    return await _task(facade, await facade.transfer(transfer_id, caller, served))
+    return await _task(facade, await facade.transfer(transfer_id, caller, served), caller)
 
 
 async def read_task(
@@ -74,7 +75,7 @@ async def read_task(
     await facade.seen(caller, served, transfer)
     if request.headers.get("if-none-match") == _etag(transfer):
         return Response(status_code=304, headers=_validators(transfer))
-    return await _task(facade, transfer)
+    return await _task(facade, transfer, caller)
 
 
 async def history_task(
@@ -84,7 +85,7 @@ async def history_task(
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     await facade.seen(caller, served, transfer)
     then = tasks.versions(transfer, caller.trust)[::-1]
-    shown = await facade.as_tasks(then)
+    shown = await facade.as_tasks(then, caller.trust)
     entries = [
         {
             "fullUrl": f"{facade.base}/Task/{transfer.id}",
@@ -112,12 +113,13 @@ async def vread_task(
         await facade.denied(caller, served, "unknown", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer, version=then[0].version)
-    return await _task(facade, then[0])
+    return await _task(facade, then[0], caller)
 
 
-async def search_task(
+async def search_transfers(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
+    """Tasks, ServiceRequests or Patients: each is looked for as a transfer, and shown as what was asked for."""
     parameters = list(request.query_params.multi_items())
     if request.method == "POST":
         try:
@@ -125,19 +127,61 @@ async def search_task(
         except ValueError:
             raise bad_request("Send the parameters as application/x-www-form-urlencoded.") from None
     strict = "handling=strict" in request.headers.get("prefer", "").replace(" ", "").lower()
-    question = tasks.question([each for each in parameters if each[1]], strict=strict)
+    asked = searching.question(served.resource, [each for each in parameters if each[1]], strict=strict)
     found: list[Transfer] = []
     more = False
-    if not question.count_only:
-        found, more = await search.search(facade.engine, caller.trust, question.wanted)
+    if not asked.count_only:
+        found, more = await search.search(facade.engine, caller.trust, asked.wanted)
     total = None
-    if question.count_only or question.total:
-        total = await search.count(facade.engine, caller.trust, question.wanted)
-    await facade.seen(
-        caller, served, parameters=sorted({name for name, _ in question.asked}), found=len(found)
+    if asked.count_only or asked.total:
+        total = await search.count(facade.engine, caller.trust, asked.wanted)
+    await facade.seen(caller, served, parameters=sorted({name for name, _ in asked.asked}), found=len(found))
+    shown = await _SHOWN_AS[served.resource](facade, found, caller.trust)
+    included: list[Tree] = []
+    if "Task:focus" in asked.includes:
+        included += await facade.as_requests(found, caller.trust)
+    if asked.includes - {"Task:focus"}:
+        included += await facade.as_patients(found, caller.trust)
+    return fhir(
+        searching.page(
+            asked, shown, facade.base, included=included, after=found[-1] if more else None, total=total
+        )
     )
-    shown = await facade.as_tasks(found)
-    return fhir(tasks.page(question, shown, facade.base, after=found[-1] if more else None, total=total))
+
+
+_SHOWN_AS: Mapping[str, Callable[[Facade, Sequence[Transfer], OdsCode], Awaitable[list[Tree]]]] = {
+    "Task": Facade.as_tasks,
+    "ServiceRequest": Facade.as_requests,
+    "Patient": Facade.as_patients,
+}
+
+
+async def read_request(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body
+    transfer = await facade.transfer(request.path_params["id"], caller, served)
+    found = await facade.as_requests([transfer], caller.trust)
+    if not found:
+        await facade.denied(caller, served, "not-readable", transfer)
+        raise not_found()
+    await facade.seen(caller, served, transfer)
+    return fhir(found[0], headers=_validators(transfer))
+
+
+async def read_patient(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """A legitimate relationship is a transfer that both are part of; the last that may be read counts."""
+    del body
+    wanted = Wanted(persons=(request.path_params["id"],), limit=searching.COUNT_MAX)
+    transfers, _ = await search.search(facade.engine, caller.trust, wanted)
+    found = await facade.as_patients(transfers, caller.trust)
+    if not found:
+        await facade.denied(caller, served, "no-relationship", transfers[0] if transfers else None)
+        raise not_found()
+    await facade.seen(caller, served, transfers[0])
+    return fhir(found[0])
 
 
 async def inbox(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
@@ -151,9 +195,9 @@ async def inbox(facade: Facade, request: Request, caller: Caller, served: Served
             f"Your trust's messages go to its Kafka topic {profile.inbox_topic}. To fetch them here instead, ask the hub team "
             "to set doors.outward to polled in your trust's profile.",
         )
-    count = request.query_params.get("_count", str(tasks.COUNT))
-    if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= tasks.COUNT_MAX:
-        raise bad_request(f"_count must be a number from 1 to {tasks.COUNT_MAX}.", "_count", "value")
+    count = request.query_params.get("_count", str(searching.COUNT))
+    if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= searching.COUNT_MAX:
+        raise bad_request(f"_count must be a number from 1 to {searching.COUNT_MAX}.", "_count", "value")
     rows = await outbox.pending(facade.engine, caller.trust, int(count), facade.now())
     entries = [
         {"fullUrl": f"{facade.base}/Bundle/{row.seq}", "resource": _numbered(row.payload, row.seq)}
@@ -236,8 +280,12 @@ HANDLERS: Mapping[str, Handler] = {
     "inbox": inbox,
     "acknowledge": acknowledge,
     "update_encounter": update_encounter,
-    "search_task": search_task,
-    "search_task_post": search_task,
+    "search_task": search_transfers,
+    "search_task_post": search_transfers,
+    "search_request": search_transfers,
+    "read_request": read_request,
+    "search_patient": search_transfers,
+    "read_patient": read_patient,
     "read_task": read_task,
     "update_task": update_task,
     "history_task": history_task,
@@ -278,8 +326,8 @@ def _numbered(payload: bytes, seq: int) -> Tree:
     return bundle | {"id": str(seq)}
 
 
-async def _task(facade: Facade, transfer: Transfer) -> Response:
-    [task] = await facade.as_tasks([transfer])
+async def _task(facade: Facade, transfer: Transfer, caller: Caller) -> Response:
+    [task] = await facade.as_tasks([transfer], caller.trust)
     return fhir(task, headers=_validators(transfer))
 
 

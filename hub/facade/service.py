@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,9 +12,10 @@ from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
+from hub.domain.ids import OdsCode
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
-from hub.facade import tasks
+from hub.facade import clinical, tasks
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, not_found, unauthorised
 from hub.facade.send import received
@@ -177,10 +178,45 @@ class Facade:
             raise not_found()
         return found
 
-    async def as_tasks(self, transfers: list[Transfer]) -> list[Tree]:
+    async def as_tasks(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
         """Transfers as Tasks."""
         numbers = await search.nhs_numbers(self.engine, {each.person_id for each in transfers})
-        return [tasks.shown(each, numbers.get(each.person_id)) for each in transfers]
+        return [
+            tasks.shown(
+                each, numbers.get(each.person_id), clinical=tasks.may_read_clinical(each, trust, self.now())
+            )
+            for each in transfers
+        ]
+
+    async def as_requests(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
+        """The requests of those transfers of which this trust may read them and that were asked for."""
+        readable = self._readable(transfers, trust)
+        said = await search.said_of(self.engine, readable)
+        secret = await search.restricted(self.engine, {each.person_id for each in readable})
+        found = [
+            clinical.service_request(each, trust, said, sensitive=each.person_id in secret)
+            for each in readable
+        ]
+        return [each for each in found if each is not None]
+
+    async def as_patients(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
+        """The patients of those transfers of which this trust may read them, each once, by the transfer that comes first."""
+        readable = list(
+            {each.person_id: each for each in reversed(self._readable(transfers, trust))}.values()
+        )
+        said = await search.said_of(self.engine, readable)
+        persons = {each.person_id for each in readable}
+        secret = await search.restricted(self.engine, persons)
+        numbers = await search.nhs_numbers(self.engine, persons)
+        return [
+            clinical.patient(
+                each, trust, said, numbers.get(each.person_id), sensitive=each.person_id in secret
+            )
+            for each in reversed(readable)
+        ]
+
+    def _readable(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Transfer]:
+        return [each for each in transfers if tasks.may_read_clinical(each, trust, self.now())]
 
     # -- what is sent ---------------------------------------------------------------------------------------
 

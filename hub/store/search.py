@@ -1,8 +1,9 @@
 """Looking for transfers as one trust: only those it is a party to, the last changed first, page by page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, union, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -10,10 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from hub.audit.entries import AuditEntry
 from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
 from hub.domain.transfer import State, Transfer
+from hub.fhir import decimals
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER
 from hub.store import tables as t
 from hub.store.bulk import among
 from hub.store.load import with_facts
+from hub.store.packing import unpack
 from hub.store.write import write_audit
 
 _t = t.transfer.c
@@ -35,6 +38,7 @@ class Wanted:
     """
 
     ids: Sequence[str] = ()
+    persons: Sequence[str] = ()
     identifiers: Sequence[Token] = ()
     patients: Sequence[Token] = ()
     states: Sequence[State] | None = None
@@ -83,7 +87,7 @@ async def count(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> int:
         return int(await connection.scalar(select(func.count()).select_from(union(*ends).subquery())) or 0)
 
 
-async def nhs_numbers(engine: AsyncEngine, persons: set[str]) -> dict[str, str]:
+async def nhs_numbers(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, str]:
     """Person → NHS number, of those whose number is known."""
     p = t.person_identifier.c
     async with engine.connect() as connection:
@@ -93,6 +97,51 @@ async def nhs_numbers(engine: AsyncEngine, persons: set[str]) -> dict[str, str]:
             )
         )
         return {row.person_id: row.value for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one message said, as it is kept. ``resources`` are its Bundle entries."""
+
+    trust: OdsCode
+    transfer_id: str
+    received_at: datetime
+    resources: list[Any]
+
+
+async def said_of(engine: AsyncEngine, transfers: Sequence[Transfer]) -> list[Said]:
+    """What the parties of these transfers said of them, the last first."""
+    e = t.event.c
+    parties = {each.id: {each.sender, each.receiver} for each in transfers}
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            select(e.trust, e.transfer_id, e.received_at, e.payload)
+            .where(among(e.transfer_id, set(parties), connection), e.payload.is_not(None))
+            .order_by(e.received_at.desc(), e.event_id.desc())
+        )
+        return [
+            Said(OdsCode(row.trust), row.transfer_id, row.received_at, decimals.loads(unpack(row.payload)))
+            for row in rows
+            if row.trust in parties[row.transfer_id]
+        ]
+
+
+async def restricted(engine: AsyncEngine, persons: Iterable[str]) -> set[str]:
+    """Those of these persons of whom any record is restricted (PDS: R, V), merged ones included."""
+    person, other = t.person.alias("person"), t.person.alias("other")
+    one_record = or_(
+        other.c.person_id == person.c.person_id,
+        other.c.merged_into == person.c.person_id,
+        other.c.person_id == person.c.merged_into,
+        other.c.merged_into == person.c.merged_into,
+    )
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            select(person.c.person_id)
+            .join(other, one_record)
+            .where(among(person.c.person_id, persons, connection), other.c.sensitivity.in_(("R", "V")))
+        )
+        return set(rows.scalars())
 
 
 async def write_down(engine: AsyncEngine, entry: AuditEntry) -> None:
@@ -169,6 +218,8 @@ def _narrowed(
     narrow: list[ColumnElement[bool]] = [_t.changed_at.is_not(None)]
     if wanted.ids:
         narrow.append(among(_t.transfer_id, wanted.ids, connection))
+    if wanted.persons:
+        narrow.append(among(_t.person_id, wanted.persons, connection))
     if found.transfers is not None:
         narrow.append(among(_t.transfer_id, found.transfers, connection))
     if found.persons is not None:

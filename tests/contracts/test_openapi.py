@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from hub import wiring
 from hub.facade.app import openapi_document
-from hub.facade.capability import SEARCHED, SERVED, capability_statement
+from hub.facade.capability import SERVED, capability_statement
 from hub.facade.interactions import HANDLERS
+from hub.facade.searching import SEARCHED
 from hub.settings import HubSettings
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "schemas" / "openapi" / "facade.json"

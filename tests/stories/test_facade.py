@@ -275,6 +275,13 @@ async def test_no_byte_of_a_foreign_trust_comes_back(hub, facade, seed):
         *(f"/Task?_id={each}" for each in parties),
         "/Task?_id=" + ",".join(parties),
         *(f"/Task?identifier={HUB_TRANSFER}|{each}" for each in parties),
+        *(f"/ServiceRequest/{each}" for each in parties),
+        *(f"/Patient/{row['person_id']}" for row in await hub.rows(t.person)),
+        *(f"/Patient?_id={row['person_id']}" for row in await hub.rows(t.person)),
+        *(f"/Patient?identifier={each}" for each in (*numbers, *locals_)),
+        "/Patient?_count=2",
+        "/ServiceRequest?_count=2&_include=ServiceRequest:subject",
+        "/Task?_include=Task:focus&_include=Task:patient",
         *(f"/Bundle/{row['seq']}" for row in await hub.rows(t.outbox)),
     ]
     rng.shuffle(paths)
@@ -493,6 +500,107 @@ async def test_every_version_can_be_read_again(hub, torbay, exeter, at_torbay):
     assert read.json() == history["entry"][0]["resource"]
     same = await at_torbay.get(f"/Task/{transfer_id}", headers={"If-None-Match": read.headers["etag"]})
     assert (same.status_code, same.content) == (304, b"")
+
+
+async def test_the_request_and_the_patient_are_read_as_they_were_told_last(
+    hub, torbay, exeter, at_torbay, at_exeter
+):
+    """Exeter reads what it was asked and for whom; an update changes it, and its own record of the patient comes first."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json()
+    wish = (await at_exeter.get(f"/{task['focus']['reference']}")).json()
+    assert (wish["id"], wish["status"]) == (transfer_id, "active")
+    assert wish["subject"]["reference"] == task["for"]["reference"]
+    assert "urn:uuid" not in orjson.dumps(wish).decode()
+    patient = (await at_exeter.get(f"/{wish['subject']['reference']}")).json()
+    assert patient["name"][0]["family"] == MARSHWIGGLE.family
+
+    hub.clock.later(minutes=5)
+    update = torbay.epr.updates_request(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    changed = edited(update, lambda tree: resources(tree, "ServiceRequest")[0].update(priority="stat"))
+    assert (await at_torbay.send(changed)).status_code == 200
+    hub.expected += 1
+    again = await at_exeter.get(f"/ServiceRequest/{transfer_id}")
+    assert (again.json()["priority"], again.headers["etag"]) == ("stat", 'W/"2"')
+
+    found = (await at_exeter.get("/Task?_include=Task:focus&_include=Task:patient")).json()["entry"]
+    modes = [(each["resource"]["resourceType"], each["search"]["mode"]) for each in found]
+    assert modes == [("Task", "match"), ("ServiceRequest", "include"), ("Patient", "include")]
+    for query in (
+        "ServiceRequest?status=active",
+        f"ServiceRequest?patient:identifier={NHS_NUMBER}|{MARSHWIGGLE.nhs_number}",
+        f"ServiceRequest?performer:identifier={ODS_ORGANISATION}|RH8&identifier=TR-1",
+        f"Patient?identifier={NHS_NUMBER}|{MARSHWIGGLE.nhs_number}",
+        f"Patient?_id={patient['id']}",
+    ):
+        [one] = (await at_exeter.get(f"/{query}")).json()["entry"]
+        assert one["resource"]["resourceType"] == query.partition("?")[0]
+    assert "entry" not in (await at_exeter.get("/ServiceRequest?status=revoked")).json()
+
+
+async def test_what_was_refused_is_no_longer_read(hub, torbay, exeter, at_torbay, at_exeter, at_plymouth):
+    """After its no the receiver sees how the transfer stands and nothing else; a third trust saw nothing at any time."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    person = (await at_torbay.get(f"/Task/{transfer_id}")).json()["for"]["reference"]
+    for path in (f"ServiceRequest/{transfer_id}", person):
+        assert (await at_exeter.get(f"/{path}")).status_code == 200
+        assert (await at_plymouth.get(f"/{path}")).status_code == 404
+    await exeter.answers(
+        MARSHWIGGLE, "rejected", requester=torbay.profile, request_number="TR-1", reason="RRNA"
+    )
+    for path in (f"ServiceRequest/{transfer_id}", person):
+        assert (await at_exeter.get(f"/{path}")).status_code == 404
+        assert (await at_torbay.get(f"/{path}")).status_code == 200
+    task = (await at_exeter.get(f"/Task/{transfer_id}?_include=Task:focus")).json()
+    assert (task["status"], "reference" in task["focus"]) == ("rejected", False)
+    for query in ("Task?_include=Task:focus&_include=Task:patient", "ServiceRequest", "Patient"):
+        kinds = {
+            each["resource"]["resourceType"]
+            for each in (await at_exeter.get(f"/{query}")).json().get("entry", [])
+        }
+        assert kinds <= {"Task"}
+    why = [entry["detail"]["why"] for entry in await hub.audit(code="access-denied")]
+    assert why.count("not-readable") == 1
+    assert why.count("no-relationship") >= 3
+
+
+async def test_what_ended_without_an_arrival_is_read_for_thirty_days(hub, torbay, at_torbay, at_exeter):
+    transfer_id = await asked(hub, torbay, at_torbay)
+    hub.clock.later(minutes=5)
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    assert await hub.state(transfer_id) == "cancelled"
+    path = f"/ServiceRequest/{transfer_id}"
+    for system in (at_torbay, at_exeter):
+        wish = await system.get(path)
+        assert (wish.status_code, wish.json()["status"]) == (200, "revoked")
+    hub.clock.later(days=31)
+    for system, status in ((at_torbay, 200), (at_exeter, 404)):
+        await system.signed_in()
+        assert (await system.get(path)).status_code == status
+
+
+async def test_a_restricted_patients_whereabouts_are_not_read(hub, torbay, at_torbay, at_exeter):
+    """PDS's R: address, telecom and GP go nowhere, whichever door is asked."""
+
+    def restrict(tree):
+        for each in resources(tree, "Patient"):
+            each["meta"] = {
+                "security": [
+                    {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
+                ]
+            }
+            each["address"] = [{"postalCode": "TQ2 7AA"}]
+
+    transfer_id = await asked(hub, torbay, at_torbay, change=restrict)
+    person = (await at_exeter.get(f"/Task/{transfer_id}")).json()["for"]["reference"]
+    answers = [
+        await at_exeter.get(path) for path in (f"/{person}", "/Patient", "/Task?_include=Task:patient")
+    ]
+    assert {each.status_code for each in answers} == {200}
+    assert all("TQ2 7AA" not in each.text for each in answers)
+    assert "TQ2 7AA" in (await at_torbay.get(f"/{person}")).text
 
 
 async def test_reading_is_written_down(hub, torbay, at_torbay, at_exeter):

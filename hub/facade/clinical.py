@@ -1,0 +1,84 @@
+"""The request and the patient of a transfer, as a party may read them: from what was said last, by the rules of the inbox."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hub.domain.ids import OdsCode
+from hub.domain.transfer import REQUEST_STATUS, Transfer
+from hub.fhir.detached import detached
+from hub.fhir.outgoing import instant
+from hub.fhir.systems import NHS_NUMBER
+from hub.fhir.tree import Tree
+from hub.journey.disclose import resources_for
+from hub.store.search import Said
+
+
+def service_request(
+    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool
+) -> Tree | None:
+    """The request as its sender wrote it last, with the status that the transfer has now. None if nobody wrote one."""
+    found = _last("ServiceRequest", transfer, reader, said, {transfer.sender}, sensitive=sensitive)
+    if found is None:
+        return None
+    resource, entries = found
+    request = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
+    return {
+        **request,
+        "id": transfer.id,
+        "meta": _meta(transfer),
+        "status": REQUEST_STATUS[transfer.state],
+    }
+
+
+def patient(
+    transfer: Transfer, reader: OdsCode, said: Iterable[Said], nhs_number: str | None, *, sensitive: bool
+) -> Tree:
+    """The patient as the reader's own record has them, else as the other hospital told of them; else by number alone."""
+    told = [each for each in said if each.transfer_id == transfer.id]
+    for author in (reader, transfer.other(reader)):
+        found = _last("Patient", transfer, reader, told, {author}, sensitive=sensitive)
+        if found is not None:
+            resource, entries = found
+            return {**detached(resource, entries, {}), "id": transfer.person_id, "meta": _meta(transfer)}
+    known = [{"system": NHS_NUMBER, "value": nhs_number}] if nhs_number else []
+    return {
+        "resourceType": "Patient",
+        "id": transfer.person_id,
+        "meta": _meta(transfer),
+        **({"identifier": known} if known else {}),
+    }
+
+
+def _last(
+    kind: str,
+    transfer: Transfer,
+    reader: OdsCode,
+    said: Iterable[Said],
+    authors: set[OdsCode],
+    *,
+    sensitive: bool,
+) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
+    """The last resource of a kind that one of the authors told, as the reader may see it, and what came with it."""
+    for each in said:
+        if each.transfer_id != transfer.id or each.trust not in authors:
+            continue
+        # A hospital's own words come back to it as they were.
+        entries: Sequence[Mapping[str, Any]] = (
+            each.resources
+            if each.trust == reader
+            else resources_for(
+                each.resources, transfer.part_of(each.trust), transfer.part_of(reader), sensitive=sensitive
+            )
+        )
+        for entry in entries:
+            if entry["resource"]["resourceType"] == kind:
+                return entry["resource"], entries
+    return None
+
+
+def _meta(transfer: Transfer) -> Tree:
+    """The version of the transfer that it was read with."""
+    return {
+        "versionId": str(transfer.version),
+        "lastUpdated": instant(transfer.changed_at or transfer.requested_at),
+    }

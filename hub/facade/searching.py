@@ -1,0 +1,291 @@
+"""Searches: what is asked for, and the pages of the answer."""
+
+import base64
+import binascii
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
+
+from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, State, Transfer
+from hub.facade.errors import bad_request
+from hub.fhir.systems import HUB_STATE, ODS_ORGANISATION, canonical_system
+from hub.fhir.tree import Tree
+from hub.store.search import Token, Wanted
+
+COUNT, COUNT_MAX = 50, 200
+
+_CHANGED = ("date", "When the transfer last changed; prefixes eq, gt, ge, lt, le")
+_PATIENT = ("reference", "patient:identifier=system|value: an NHS number, or your own hospital's number")
+_SENDER = ("reference", "requester:identifier=system|ODS code: the sending trust")
+
+SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Task": {
+        "_id": ("token", "The transfer's id"),
+        "_lastUpdated": _CHANGED,
+        "identifier": ("token", "The transfer's id, or the identifier of the request"),
+        "status": ("token", "Task.status"),
+        "business-status": ("token", "The state of the transfer"),
+        "patient": _PATIENT,
+        "subject": _PATIENT,
+        "requester": _SENDER,
+        "owner": ("reference", "owner:identifier=system|ODS code: the receiving trust"),
+    },
+    "ServiceRequest": {
+        "_id": ("token", "The transfer's id"),
+        "_lastUpdated": _CHANGED,
+        "identifier": ("token", "The identifier of the request"),
+        "status": ("token", "ServiceRequest.status"),
+        "patient": _PATIENT,
+        "subject": _PATIENT,
+        "requester": _SENDER,
+        "performer": ("reference", "performer:identifier=system|ODS code: the receiving trust"),
+    },
+    "Patient": {
+        "_id": ("token", "The hub's id of the person"),
+        "_lastUpdated": _CHANGED,
+        "identifier": ("token", "An NHS number, or your own hospital's number"),
+    },
+    "Organization": {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")},
+}
+"""What can be searched by, for each type: FHIR's kind of parameter and what it means here. Whatever the type, what is looked for are transfers of the asking
+trust; a ServiceRequest and a Patient are found as part of one."""
+INCLUDES: Mapping[str, frozenset[str]] = {
+    "Task": frozenset({"Task:focus", "Task:patient"}),
+    "ServiceRequest": frozenset({"ServiceRequest:patient", "ServiceRequest:subject"}),
+}
+RESULTS = frozenset({"_count", "_sort", "_summary", "_total", "_include", "_page", "_format"})
+"""Parameters that say how the answer should look."""
+
+_REFERENCES = frozenset({"patient", "subject", "requester", "owner", "performer"})
+_STATUS_OF: Mapping[str, Mapping[State, str]] = {"Task": TASK_STATUS, "ServiceRequest": REQUEST_STATUS}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A search as it was understood: ``asked`` are the parameters that were used, for the self link."""
+
+    wanted: Wanted
+    asked: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    resource: str
+    includes: frozenset[str] = frozenset()
+    count_only: bool = False
+    total: bool = False
+
+
+def question(resource: str, parameters: Sequence[tuple[str, str]], *, strict: bool) -> Question:
+    """Read a search for resources of one type. ``strict``: `Prefer: handling=strict`, what is not known is an error.
+
+    Raises FacadeError (400).
+    """
+    wanted, ignored, asked = Wanted(), [], []
+    includes: set[str] = set()
+    count_only = total = False
+    for name, value in parameters:
+        known = _meaning(resource, name)
+        if known is None or (known == "_include" and value not in INCLUDES.get(resource, ())):
+            ignored.append(name)
+            continue
+        if known != "_page":
+            asked.append((name, value))
+        if known in _REFERENCES:
+            wanted = _referring(wanted, known, name, value)
+        elif known == "_summary" or (known == "_count" and value == "0"):
+            # _count=0 asks for the same (R4, search, 3.1.1.5.4).
+            count_only = value in {"count", "0"}
+        elif known == "_total":
+            total = value in {"accurate", "estimate"}
+        elif known == "_include":
+            includes.add(value)
+        elif known != "_format":
+            wanted = _narrowed(wanted, resource, known, value)
+    if ignored and strict:
+        raise bad_request(
+            f"These parameters are not known here: {_names(ignored)}. {resource} is searched by "
+            f"{', '.join(sorted(SEARCHED[resource]))}; leave them out, or send Prefer: handling=lenient to have them ignored.",
+            "",
+            "not-supported",
+        )
+    return Question(wanted, tuple(asked), tuple(ignored), resource, frozenset(includes), count_only, total)
+
+
+def _meaning(resource: str, name: str) -> str | None:
+    """A parameter's name without `:identifier`, which references need and others do not have; None: not known."""
+    plain = name.removesuffix(":identifier").removesuffix(".identifier")
+    if plain in RESULTS:
+        return plain if plain == name else None
+    if plain not in SEARCHED[resource] or (plain in _REFERENCES) == (plain == name):
+        return None
+    return plain
+
+
+def page(
+    question: Question,
+    found: Sequence[Tree],
+    base: str,
+    *,
+    included: Sequence[Tree] = (),
+    after: Transfer | None,
+    total: int | None,
+) -> Tree:
+    """A searchset. ``after`` is the last of this page if there are more; links hold for as long as the server does."""
+    address = f"{base}/{question.resource}"
+    links = [
+        {"relation": "self", "url": f"{address}?{urlencode(question.asked)}" if question.asked else address}
+    ]
+    if after is not None:
+        following = (*question.asked, ("_page", _token(after)))
+        links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
+    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "link": links}
+    if total is not None:
+        bundle["total"] = total
+    entries: list[Tree] = [
+        {"fullUrl": f"{base}/{each['resourceType']}/{each['id']}", "resource": each, "search": {"mode": mode}}
+        for mode, resources in (("match", found), ("include", included))
+        for each in resources
+    ]
+    if question.ignored:
+        issue = {
+            "severity": "warning",
+            "code": "not-supported",
+            "diagnostics": f"Ignored, because they are not known here: {_names(question.ignored)}.",
+        }
+        entries.append(
+            {
+                "fullUrl": f"urn:uuid:{uuid.uuid4()}",
+                "resource": {"resourceType": "OperationOutcome", "issue": [issue]},
+                "search": {"mode": "outcome"},
+            }
+        )
+    if entries:
+        bundle["entry"] = entries
+    return bundle
+
+
+def _names(names: Iterable[str]) -> str:
+    """What a caller called its parameters, cut to what a parameter's name can be: it may have put a value there."""
+    return ", ".join(
+        sorted({name if name.replace(":", "").replace("-", "").replace("_", "").isalpha() and len(name) < 40 else "?" for name in names})
+    )  # fmt: skip
+
+
+def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
+    if resource == "Patient" and name == "_id":
+        return replace(wanted, persons=(*wanted.persons, *value.split(",")))
+    if resource == "Patient" and name == "identifier":
+        return replace(wanted, patients=(*wanted.patients, *map(_token_of, value.split(","))))
+    if name == "_id":
+        return replace(wanted, ids=(*wanted.ids, *value.split(",")))
+    if name == "identifier":
+        return replace(wanted, identifiers=(*wanted.identifiers, *map(_token_of, value.split(","))))
+    if name in {"status", "business-status"}:
+        return replace(
+            wanted,
+            states=_states(wanted.states, _STATUS_OF[resource] if name == "status" else _STATE, name, value),
+        )
+    if name == "_lastUpdated":
+        return replace(wanted, changed=(*wanted.changed, _range(value)))
+    if name == "_count":
+        if not value.isascii() or not value.isdigit():
+            raise bad_request("_count must be a whole number.", "_count", "value")
+        return replace(wanted, limit=min(max(int(value[:9]), 1), COUNT_MAX))
+    if name == "_sort":
+        if value not in {"_lastUpdated", "-_lastUpdated"}:
+            raise bad_request(
+                "_sort must be _lastUpdated or -_lastUpdated (the default).", "_sort", "not-supported"
+            )
+        return replace(wanted, oldest_first=value == "_lastUpdated")
+    return replace(wanted, after=_after(value))
+
+
+def _referring(wanted: Wanted, known: str, name: str, value: str) -> Wanted:
+    tokens = tuple(map(_token_of, value.split(",")))
+    if known in {"patient", "subject"}:
+        return replace(wanted, patients=(*wanted.patients, *tokens))
+    for each in tokens:
+        if each.system not in {None, ODS_ORGANISATION}:
+            raise bad_request(f"{name} is an ODS code, of {ODS_ORGANISATION}.", name, "value")
+    codes = tuple(each.value.upper() for each in tokens)
+    if known == "requester":
+        return replace(wanted, senders=(*wanted.senders, *codes))
+    return replace(wanted, receivers=(*wanted.receivers, *codes))
+
+
+_STATE: Mapping[State, str] = {state: state.value for state in State}
+
+
+def _states(
+    before: Sequence[State] | None, said_as: Mapping[State, str], name: str, value: str
+) -> tuple[State, ...]:
+    values = {_token_of(each).value for each in value.split(",")}
+    if values - set(said_as.values()):
+        raise bad_request(f"{name} must be of: {', '.join(sorted(set(said_as.values())))}.", name, "value")
+    states = {state for state, said in said_as.items() if said in values}
+    return tuple(sorted(states if before is None else states & set(before)))
+
+
+def _token_of(text: str) -> Token:
+    system, bar, value = text.rpartition("|")
+    if not bar:
+        return Token(None, text.strip())
+    return Token(system if system == HUB_STATE else canonical_system(system), value.strip())
+
+
+_PREFIXES = ("eq", "gt", "ge", "lt", "le")
+
+
+def _range(value: str) -> tuple[datetime | None, datetime | None]:
+    """A FHIR date with a prefix as a half-open range: 2026-11-24 is that whole day, 2026-11-24T09:00Z that minute (R4, search, date)."""
+    prefix, text = (value[:2], value[2:]) if value[:2] in _PREFIXES else ("eq", value)
+    try:
+        begin, width = _begin_and_width(text.replace(" ", "+"))
+    except ValueError:
+        raise bad_request(
+            "_lastUpdated must be a FHIR date or time, for example ge2026-11-24 or lt2026-11-24T09:30:00Z.",
+            "_lastUpdated",
+            "value",
+        ) from None
+    end = begin + width
+    return {
+        "eq": (begin, end),
+        "gt": (end, None),
+        "ge": (begin, None),
+        "lt": (None, begin),
+        "le": (None, end),
+    }[prefix]
+
+
+def _begin_and_width(text: str) -> tuple[datetime, timedelta]:
+    if len(text) == 4:
+        begin = datetime(int(text), 1, 1, tzinfo=UTC)
+        return begin, datetime(int(text) + 1, 1, 1, tzinfo=UTC) - begin
+    if len(text) == 7:
+        year, month = int(text[:4]), int(text[5:])
+        begin = datetime(year, month, 1, tzinfo=UTC)
+        return begin, datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC) - begin
+    begin = datetime.fromisoformat(text)
+    begin = (begin if begin.tzinfo else begin.replace(tzinfo=UTC)).astimezone(UTC)
+    if len(text) == 10:
+        return begin, timedelta(days=1)
+    if "." in text:
+        return begin, timedelta(microseconds=1000)
+    has_seconds = text[11:19].count(":") == 2
+    return begin, timedelta(seconds=1) if has_seconds else timedelta(minutes=1)
+
+
+def _token(transfer: Transfer) -> str:
+    at = (transfer.changed_at or transfer.requested_at).astimezone(UTC).isoformat()
+    return base64.urlsafe_b64encode(f"{at} {transfer.id}".encode()).decode().rstrip("=")
+
+
+def _after(token: str) -> tuple[datetime, str]:
+    try:
+        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+        at, _, transfer_id = text.partition(" ")
+        return datetime.fromisoformat(at).astimezone(UTC), transfer_id
+    except (binascii.Error, ValueError):
+        raise bad_request(
+            "_page is not one of this server's: follow the link `next` of a page as it is.", "_page", "value"
+        ) from None
