@@ -138,6 +138,18 @@ class HubSettings(BaseSettings):
     token_life_s: float = _of(300, "seconds", "How long an access token is good.", gt=0, le=3600)
     development: bool = _of(False, "yes/no", "`hub token` gives tokens to whoever can start it.")
 
+    # Pushing to receivers that registered an address
+    push_answer_s: float = _of(10, "seconds", "How long a receiver may take to answer.", gt=0)
+    push_ca_file: Path | None = _of(
+        None,
+        "path",
+        "The authorities that sign the receivers' certificates (PEM); the system's own otherwise.",
+    )
+    push_certificate_file: Path | None = _of(
+        None, "path", "The certificate that the hub shows to receivers (PEM)."
+    )
+    push_key_file: Path | None = _of(None, "path", "Its private key (PEM).")
+
     # Topics
     topic_partitions: int = _of(
         6, "partitions", "Of each trust's events. Workers beyond this number have nothing to do.", ge=1

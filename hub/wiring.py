@@ -14,12 +14,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
+from hub.destinations.push import PushAccess, PushDestination
 from hub.domain.trust import Directory
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
 from hub.services.clock import ClockService
-from hub.services.dispatcher import Dispatcher, DispatcherConfig
+from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.settings import HubSettings
 from hub.store.engine import is_sqlite, open_engine
 from hub.store.positions import StoredPositions
@@ -105,6 +106,13 @@ def kafka_access(settings: HubSettings) -> KafkaAccess:
     )
 
 
+def push_access(settings: HubSettings) -> PushAccess:
+    """How the hub shows itself to receivers that it posts to."""
+    return PushAccess(
+        settings.push_ca_file, settings.push_certificate_file, settings.push_key_file, settings.push_answer_s
+    )
+
+
 def _settle() -> None:
     """What was loaded so far stays until the end: the garbage collector need not walk over it again. It is most
     of the heap, and a full collection of it stops everything for tens of milliseconds.
@@ -135,11 +143,19 @@ async def run_dispatcher(settings: HubSettings) -> None:
         backoff_max_s=settings.dispatch_backoff_max_s,
         lease_s=settings.dispatch_lease_s,
     )
+    trusts, push = directory(settings), push_access(settings)
+
+    def destination(ods: str) -> Destination:
+        doors = trusts[ods].doors
+        if doors.outward == "push" and doors.url is not None:
+            return PushDestination(doors.url, push)
+        return KafkaDestination(ods, access, transactions=settings.kafka_transactions)
+
     async with opened(settings) as engine:
         dispatcher = Dispatcher(
             engine,
-            directory(settings),
-            lambda ods: KafkaDestination(ods, access, transactions=settings.kafka_transactions),
+            trusts,
+            destination,
             log,
             config,
         )

@@ -71,13 +71,16 @@ class DeliveryError(Exception):
     """A door out could not deliver. What was being sent is sent or not: only reading back tells.
 
     ``suspects`` are the outbox sequences an error of scope RECORD is about; more than one means that the
-    receiver refused them together and did not say which.
+    receiver refused them together and did not say which. ``retry_after_s`` is how long the receiver asks to be left alone.
     """
 
-    def __init__(self, fault: Fault, suspects: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, fault: Fault, suspects: tuple[int, ...] = (), retry_after_s: float | None = None
+    ) -> None:
         super().__init__(str(fault))
         self.fault = fault
         self.suspects = suspects
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

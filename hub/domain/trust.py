@@ -1,10 +1,11 @@
 """A trust as the hub knows it: data, never code."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hub.domain.ids import OdsCode
 
@@ -34,9 +35,23 @@ class Doors(_Part):
     """How the trust and the hub reach each other."""
 
     inward: Literal["kafka"] = "kafka"
-    outward: Literal["kafka", "polled"] = Field(
-        default="kafka", description="kafka: its inbox topic. polled: it fetches over REST ($inbox, $ack)"
+    outward: Literal["kafka", "polled", "push"] = Field(
+        default="kafka",
+        description="kafka: its inbox topic. polled: it fetches over REST ($inbox, $ack). push: the hub posts to its address",
     )
+    url: str | None = Field(
+        default=None, description="push: where the hub posts messages. https, but for this machine itself"
+    )
+
+    @model_validator(mode="after")
+    def _pushed_to_an_address(self) -> Self:
+        if (self.outward == "push") != (self.url is not None):
+            raise ValueError("doors.url belongs to outward: push, and push needs one")
+        if self.url and not re.fullmatch(
+            r"https://[^/@\s]+(/\S*)?|http://(127\.0\.0\.1|localhost)(:\d+)?(/\S*)?", self.url
+        ):
+            raise ValueError("doors.url must be https")
+        return self
 
 
 class TrustProfile(_Part):

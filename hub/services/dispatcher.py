@@ -48,7 +48,7 @@ class Destination(Protocol):
         ...
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
-        """All of them or none, in order. Raises DeliveryError: then reading back tells."""
+        """In order, all of them or (where each is sent for itself) the first ones. Raises DeliveryError: then reading back tells."""
         ...
 
     async def close(self) -> None:
@@ -105,7 +105,7 @@ class _Receiver:
 
 
 class Dispatcher:
-    """One loop per receiver of the directory whose inbox is a topic, fully independent; start it with `run`.
+    """One loop per receiver of the directory that does not fetch by itself, fully independent; start it with `run`.
 
     ``open_destination`` makes a door out for a receiver's ODS code. ``holder`` names this process in the
     leases and must not be shared. Several dispatchers may run: a receiver belongs to one of them at a time.
@@ -124,7 +124,7 @@ class Dispatcher:
     ) -> None:
         self._engine = engine
         self._receivers = {
-            profile.ods: _Receiver(profile.ods) for profile in directory if profile.doors.outward == "kafka"
+            profile.ods: _Receiver(profile.ods) for profile in directory if profile.doors.outward != "polled"
         }
         self._open = open_destination
         self._log = log
@@ -280,7 +280,7 @@ class Dispatcher:
             receiver.sending = rows
             placed = await destination.send(rows)
             await self._store(outbox.mark_sent(self._engine, placed, self._now()))
-            self._sent(receiver, rows)
+            self._sent(receiver, rows[: len(placed)])
             if len(rows) < limit:
                 # A Kafka transaction costs the broker as much for two rows as for two hundred.
                 await self._sleep(self._config.gather_s)
@@ -340,6 +340,8 @@ class Dispatcher:
             return 0
         receiver.failures += 1
         wait_s = self._backoff(receiver.failures)
+        if error.retry_after_s is not None:
+            wait_s = max(wait_s, min(error.retry_after_s, self._config.backoff_max_s))
         await self._note(receiver, rows or await self._head(receiver, ()), fault, wait_s)
         return wait_s
 

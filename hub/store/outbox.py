@@ -259,17 +259,11 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
             connection,
             audit_entry,
             [
-                {
-                    "code": Code.DELIVERY_SENT.value,
-                    "at": at,
-                    "outcome": Outcome.SUCCESS.value,
-                    "trust": None,
-                    "system": SYSTEM,
-                    "counterpart": row.receiver,
-                    "event_id": row.event_id,
-                    "person_id": row.person_id,
-                    "transfer_id": row.transfer_id,
-                    "detail": {
+                _said(
+                    row,
+                    at,
+                    SYSTEM,
+                    {
                         "seq": row.seq,
                         "topic": row.topic,
                         "partition": place[row.seq].partition,
@@ -277,7 +271,7 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
                         "attempts": row.attempts + 1,
                         **({"found": True} if found else {}),
                     },
-                }
+                )
                 for row in rows
             ],
         )
@@ -316,23 +310,25 @@ async def fetched(
         await insert_rows(
             connection,
             audit_entry,
-            [
-                {
-                    "code": Code.DELIVERY_SENT.value,
-                    "at": at,
-                    "outcome": Outcome.SUCCESS.value,
-                    "trust": None,
-                    "system": "rest",
-                    "counterpart": row.receiver,
-                    "event_id": row.event_id,
-                    "person_id": row.person_id,
-                    "transfer_id": row.transfer_id,
-                    "detail": {"seq": row.seq, "client": by},
-                }
-                for row in rows
-            ],
+            [_said(row, at, "rest", {"seq": row.seq, "client": by}) for row in rows],
         )
         return len(rows), []
+
+
+def _said(row: Row[Any], at: datetime, system: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    """The audit's row for a message that its receiver has."""
+    return {
+        "code": Code.DELIVERY_SENT.value,
+        "at": at,
+        "outcome": Outcome.SUCCESS.value,
+        "trust": None,
+        "system": system,
+        "counterpart": row.receiver,
+        "event_id": row.event_id,
+        "person_id": row.person_id,
+        "transfer_id": row.transfer_id,
+        "detail": detail,
+    }
 
 
 def _attempts(rows: Iterable[Any], at: datetime, outcome: str, error: str | None) -> list[dict[str, Any]]:

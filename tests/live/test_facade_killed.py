@@ -2,18 +2,16 @@
 
 import asyncio
 import socket
-import uuid
 from datetime import UTC, datetime
 
 import httpx
 import orjson
 import pytest
 import yaml
-from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from hub.demo.people import patient_number
-from hub.facade.tokens import ASSERTION_TYPE
+from hub.demo.rest_client import RestClient
 from tests.live.hub_process import live_hub
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
@@ -25,7 +23,7 @@ class Sender:
 
     def __init__(self, url, ods, folder, run):
         self.url = url
-        self.key = ECKey.generate_key("P-384", {"kid": "one"})
+        self.key = ECKey.generate_key("P-384", {"kid": "demo"})
         keys = folder / f"{ods}.jwks.json"
         keys.write_bytes(orjson.dumps({"keys": [self.key.as_dict(private=False)]}))
         self.client_id = run("clients", "add", "--trust", ods, "--name", "live", "--jwks", str(keys)).strip()
@@ -37,23 +35,15 @@ class Sender:
         while True:
             try:
                 if self.token is None:
-                    await self._sign_in()
+                    client = RestClient(self.url, self.client_id, self.key)
+                    self.token = await asyncio.to_thread(client.token)
                 said = {"Authorization": f"Bearer {self.token}", **(headers or {})}
                 answer = await self.http.request(method, f"/fhir{path}", headers=said, **more)
                 if answer.status_code not in {408, 425, 429, 500, 503}:
                     return answer
-            except httpx.TransportError:
+            except (httpx.TransportError, OSError):
                 pass
             await asyncio.sleep(0.1)
-
-    async def _sign_in(self):
-        now = int(datetime.now(UTC).timestamp())
-        claims = {"iss": self.client_id, "sub": self.client_id, "aud": f"{self.url}/oauth2/token", "iat": now,
-                  "exp": now + 200, "jti": str(uuid.uuid4())}  # fmt: skip
-        assertion = jwt.encode({"alg": "ES384", "kid": "one"}, claims, self.key, algorithms=["ES384"])
-        form = {"grant_type": "client_credentials", "client_assertion_type": ASSERTION_TYPE}
-        answer = await self.http.post("/oauth2/token", data={**form, "client_assertion": assertion})
-        self.token = answer.json()["access_token"]
 
     async def send(self, message):
         headers = {"Content-Type": "application/fhir+json", **message.headers}

@@ -1,0 +1,133 @@
+"""REST as a door out: each message is posted to the address that the receiving trust registered.
+
+HTTP has neither transactions nor a log to read back, so a message may be posted again after a failure; it then has the
+X-Request-Id that it had, and a receiver that knows it says 409, which means delivered (BaRS, errors).
+"""
+
+import ssl
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope
+from hub.fhir import headers
+
+_IDS = uuid.UUID("5f0c2f7e-6a35-4f4b-9d0e-4d4f3d8a7c11")
+"""The namespace of the messages' ids (RFC 9562, 5.5)."""
+_KEPT = (headers.CORRELATION_ID, headers.EVENT_ID, headers.TRANSFER_ID, headers.EVENT_TYPE, headers.SOURCE_ODS, headers.TRACEPARENT)  # fmt: skip
+_ADVICE_BY_STATUS = {
+    401: "the receiver does not accept who the hub is: check the certificate that it was given (HUB_PUSH_CERTIFICATE_FILE)",
+    403: "the receiver does not let the hub in: ask its integrators to register the hub",
+    404: "nothing answers at the registered address: check doors.url in the trust's profile",
+    429: "the receiver asks for fewer messages: they wait",
+}
+_ABOUT_THE_RECORD = frozenset({400, 406, 409, 410, 411, 412, 413, 414, 415, 422})
+
+
+@dataclass(frozen=True, slots=True)
+class PushAccess:
+    """How the hub shows itself and whom it trusts: PEM files; None for the system's authorities and for no certificate."""
+
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    answer_s: float = 10
+
+    def context(self) -> ssl.SSLContext:
+        """Certificates are always verified. Raises OSError if a file cannot be read."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.certificate_file:
+            context.load_cert_chain(self.certificate_file, self.key_file)
+        return context
+
+
+class PushDestination:
+    """One receiver's address. Start, send; close after any error."""
+
+    def __init__(self, url: str, access: PushAccess) -> None:
+        self._url, self._access = url, access
+        self._client: httpx.AsyncClient | None = None
+        self._failed: DeliveryError | None = None
+
+    async def start(self) -> None:
+        """Make the client; nothing is asked yet. Raises DeliveryError if a certificate cannot be read."""
+        try:
+            verify = self._access.context()
+        except (OSError, ValueError) as error:
+            name = type(error).__name__
+            raise DeliveryError(
+                Fault(Scope.RECEIVER, name, "a certificate file of the hub's (HUB_PUSH_…) cannot be read")
+            ) from error
+        # Nobody else's address is ever followed, and nothing of the environment (proxies, netrc) is.
+        self._client = httpx.AsyncClient(
+            verify=verify, timeout=self._access.answer_s, follow_redirects=False, trust_env=False
+        )
+
+    async def read_back(self, topics: Iterable[str], highest: Mapping[tuple[str, int], int]) -> ReadBack:
+        """HTTP has nothing to read back."""
+        del topics, highest
+        return ReadBack()
+
+    async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
+        """In order, until one is not taken. Those before it are returned, and what was wrong is raised by the next call."""
+        if self._failed is not None:
+            raise self._failed
+        placed: list[Placed] = []
+        for row in rows:
+            try:
+                await self._post(row)
+            except DeliveryError as error:
+                if not placed:
+                    raise
+                self._failed = error
+                break
+            placed.append(Placed(row.seq, row.topic, 0, row.seq, row.event_id))
+        return placed
+
+    async def close(self) -> None:
+        """Never raises."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _post(self, row: Outgoing) -> None:
+        assert self._client is not None
+        said = {name: row.headers[name] for name in _KEPT if name in row.headers}
+        said |= {
+            headers.REQUEST_ID: str(uuid.uuid5(_IDS, f"{row.event_id} {row.seq}")),
+            headers.CONTENT_TYPE: "application/fhir+json",
+            "accept": "application/fhir+json",
+        }
+        try:
+            answer = await self._client.post(self._url, content=row.payload, headers=said)
+        except httpx.HTTPError as error:
+            advice = "the receiver does not answer at its address, or not in time: is it running, and is its certificate good?"
+            raise DeliveryError(Fault(Scope.RECEIVER, type(error).__name__, advice)) from error
+        if not answer.is_success and not _is_delivered(answer):
+            raise _refused(answer, row)
+
+
+def _is_delivered(answer: httpx.Response) -> bool:
+    """409 with FHIR's issue type ``duplicate``, or without a word: it has this message. With ``conflict`` it has another."""
+    return answer.status_code == 409 and b'"conflict"' not in answer.content
+
+
+def _refused(answer: httpx.Response, row: Outgoing) -> DeliveryError:
+    status = answer.status_code
+    name = f"HTTP {status}"
+    if status in _ABOUT_THE_RECORD:
+        advice = "the receiver refuses this message: its integrators must look, it is offered again; later ones of other transfers go on"
+        return DeliveryError(Fault(Scope.RECORD, name, advice, row.topic), (row.seq,))
+    if answer.is_redirect:
+        advice = "the receiver sends the hub elsewhere, which it does not follow: register the new address in the trust's profile"
+        return DeliveryError(Fault(Scope.RECEIVER, name, advice))
+    advice = _ADVICE_BY_STATUS.get(status, "the receiver is not well: what is for it waits")
+    return DeliveryError(Fault(Scope.RECEIVER, name, advice), retry_after_s=_retry_after_s(answer))
+
+
+def _retry_after_s(answer: httpx.Response) -> float | None:
+    """Retry-After in seconds (RFC 9110, 10.2.3); its other form, a date, is left to the hub's own back-off."""
+    said = answer.headers.get("retry-after", "")
+    return float(said) if said.isascii() and said.isdigit() and len(said) < 7 else None

@@ -1,0 +1,214 @@
+"""Exeter has registered an address: what it must know is posted there, whatever becomes of its server."""
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE, QUILLFEATHER
+from hub.destinations.push import PushAccess, PushDestination
+from hub.domain.trust import Directory, Doors
+from hub.services.dispatcher import Dispatcher, DispatcherConfig
+from hub.store import outbox
+from hub.store import tables as t
+from hub.trusts import load_directory
+from tests.stories.conftest import SCHEMAS
+from tests.stories.test_transfers import ask
+
+CONFIG = DispatcherConfig(poll_s=0.01, gather_s=0, backoff_s=0.05, backoff_max_s=2, lease_s=5)
+
+
+@dataclass
+class Receiver:
+    """A hospital's server. ``answers`` are what it says next: a status, "store then drop", "redirect"; then 200, or 409 to
+    what it has.
+    """
+
+    port: int
+    answers: list = field(default_factory=list)
+    refuse: set = field(default_factory=set)
+    asked: list = field(default_factory=list)
+    has: dict = field(default_factory=dict)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/inbox"
+
+    async def take(self, request: Request):
+        body = await request.body()
+        said = request.headers
+        request_id, event_type = said["x-request-id"], said.get("event-type")
+        self.asked.append((asyncio.get_running_loop().time(), request_id, event_type))
+        answer = self.answers.pop(0) if self.answers else 200
+        if any(each in body for each in self.refuse):
+            return Response(status_code=422)
+        if answer == "redirect":
+            return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
+        if isinstance(answer, tuple):
+            return Response(status_code=answer[0], headers={"Retry-After": str(answer[1])})
+        if isinstance(answer, int) and answer != 200:
+            return Response(status_code=answer)
+        if request_id in self.has:
+            return Response(status_code=409)
+        self.has[request_id] = (event_type, said.get("transfer-id"))
+        return Response(status_code=503 if answer == "store then drop" else 200)
+
+
+@contextlib.asynccontextmanager
+async def listening(receiver):
+    app = FastAPI()
+    app.add_api_route("/inbox", receiver.take, methods=["POST"])
+    app.add_api_route("/elsewhere", receiver.take, methods=["POST"])
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=receiver.port, log_level="error", lifespan="off")
+    )
+    serving = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    try:
+        yield receiver
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@pytest.fixture
+def receiver():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return Receiver(free.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def dispatching(hub, *receivers, **access):
+    """A dispatcher for RH8 (and RK9), each with its address; torbay's receipts wait."""
+    trusts = load_directory(SCHEMAS)
+    doors = dict(zip(("RH8", "RK9"), receivers, strict=False))
+    directory = Directory(
+        trusts[ods].model_copy(update={"doors": Doors(outward="push", url=each.url)})
+        for ods, each in doors.items()
+    )
+    stop = asyncio.Event()
+    dispatcher = Dispatcher(
+        hub.engine,
+        directory,
+        lambda ods: PushDestination(doors[ods].url, PushAccess(answer_s=1, **access)),
+        hub.log,
+        CONFIG,
+        now=lambda: datetime.now(UTC),
+    )
+    running = asyncio.create_task(dispatcher.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def delivered(hub, ods="RH8", within_s=20):
+    async with asyncio.timeout(within_s):
+        while any(each.receiver == ods for each in await outbox.waiting(hub.engine)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_what_exeter_must_know_is_posted_to_it_in_order(hub, torbay, receiver):
+    asked = await ask(torbay)
+    hub.clock.later(minutes=5)
+    await torbay.updates_request(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    async with listening(receiver), dispatching(hub, receiver):
+        await delivered(hub)
+    transfer = asked.transfer_id
+    assert list(receiver.has.values()) == [("transfer.requested", transfer), ("transfer.updated", transfer)]
+    sent = await hub.audit(transfer_id=transfer, code="delivery-sent")
+    assert [entry["counterpart"] for entry in sent] == ["RH8", "RH8"]
+
+
+@pytest.mark.parametrize("fault", [503, 500, 429, 408, 401, "store then drop", "redirect"])
+async def test_a_server_that_is_not_well_gets_everything_once_it_is(hub, torbay, receiver, fault):
+    """Each message is offered under the same id until it is taken; 409 means that it has it; nobody is followed elsewhere."""
+    for number, patient in enumerate((MARSHWIGGLE, QUILLFEATHER, FENNIMOSS)):
+        await ask(torbay, patient, number=f"TR-{number}", encounter_number=f"V-{number}")
+    receiver.answers = [200, fault, fault]
+    async with listening(receiver), dispatching(hub, receiver):
+        await delivered(hub)
+    assert Counter(kind for kind, _ in receiver.has.values()) == {"transfer.requested": 3}
+    offered = Counter(request_id for _, request_id, _ in receiver.asked)
+    # What was stored before the answer was lost is 409 at the second offer.
+    failures = 1 if fault == "store then drop" else 2
+    assert sorted(offered.values()) == [1, 1, 1 + failures]
+    rows = [row for row in await hub.rows(t.outbox) if row["receiver"] == "RH8"]
+    assert {row["state"] for row in rows} == {"sent"}
+    failed = await hub.audit(code="delivery-failed")
+    assert len(failed) == failures
+    expected = {"redirect": "HTTP 307", "store then drop": "HTTP 503"}.get(fault, f"HTTP {fault}")
+    assert all(entry["detail"]["error"].startswith(expected) for entry in failed)
+
+
+async def test_a_server_that_asks_for_patience_gets_it(hub, torbay, receiver):
+    await ask(torbay)
+    receiver.answers = [(429, 1)]
+    async with listening(receiver), dispatching(hub, receiver):
+        await delivered(hub)
+    first, second = (at for at, _, _ in receiver.asked)
+    assert second - first >= 0.9
+
+
+async def test_a_message_that_is_refused_holds_up_its_own_transfer_only(hub, torbay, receiver):
+    """422 is about the message: later news of that transfer wait behind it, other transfers go on, and people can see it."""
+    await ask(torbay, MARSHWIGGLE, number="TR-1", encounter_number="V-1")
+    await torbay.updates_request(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    await ask(torbay, QUILLFEATHER, number="TR-2", encounter_number="V-2")
+    receiver.refuse = {b'"TR-1"'}
+    async with listening(receiver), dispatching(hub, receiver):
+        async with asyncio.timeout(20):
+            while len(receiver.has) < 1 or len(receiver.asked) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        [waiting] = [each for each in await outbox.waiting(hub.engine) if each.receiver == "RH8"]
+        assert (waiting.rows, waiting.last_error[:8]) == (2, "HTTP 422")
+        assert len({request_id for _, request_id, _ in receiver.asked}) == 2
+        receiver.refuse = set()
+        await delivered(hub)
+    assert [kind for kind, _ in receiver.has.values()] == [
+        "transfer.requested", "transfer.requested", "transfer.updated",
+    ]  # fmt: skip
+
+
+async def test_a_server_that_is_down_delays_nobody_else(hub, torbay, receiver):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        down = Receiver(free.getsockname()[1])
+    for number, patient in enumerate(PEOPLE[:6]):
+        to = ("RH8", "RK9")[number % 2]
+        await ask(torbay, patient, number=f"TR-{number}", encounter_number=f"V-{number}", to=to)
+    async with listening(receiver), dispatching(hub, receiver, down):
+        await delivered(hub, "RH8", within_s=5)
+        assert len(receiver.has) == 3
+        error = None
+        async with asyncio.timeout(5):
+            while error is None:
+                await asyncio.sleep(0.05)
+                [error] = [e.last_error for e in await outbox.waiting(hub.engine) if e.receiver == "RK9"]
+        assert error.startswith("ConnectError")
+        async with listening(down):
+            await delivered(hub, "RK9")
+    assert len(down.has) == 3
+
+
+@pytest.mark.parametrize(
+    "doors",
+    [
+        {"outward": "push"},
+        {"outward": "kafka", "url": "https://ehr.example/inbox"},
+        {"outward": "push", "url": "http://ehr.example/inbox"},
+        {"outward": "push", "url": "https://user@ehr.example/inbox"},
+    ],
+)
+def test_an_address_is_https_and_belongs_to_push(doors):
+    with pytest.raises(ValueError, match=r"doors\.url"):
+        Doors(**doors)
