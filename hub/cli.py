@@ -23,6 +23,7 @@ from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
 from hub.domain.trust import TrustProfile
 from hub.journey.decide import Choice
 from hub.services.health import untried
+from hub.services.supervisor import end_with_the_supervisor
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
@@ -141,6 +142,7 @@ def _settings() -> HubSettings:
 def _logging() -> HubSettings:
     settings = _settings()
     set_up(settings.log_format, settings.log_level)
+    end_with_the_supervisor()
     return settings
 
 

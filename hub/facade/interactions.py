@@ -9,6 +9,7 @@ from hub.domain.ids import OdsCode
 from hub.domain.transfer import Transfer
 from hub.domain.trust import TrustProfile
 from hub.facade import searching, tasks
+from hub.facade.access import Sees, sees
 from hub.facade.capability import FHIR_JSON, Served
 from hub.facade.errors import FacadeError, bad_request, information, not_found
 from hub.facade.send import answer
@@ -234,11 +235,17 @@ async def read_bundle(
 ) -> Response:
     del body
     seq = _seq(request.path_params["id"]) or 0
-    payload = await outbox.payload_of(facade.engine, caller.trust, seq)
-    if payload is None:
+    found = await outbox.message_of(facade.engine, caller.trust, seq)
+    if found is None:
         await facade.denied(caller, served, "unknown")
         raise not_found()
-    await facade.seen(caller, served, message=seq)
+    payload, transfer_id = found
+    transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
+    # What waits in the inbox is given whatever has become of its transfer; looking back later is reading like any other.
+    if transfer and sees(transfer, caller.trust, facade.now()) is not Sees.CLINICAL:
+        await facade.denied(caller, served, "not-readable", transfer)
+        raise not_found()
+    await facade.seen(caller, served, transfer, message=seq)
     return fhir(_numbered(payload, seq))
 
 

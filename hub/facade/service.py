@@ -16,6 +16,7 @@ from hub.domain.ids import OdsCode
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.facade import clinical, tasks
+from hub.facade.access import Sees, sees
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, not_found, unauthorised
 from hub.facade.send import received
@@ -173,7 +174,7 @@ class Facade:
         except queries.NotFoundError:
             await self.denied(caller, served, "unknown")
             raise not_found() from None
-        if not tasks.may_see(found, caller.trust):
+        if sees(found, caller.trust, self.now()) is Sees.NOTHING:
             await self.denied(caller, served, "no-relationship", found)
             raise not_found()
         return found
@@ -183,7 +184,7 @@ class Facade:
         numbers = await search.nhs_numbers(self.engine, {each.person_id for each in transfers})
         return [
             tasks.shown(
-                each, numbers.get(each.person_id), clinical=tasks.may_read_clinical(each, trust, self.now())
+                each, numbers.get(each.person_id), clinical=sees(each, trust, self.now()) is Sees.CLINICAL
             )
             for each in transfers
         ]
@@ -216,7 +217,7 @@ class Facade:
         ]
 
     def _readable(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Transfer]:
-        return [each for each in transfers if tasks.may_read_clinical(each, trust, self.now())]
+        return [each for each in transfers if sees(each, trust, self.now()) is Sees.CLINICAL]
 
     # -- what is sent ---------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
-"""Transfers as FHIR Tasks: how one is shown to a party, which versions it had, and who may see how much."""
+"""Transfers as FHIR Tasks: how one is shown to a party, and which versions it had."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode
-from hub.domain.transfer import ENDED, Party, State, Step, Transfer, final_state, fold
+from hub.domain.transfer import Step, Transfer, final_state, fold
+from hub.facade.access import Sees, sees
 from hub.fhir.outgoing import instant, request_reference, task_of
 from hub.fhir.systems import NHS_NUMBER
 from hub.fhir.tree import Tree
@@ -44,33 +44,9 @@ def versions(transfer: Transfer, trust: OdsCode) -> list[Transfer]:
         facts = transfer.facts[:number]
         state = final_state(fold(facts)) or transfer.state
         then = replace(transfer, facts=facts, state=state, version=number, changed_at=fact.received_at)
-        if then.party(trust) is not None:
+        if sees(then, trust, fact.received_at) is not Sees.NOTHING:
             found.append(then)
     return found
-
-
-def may_see(transfer: Transfer, trust: OdsCode) -> bool:
-    """Whether this trust is party to it. A third trust has no part in it, and is told that there is nothing."""
-    return transfer.party(trust) in {Party.SENDER, Party.RECEIVER}
-
-
-CLINICAL_FOR = timedelta(days=30)
-"""How long after its end the receiver of a transfer that did not arrive may still read what it was sent (DOMAIN, 5.4)."""
-
-
-def may_read_clinical(transfer: Transfer, trust: OdsCode, now: datetime) -> bool:
-    """Whether this party may read the request and the patient, and not only how the transfer stands.
-
-    The sender reads what it wrote. The receiver reads it once it was asked; after its refusal, and when the request was an
-    error, only the state; of what ended otherwise without an arrival, for thirty days.
-    """
-    party = transfer.party(trust)
-    if party is not Party.RECEIVER:
-        return party is Party.SENDER
-    if transfer.state in {State.REJECTED, State.ENTERED_IN_ERROR}:
-        return False
-    ended = transfer.state in ENDED and transfer.state is not State.COMPLETED
-    return not ended or (transfer.changed_at or transfer.requested_at) > now - CLINICAL_FOR
 
 
 def is_requested(transfer: Transfer) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,20 @@ from hub.telemetry.log import Log
 _WELL_AFTER_S = 30.0
 """A service that ran this long was well: its next death starts again with the shortest wait."""
 _DRAIN_S = 30.0
+_SUPERVISED = "HUB_SUPERVISED"
+
+
+def end_with_the_supervisor() -> None:
+    """In a service that `hub run` started: drain and leave when the supervisor is gone, killed ones included."""
+    if os.environ.get(_SUPERVISED):
+        threading.Thread(target=_until_alone, name="supervised", daemon=True).start()
+
+
+def _until_alone() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor:
@@ -58,9 +73,16 @@ class Supervisor:
             wait_s = min(wait_s * 2, self._backoff_max_s)
 
     async def _once(self, service: str) -> int:
-        # A session of its own: Ctrl-C reaches only the supervisor, which then stops them in order.
+        # A session of its own: Ctrl-C reaches only the supervisor, which then stops them in order. Its standard input ends
+        # when the supervisor does, however that dies.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hub.cli", service, env=self._environment, start_new_session=True
+            sys.executable,
+            "-m",
+            "hub.cli",
+            service,
+            env={**self._environment, _SUPERVISED: "1"},
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
         self._log.info("service.started", service=service, pid=process.pid)
         ended = asyncio.create_task(process.wait())

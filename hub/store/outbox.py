@@ -460,9 +460,10 @@ async def release_lease(store: Store, name: str, holder: str) -> None:
         await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))
 
 
-async def payload_of(store: Store, receiver: str, seq: int) -> bytes | None:
-    """One message for this receiver, waiting or sent; None if it has none of this number."""
+async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes, str | None] | None:
+    """One message for this receiver, waiting or sent, and the transfer that it is about; None if it has none of this number."""
+    c = outbox.c
     async with _one_statement(store) as connection:
-        query = select(outbox.c.payload).where(outbox.c.seq == seq, outbox.c.receiver == receiver)
-        found: bytes | None = await connection.scalar(query)
-        return found
+        query = select(c.payload, c.transfer_id).where(c.seq == seq, c.receiver == receiver)
+        row = (await connection.execute(query)).one_or_none()
+        return (row.payload, row.transfer_id) if row else None

@@ -1,0 +1,91 @@
+"""Who may read what of a transfer: one table. Who may *do* what is the lifecycle's (`hub.domain.transfer`), whichever door is used.
+
+Source: DOMAIN, 5.4, the rows of systems (sender, receiver, third trust). A trust's user or system never gets more than its trust.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import IntEnum, StrEnum
+
+from hub.domain.ids import OdsCode
+from hub.domain.transfer import ENDED, State, Transfer
+
+KEPT_FOR = timedelta(days=30)
+"""How long after its end a transfer that did not arrive is more than a state for the receiver."""
+
+
+class Sees(IntEnum):
+    """Each includes what is before it."""
+
+    NOTHING = 0
+    """Not even that it exists: 404."""
+    STATUS = 1
+    """The Task: who asked whom, when, how it stands and why. No request, no patient beyond the number."""
+    CLINICAL = 2
+    """The request and the patient too, as `hub.journey.disclose` shows them to this party."""
+
+
+class End(StrEnum):
+    """Which end of the transfer a trust is."""
+
+    SENDER = "sender"
+    RECEIVER = "receiver"
+    NEITHER = "neither"
+
+
+class Phase(StrEnum):
+    """What a transfer has come to, as far as reading depends on it."""
+
+    DRAFT = "draft"
+    OPEN = "open"
+    REFUSED = "refused"
+    ERROR = "entered in error"
+    ARRIVED = "completed"
+    ENDED = "ended without arrival"
+    LONG_ENDED = "ended without arrival, thirty days ago"
+
+
+_S, _C, _N = Sees.STATUS, Sees.CLINICAL, Sees.NOTHING
+
+READING: Mapping[End, Mapping[Phase, Sees]] = {
+    # What it sent and what was decided on it stays its own.
+    End.SENDER: dict.fromkeys(Phase, _C),
+    End.RECEIVER: {
+        Phase.DRAFT: _N,
+        Phase.OPEN: _C,
+        Phase.REFUSED: _S,
+        Phase.ERROR: _S,
+        Phase.ARRIVED: _C,
+        Phase.ENDED: _C,
+        Phase.LONG_ENDED: _S,
+    },
+    End.NEITHER: dict.fromkeys(Phase, _N),
+}
+
+
+def sees(transfer: Transfer, trust: OdsCode, now: datetime) -> Sees:
+    """What this trust may read of this transfer at ``now`` (UTC)."""
+    return READING[end_of(transfer, trust)][phase_of(transfer, now)]
+
+
+def end_of(transfer: Transfer, trust: OdsCode) -> End:
+    if trust == transfer.sender:
+        return End.SENDER
+    return End.RECEIVER if trust == transfer.receiver else End.NEITHER
+
+
+def phase_of(transfer: Transfer, now: datetime) -> Phase:
+    if transfer.state in _PHASE:
+        return _PHASE[transfer.state]
+    if transfer.state not in ENDED:
+        return Phase.OPEN
+    long_ago = (transfer.changed_at or transfer.requested_at) <= now - KEPT_FOR
+    return Phase.LONG_ENDED if long_ago else Phase.ENDED
+
+
+_PHASE: Mapping[State, Phase] = {
+    State.DRAFT: Phase.DRAFT,
+    State.REJECTED: Phase.REFUSED,
+    State.ENTERED_IN_ERROR: Phase.ERROR,
+    State.COMPLETED: Phase.ARRIVED,
+}
