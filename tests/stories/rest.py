@@ -1,5 +1,6 @@
 """A hospital's system that speaks REST: its key, its token, and requests to a facade in this process."""
 
+import functools
 import uuid
 from datetime import timedelta
 
@@ -31,6 +32,12 @@ def facade_of(hub, *, directory=None, **limits):
     )
 
 
+@functools.cache
+def _rsa_key():
+    """One for all: making it takes longer than most stories."""
+    return RSAKey.generate_key(2048, {"kid": "one"})
+
+
 class System:
     """One client of a trust."""
 
@@ -41,11 +48,7 @@ class System:
 
     @classmethod
     async def join(cls, facade, ods, *, scopes="system/*.cruds", kind="EC", algorithm=None):
-        key = (
-            ECKey.generate_key("P-384", {"kid": "one"})
-            if kind == "EC"
-            else RSAKey.generate_key(2048, {"kid": "one"})
-        )
+        key = ECKey.generate_key("P-384", {"kid": "one"}) if kind == "EC" else _rsa_key()
         keys = {"keys": [key.as_dict(private=False)]}
         client = Client(str(uuid.uuid4()), ods, f"{ods}'s system", keys, scopes, facade.now())
         await clients.add(facade.engine, client)
