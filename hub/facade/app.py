@@ -8,10 +8,9 @@ import asyncio
 import functools
 import re
 import time
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
-from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -22,7 +21,6 @@ from starlette.exceptions import HTTPException
 
 from hub import __version__
 from hub.dialects.fhir_xml_writer import NotInXmlError, write_xml
-from hub.facade import tokens
 from hub.facade.capability import (
     FHIR_JSON,
     FHIR_XML,
@@ -35,11 +33,9 @@ from hub.facade.capability import (
 from hub.facade.errors import FacadeError, bad_request
 from hub.facade.interactions import HANDLERS, fhir
 from hub.facade.service import Facade
-from hub.facade.tokens import TokenError
+from hub.facade.sign_in import sign_in
 from hub.fhir import decimals
 from hub.services.health import untried
-from hub.store import clients
-from hub.store.clients import Client
 from hub.store.intake import StoreUnavailableError
 from hub.telemetry.log import fault_of
 
@@ -132,7 +128,11 @@ def make_app(facade: Facade) -> FastAPI:
         },
     )
     async def token(request: Request) -> Response:
-        status, said = await _token(facade, request)
+        try:
+            form = await _read(request, _TOKEN_BYTES_MAX)
+        except FacadeError:
+            form = b""
+        status, said = await sign_in(facade, form)
         requests.labels("token", status).inc()
         return Response(
             orjson.dumps(said), status, media_type="application/json", headers={"Cache-Control": "no-store"}
@@ -213,6 +213,7 @@ async def _answered(facade: Facade, request: Request, served: Served) -> Respons
         except FacadeError:
             await facade.denied(caller, served, "scope")
             raise
+        _can_be_stored([*request.path_params.values(), *request.query_params.values()])
         body = await _body(facade, request, served) if served.body else b""
         response = await HANDLERS[served.name](facade, request, caller, served, body)
     except FacadeError as error:
@@ -241,56 +242,10 @@ async def _answered(facade: Facade, request: Request, served: Served) -> Respons
     return _told(request, _as_xml(response) if xml and response.body else response)
 
 
-async def _token(facade: Facade, request: Request) -> tuple[int, Mapping[str, Any]]:
-    """RFC 6749, 4.4 with RFC 7523, 2.2. What is refused is audited."""
-    now = facade.now()
-    try:
-        form = dict(parse_qsl((await _read(request, _TOKEN_BYTES_MAX)).decode()))
-    except (FacadeError, ValueError):
-        return 400, {"error": "invalid_request", "error_description": "Send a form of moderate size."}
-    if form.get("grant_type") != "client_credentials":
-        return 400, {
-            "error": "unsupported_grant_type",
-            "error_description": "grant_type must be client_credentials.",
-        }
-    if form.get("client_assertion_type") != tokens.ASSERTION_TYPE:
-        return 400, {
-            "error": "invalid_request",
-            "error_description": f"client_assertion_type must be {tokens.ASSERTION_TYPE}.",
-        }
-    try:
-        client, scopes = await _proved(facade, form, now)
-    except TokenError as error:
-        await facade.refused(error.reason)
-        return tokens.oauth_error(error)
-    except (OSError, TimeoutError, SQLAlchemyError) as error:
-        facade.log.error("store.unavailable", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
-        return 503, {
-            "error": "temporarily_unavailable",
-            "error_description": "The hub's database does not answer.",
-        }
-    return 200, {
-        "access_token": facade.office.issue(client, scopes, now),
-        "token_type": "bearer",
-        "expires_in": int(facade.office.life.total_seconds()),
-        "scope": scopes,
-    }
-
-
-async def _proved(facade: Facade, form: Mapping[str, str], now: datetime) -> tuple[Client, str]:
-    """The client whose assertion this is, and what its token may. Raises TokenError."""
-    assertion = form.get("client_assertion", "")
-    client = await clients.find(facade.engine, tokens.claimed_client(assertion))
-    if client is None or client.revoked_at is not None:
-        raise TokenError("unknown-client", "No client has this id, or it was revoked.")
-    jti, expires_at = tokens.checked_assertion(assertion, client, facade.office.token_url, now)
-    scopes = tokens.granted(form.get("scope", ""), client)
-    # Last, so that an assertion with a fault can be mended without a new jti.
-    if not await clients.use_assertion(facade.engine, client.id, jti, expires_at + tokens.SKEW, now):
-        raise TokenError(
-            "replayed", "This assertion was used before: make one with a new jti for each token."
-        )
-    return client, scopes
+def _can_be_stored(texts: Iterable[str]) -> None:
+    """No id and no value that could be looked for holds U+0000, which PostgreSQL cannot take. Raises FacadeError (400)."""
+    if any("\x00" in each for each in texts):
+        raise bad_request("The address holds U+0000, which no id and no value has.")
 
 
 def _wants_xml(request: Request) -> bool:

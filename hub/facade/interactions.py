@@ -127,6 +127,8 @@ async def search_transfers(
             parameters += parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body))
         except ValueError:
             raise bad_request("Send the parameters as application/x-www-form-urlencoded.") from None
+        if any("\x00" in value for _, value in parameters):
+            raise bad_request("A value holds U+0000, which nothing here has.")
     strict = "handling=strict" in request.headers.get("prefer", "").replace(" ", "").lower()
     asked = searching.question(served.resource, [each for each in parameters if each[1]], strict=strict)
     found: list[Transfer] = []

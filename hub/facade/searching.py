@@ -241,13 +241,13 @@ def _range(value: str) -> tuple[datetime | None, datetime | None]:
     prefix, text = (value[:2], value[2:]) if value[:2] in _PREFIXES else ("eq", value)
     try:
         begin, width = _begin_and_width(text.replace(" ", "+"))
-    except ValueError:
+        end = begin + width
+    except (ValueError, OverflowError):
         raise bad_request(
             "_lastUpdated must be a FHIR date or time, for example ge2026-11-24 or lt2026-11-24T09:30:00Z.",
             "_lastUpdated",
             "value",
         ) from None
-    end = begin + width
     return {
         "eq": (begin, end),
         "gt": (end, None),
@@ -284,8 +284,10 @@ def _after(token: str) -> tuple[datetime, str]:
     try:
         text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
         at, _, transfer_id = text.partition(" ")
-        return datetime.fromisoformat(at).astimezone(UTC), transfer_id
-    except (binascii.Error, ValueError):
-        raise bad_request(
-            "_page is not one of this server's: follow the link `next` of a page as it is.", "_page", "value"
-        ) from None
+        if "\x00" not in transfer_id:
+            return datetime.fromisoformat(at).astimezone(UTC), transfer_id
+    except (binascii.Error, ValueError, OverflowError):
+        pass
+    raise bad_request(
+        "_page is not one of this server's: follow the link `next` of a page as it is.", "_page", "value"
+    )

@@ -92,7 +92,7 @@ def claimed_client(assertion: str) -> str:
         issuer = orjson.loads(extract_compact(assertion.encode()).payload).get("iss")
     except (JoseError, ValueError, AttributeError) as error:
         raise TokenError("malformed", "The assertion is not a signed JWT.") from error
-    if not isinstance(issuer, str) or not issuer or len(issuer) > 64:
+    if not isinstance(issuer, str) or not 0 < len(issuer) <= 64 or not issuer.isprintable():
         raise TokenError("issuer", "The assertion's iss must be the client's id.")
     return issuer
 
@@ -104,7 +104,7 @@ def checked_assertion(assertion: str, client: Client, token_url: str, now: datet
     if claims.get("sub") != client.id:
         raise TokenError("subject", "iss and sub must both be the client's id.")
     jti = claims.get("jti")
-    if not isinstance(jti, str) or not 1 <= len(jti) <= 255:
+    if not isinstance(jti, str) or not 1 <= len(jti) <= 255 or not jti.isprintable():
         raise TokenError("jti", "The assertion needs a jti of its own.")
     expires_at = _moment(claims, "exp")
     if expires_at > now + ASSERTION_LIFE + SKEW:
@@ -186,9 +186,3 @@ def _moment(claims: Mapping[str, Any], name: str) -> datetime:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
         raise TokenError(name, f"{name} must be there, in seconds since 1970.")
     return datetime.fromtimestamp(value, UTC)
-
-
-def oauth_error(error: TokenError, status: int = 401) -> tuple[int, dict[str, str]]:
-    """The token endpoint's answer (RFC 6749, 5.2)."""
-    code = "invalid_scope" if error.reason == "scope" else "invalid_client"
-    return (400 if code == "invalid_scope" else status), {"error": code, "error_description": str(error)}

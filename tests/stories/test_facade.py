@@ -324,6 +324,8 @@ async def test_a_draft_is_not_there_for_the_receiver(hub, torbay, at_torbay, at_
         ("subject", {"sub": "somebody-else"}),
         ("jti", {"jti": None}),
         ("exp", {"exp": None}),
+        ("jti", {"jti": "a\x00b"}),
+        ("issuer", {"iss": "a\x00b"}),
     ],
 )
 async def test_an_assertion_that_is_not_right_gets_no_token(hub, facade, fault, changed):
@@ -480,6 +482,30 @@ async def test_what_a_search_does_not_know(hub, at_torbay):
     for query in ("status=blue", "_lastUpdated=yesterday", "_count=many", "_sort=colour", "_page=x"):
         answer = await at_torbay.get(f"/Task?{query}")
         assert (answer.status_code, issue(answer)[0]) == (400, "SEND_BAD_REQUEST"), query
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/Task/a%00b",
+        "/Task?identifier=a%00b",
+        "/Task?_id=%00",
+        "/Patient/%00",
+        "/Organization/%00",
+        f"/Task?_page={base64.urlsafe_b64encode(b'2026-01-01T00:00:00+00:00 a' + bytes(1)).decode()}",
+        f"/Task?_page={base64.urlsafe_b64encode(b'0001-01-01T00:00:00+14:00 a').decode()}",
+        "/Task?_lastUpdated=9999-12-31",
+        "/Task?_lastUpdated=9999",
+        "/Task?_lastUpdated=0001-01-01T00:00%2B14:00",
+        "/Task?_lastUpdated=2026-13",
+        "/$inbox?_count=0",
+    ],
+)
+async def test_what_no_database_can_look_for_is_said(hub, at_torbay, path):
+    answer = await at_torbay.get(path)
+    assert answer.status_code in {400, 422}
+    assert issue(answer)[0].startswith("SEND_")
+    assert [line for line in hub.log.lines if line["level"] == "error"] == []
 
 
 async def test_every_version_can_be_read_again(hub, torbay, exeter, at_torbay):
