@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +87,11 @@ def server(tmp_path_factory):
         process = subprocess.Popen(
             [sys.executable, "-m", "hub.cli", "serve"], env=served.environment, stdout=lines, stderr=lines
         )
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
     yield served
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0, log.read_text()[-2000:]

@@ -9,8 +9,9 @@ import pytest
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("signed_in", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize("signed_in", [True, False])
 def test_no_request_finds_a_fault(server, tmp_path, signed_in):
     headers = ["-H", f"Authorization: Bearer {server.token('RA9')}"] if signed_in else []
     run = subprocess.run(
