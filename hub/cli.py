@@ -73,6 +73,7 @@ clients = _group(
 audit = _group(
     "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
 )
+glass = _group("break-glass", "Who saw a patient whose hospital is not theirs, and why.", "untangle")
 quarantine = _group("quarantine", "Messages that wait for somebody to mend their cause.", "untangle")
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
@@ -600,6 +601,38 @@ def clients_revoke(client_id: str) -> None:
     from hub.store.clients import revoke
 
     _change(lambda engine: revoke(engine, client_id, wiring.now()), f"No client {client_id}.")
+
+
+@glass.command("list")
+def glass_list(
+    open_only: Annotated[bool, typer.Option("--open", help="Only what nobody has looked at.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Who broke the glass, for whom (the hub's id), why, and who looked at it."""
+    from hub.store.break_glass import grants
+
+    async def work() -> list[dict[str, Any]]:
+        async with wiring.opened(_settings()) as engine:
+            return await grants(engine, open_only=open_only)
+
+    columns = ["grant_id", "granted_at", "trust", "user_id", "role_id", "person_id", "reason", "verdict"]
+    _print(_run(work), as_json, columns, "Nobody broke the glass.")
+
+
+@glass.command("review")
+def glass_review(
+    grant_id: str,
+    verdict: Annotated[str, typer.Argument(help="justified or not-justified")],
+) -> None:
+    """Somebody looked at it: closes its incidents; audited."""
+    from hub.store.break_glass import review
+
+    if verdict not in {"justified", "not-justified"}:
+        _fail("The verdict is justified or not-justified.")
+    _change(
+        lambda engine: review(engine, grant_id, getpass.getuser(), verdict, wiring.now()),
+        f"No grant {grant_id} that waits to be looked at.",
+    )
 
 
 @app.command(rich_help_panel=_PANELS["join"])

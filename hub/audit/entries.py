@@ -49,6 +49,8 @@ class Code(StrEnum):
     AUTHENTICATION_FAILED = "auth-failed"
     ACCESS_DENIED = "access-denied"
     CONFIG_CHANGED = "config-changed"
+    GLASS_BROKEN = "break-glass"
+    GLASS_REVIEWED = "break-glass-reviewed"
 
 
 class Outcome(IntEnum):

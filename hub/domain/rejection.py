@@ -63,6 +63,7 @@ class Why(StrEnum):
     VERSION_STALE = "version-stale"
     SHARED_RECORD_ECHO = "shared-record-echo"
     TRANSITION_DENIED = "transition-denied"
+    ROLE_NOT_ALLOWED = "role-not-allowed"
     MESSAGE_ID_REUSED = "message-id-reused"
     PROCESS_KILLED = "process-killed"
     HUB_FAULT = "hub-fault"
@@ -172,6 +173,9 @@ RULINGS: dict[Why, Ruling] = {
     ),
     Why.TRANSITION_DENIED: Ruling(
         _R, _SENDER, "The transfer is in a state, or you in a role, that does not allow this."
+    ),
+    Why.ROLE_NOT_ALLOWED: Ruling(
+        _R, _SENDER, "The role you chose when you signed in may not do this: ask somebody who may."
     ),
     Why.MESSAGE_ID_REUSED: Ruling(
         Disposition.CONFLICT,

@@ -338,6 +338,8 @@ CORRECTED = EVENT_TYPE[Step.RETRACT]
 """Also what a fact is told as that came late and changed what followed it."""
 REOPENED = "transfer.reopened"
 """A transfer that was over is not over after all."""
+GLASS_BROKEN = "access.glass-broken"
+"""Nothing happened to the transfer: somebody elsewhere broke the glass for its patient, and its hospitals are told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hub.domain.ids import OdsCode
+from hub.domain.roles import Role
 
 Ods = Annotated[str, Field(pattern=r"^[A-Z0-9]{3,6}$")]
 
@@ -47,11 +48,35 @@ class Doors(_Part):
     def _pushed_to_an_address(self) -> Self:
         if (self.outward == "push") != (self.url is not None):
             raise ValueError("doors.url belongs to outward: push, and push needs one")
-        if self.url and not re.fullmatch(
-            r"https://[^/@\s]+(/\S*)?|http://(127\.0\.0\.1|localhost)(:\d+)?(/\S*)?", self.url
-        ):
+        if self.url and not _SAFE_URL.fullmatch(self.url):
             raise ValueError("doors.url must be https")
         return self
+
+
+class Issuer(_Part):
+    """Somebody else's sign-in whose tokens count for this trust (OpenID Connect; its keys by RFC 7517)."""
+
+    url: str = Field(description="What its tokens say as iss")
+    jwks_url: str = Field(description="Where its public keys are. https, but for this machine itself")
+    people: bool = Field(
+        default=False,
+        description="True: its tokens are people's, with NHS CIS2's claims. False: the trust's own systems'",
+    )
+    roles: Mapping[str, Role] = Field(
+        default_factory=dict,
+        description="National RBAC job role code → what it is here. A role that is not listed may do nothing",
+    )
+
+    @model_validator(mode="after")
+    def _keys_over_tls(self) -> Self:
+        if not _SAFE_URL.fullmatch(self.jwks_url):
+            raise ValueError("issuers.jwks_url must be https")
+        if Role.SYSTEM in self.roles.values() or bool(self.roles) != self.people:
+            raise ValueError("issuers.roles belong to people: list each job role that may do something")
+        return self
+
+
+_SAFE_URL = re.compile(r"https://[^/@\s]+(/\S*)?|http://(127\.0\.0\.1|localhost)(:\d+)?(/\S*)?")
 
 
 class TrustProfile(_Part):
@@ -83,6 +108,13 @@ class TrustProfile(_Part):
         description="ODS codes of trusts on the same record system: their stays, told on this trust's topic, are echoes",
     )
     doors: Doors = Doors()
+    issuers: tuple[Issuer, ...] = Field(
+        default=(), description="Whose tokens the REST facade takes besides its own, for this trust"
+    )
+    callback_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="host or host:port to which the trust's subscriptions may have the hub post; over https, but for this machine",
+    )
 
     @property
     def events_topic(self) -> str:

@@ -1,13 +1,16 @@
-"""Who may read what of a transfer: one table. Who may *do* what is the lifecycle's (`hub.domain.transfer`), whichever door is used.
+"""Who may read what of a transfer: one table for trusts, one for roles; the lesser holds. Who may *do* what is the lifecycle's
+(`hub.domain.transfer`) and the roles' (`hub.domain.roles`), whichever door is used.
 
-Source: DOMAIN, 5.4, the rows of systems (sender, receiver, third trust). A trust's user or system never gets more than its trust.
+Source: DOMAIN, 5.4. A trust's user or system never gets more than its trust, but for a clinician who breaks the glass.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from hub.domain.ids import OdsCode
+from hub.domain.roles import Role
 from hub.domain.transfer import ENDED, State, Transfer
 
 KEPT_FOR = timedelta(days=30)
@@ -21,7 +24,9 @@ class Sees(IntEnum):
     """Not even that it exists: 404."""
     STATUS = 1
     """The Task: who asked whom, when, how it stands and why. No request, no patient beyond the number."""
-    CLINICAL = 2
+    MINIMUM = 2
+    """Who the patient is, and of the request what a bed or a journey is planned by: no note, no history, no documents."""
+    CLINICAL = 3
     """The request and the patient too, as `hub.journey.disclose` shows them to this party."""
 
 
@@ -63,9 +68,33 @@ READING: Mapping[End, Mapping[Phase, Sees]] = {
 }
 
 
-def sees(transfer: Transfer, trust: OdsCode, now: datetime) -> Sees:
-    """What this trust may read of this transfer at ``now`` (UTC)."""
-    return READING[end_of(transfer, trust)][phase_of(transfer, now)]
+MOST: Mapping[Role, Sees] = {
+    Role.SYSTEM: Sees.CLINICAL,
+    Role.CLINICIAN: Sees.CLINICAL,
+    Role.BED_MANAGER: Sees.MINIMUM,
+    Role.TRANSPORT: Sees.MINIMUM,
+    Role.GOVERNANCE: Sees.STATUS,
+}
+"""The most that each role sees, whatever its trust may."""
+
+MAY_BREAK_THE_GLASS = frozenset({Role.CLINICIAN})
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads: a trust, in a role. ``broken`` are the hub's ids of patients for whom the glass is broken at the moment."""
+
+    trust: OdsCode
+    role: Role = Role.SYSTEM
+    broken: frozenset[str] = frozenset()
+
+
+def sees(transfer: Transfer, reader: Reader, now: datetime) -> Sees:
+    """What the reader may read of this transfer at ``now`` (UTC)."""
+    phase = phase_of(transfer, now)
+    if transfer.person_id in reader.broken and phase is not Phase.DRAFT:
+        return Sees.CLINICAL
+    return min(READING[end_of(transfer, reader.trust)][phase], MOST[reader.role])
 
 
 def end_of(transfer: Transfer, trust: OdsCode) -> End:

@@ -43,6 +43,8 @@ SERVED: Sequence[Served] = (
            "What waits for you, in order, until you acknowledge it."),
     Served("acknowledge", "POST", "/fhir/$ack", "Bundle", "u",
            "You have these messages: they are not given again.", body=True),
+    Served("break_glass", "POST", "/fhir/$break-glass", "Patient", "r",
+           "A clinician must see a patient of other hospitals: for sixty minutes, with a reason; they are told.", body=True),
     Served("update_encounter", "PUT", "/fhir/Encounter", "Encounter", "u",
            "What happened to a stay, by its identifier (NHS England's encounter notification).", "update",
            body=True, writes=True),

@@ -5,6 +5,7 @@ from typing import Any
 
 from hub.domain.ids import OdsCode
 from hub.domain.transfer import REQUEST_STATUS, Transfer
+from hub.facade.access import Sees
 from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant
 from hub.fhir.systems import NHS_NUMBER
@@ -14,7 +15,7 @@ from hub.store.search import Said
 
 
 def service_request(
-    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool
+    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees = Sees.CLINICAL
 ) -> Tree | None:
     """The request as its sender wrote it last, with the status that the transfer has now. None if nobody wrote one."""
     found = _last("ServiceRequest", transfer, reader, said, {transfer.sender}, sensitive=sensitive)
@@ -23,7 +24,7 @@ def service_request(
     resource, entries = found
     request = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
     return {
-        **request,
+        **_lessened(request, level, _REQUEST_MINIMUM),
         "id": transfer.id,
         "meta": _meta(transfer),
         "status": REQUEST_STATUS[transfer.state],
@@ -31,7 +32,13 @@ def service_request(
 
 
 def patient(
-    transfer: Transfer, reader: OdsCode, said: Iterable[Said], nhs_number: str | None, *, sensitive: bool
+    transfer: Transfer,
+    reader: OdsCode,
+    said: Iterable[Said],
+    nhs_number: str | None,
+    *,
+    sensitive: bool,
+    level: Sees = Sees.CLINICAL,
 ) -> Tree:
     """The patient as the reader's own record has them, else as the other hospital told of them; else by number alone."""
     told = [each for each in said if each.transfer_id == transfer.id]
@@ -39,7 +46,8 @@ def patient(
         found = _last("Patient", transfer, reader, told, {author}, sensitive=sensitive)
         if found is not None:
             resource, entries = found
-            return {**detached(resource, entries, {}), "id": transfer.person_id, "meta": _meta(transfer)}
+            shown = _lessened(detached(resource, entries, {}), level, _PATIENT_MINIMUM)
+            return {**shown, "id": transfer.person_id, "meta": _meta(transfer)}
     known = [{"system": NHS_NUMBER, "value": nhs_number}] if nhs_number else []
     return {
         "resourceType": "Patient",
@@ -47,6 +55,20 @@ def patient(
         "meta": _meta(transfer),
         **({"identifier": known} if known else {}),
     }
+
+
+_REQUEST_MINIMUM = frozenset(
+    {"resourceType", "identifier", "status", "intent", "category", "priority", "performerType", "orderDetail", "subject",
+     "occurrenceDateTime", "occurrencePeriod", "authoredOn", "requester", "performer", "locationCode", "locationReference"}
+)  # fmt: skip
+_PATIENT_MINIMUM = frozenset({"resourceType", "identifier", "name", "birthDate", "gender"})
+"""What a bed is planned by (DOMAIN, 5.4, bed manager): who, how urgent, which specialty, what care; no reason, no note, no history."""
+
+
+def _lessened(resource: Tree, level: Sees, minimum: frozenset[str]) -> Tree:
+    if level >= Sees.CLINICAL:
+        return resource
+    return {name: value for name, value in resource.items() if name.removeprefix("_") in minimum}
 
 
 def _last(

@@ -1,25 +1,28 @@
 """The interactions, one function each. They raise FacadeError where the answer is no."""
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
 
-from hub.domain.ids import OdsCode
+from hub.domain.ids import OdsCode, time_ordered_id
 from hub.domain.transfer import Transfer
 from hub.domain.trust import TrustProfile
 from hub.facade import searching, tasks
-from hub.facade.access import Sees, sees
+from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
 from hub.facade.capability import FHIR_JSON, Served
-from hub.facade.errors import FacadeError, bad_request, information, not_found
+from hub.facade.errors import FacadeError, bad_request, forbidden, information, not_found
 from hub.facade.send import answer
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
 from hub.fhir import decimals
-from hub.fhir.systems import ODS_ORGANISATION
+from hub.fhir.outgoing import instant
+from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION, canonical_system
 from hub.fhir.tree import Tree
-from hub.store import outbox, search
-from hub.store.search import Wanted
+from hub.store import break_glass, outbox, search
+from hub.store.break_glass import REASON_MIN, Grant
+from hub.store.search import Token, Wanted
 
 Handler = Callable[[Facade, Request, Caller, Served, bytes], Awaitable[Response]]
 
@@ -85,8 +88,8 @@ async def history_task(
     del body
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     await facade.seen(caller, served, transfer)
-    then = tasks.versions(transfer, caller.trust)[::-1]
-    shown = await facade.as_tasks(then, caller.trust)
+    then = tasks.versions(transfer, caller.reader)[::-1]
+    shown = await facade.as_tasks(then, caller.reader)
     entries = [
         {
             "fullUrl": f"{facade.base}/Task/{transfer.id}",
@@ -109,7 +112,7 @@ async def vread_task(
     del body
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     wanted = request.path_params["version"]
-    then = [each for each in tasks.versions(transfer, caller.trust) if str(each.version) == wanted]
+    then = [each for each in tasks.versions(transfer, caller.reader) if str(each.version) == wanted]
     if not then:
         await facade.denied(caller, served, "unknown", transfer)
         raise not_found()
@@ -134,17 +137,17 @@ async def search_transfers(
     found: list[Transfer] = []
     more = False
     if not asked.count_only:
-        found, more = await search.search(facade.engine, caller.trust, asked.wanted)
+        found, more = await search.search(facade.engine, caller.trust, asked.wanted, caller.broken)
     total = None
     if asked.count_only or asked.total:
-        total = await search.count(facade.engine, caller.trust, asked.wanted)
+        total = await search.count(facade.engine, caller.trust, asked.wanted, caller.broken)
     await facade.seen(caller, served, parameters=sorted({name for name, _ in asked.asked}), found=len(found))
-    shown = await _SHOWN_AS[served.resource](facade, found, caller.trust)
+    shown = await _SHOWN_AS[served.resource](facade, found, caller.reader)
     included: list[Tree] = []
     if "Task:focus" in asked.includes:
-        included += await facade.as_requests(found, caller.trust)
+        included += await facade.as_requests(found, caller.reader)
     if asked.includes - {"Task:focus"}:
-        included += await facade.as_patients(found, caller.trust)
+        included += await facade.as_patients(found, caller.reader)
     return fhir(
         searching.page(
             asked, shown, facade.base, included=included, after=found[-1] if more else None, total=total
@@ -152,7 +155,7 @@ async def search_transfers(
     )
 
 
-_SHOWN_AS: Mapping[str, Callable[[Facade, Sequence[Transfer], OdsCode], Awaitable[list[Tree]]]] = {
+_SHOWN_AS: Mapping[str, Callable[[Facade, Sequence[Transfer], Reader], Awaitable[list[Tree]]]] = {
     "Task": Facade.as_tasks,
     "ServiceRequest": Facade.as_requests,
     "Patient": Facade.as_patients,
@@ -164,7 +167,7 @@ async def read_request(
 ) -> Response:
     del body
     transfer = await facade.transfer(request.path_params["id"], caller, served)
-    found = await facade.as_requests([transfer], caller.trust)
+    found = await facade.as_requests([transfer], caller.reader)
     if not found:
         await facade.denied(caller, served, "not-readable", transfer)
         raise not_found()
@@ -178,8 +181,8 @@ async def read_patient(
     """A legitimate relationship is a transfer that both are part of; the last that may be read counts."""
     del body
     wanted = Wanted(persons=(request.path_params["id"],), limit=searching.COUNT_MAX)
-    transfers, _ = await search.search(facade.engine, caller.trust, wanted)
-    found = await facade.as_patients(transfers, caller.trust)
+    transfers, _ = await search.search(facade.engine, caller.trust, wanted, caller.broken)
+    found = await facade.as_patients(transfers, caller.reader)
     if not found:
         await facade.denied(caller, served, "no-relationship", transfers[0] if transfers else None)
         raise not_found()
@@ -187,8 +190,59 @@ async def read_patient(
     return fhir(found[0])
 
 
+async def break_the_glass(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """Parameters ``patient`` (an identifier) and ``reason`` for sixty minutes of a patient whose hospital this is not."""
+    del request
+    if caller.person is None or caller.role not in MAY_BREAK_THE_GLASS:
+        await facade.denied(caller, served, "role")
+        raise forbidden("Only a clinician who signed in may break the glass.")
+    said = {each.get("name"): each for each in _parameters(body)}
+    reason = str(said.get("reason", {}).get("valueString", "")).strip()
+    named = said.get("patient", {}).get("valueIdentifier")
+    if len(reason) < REASON_MIN or "\x00" in reason:
+        raise bad_request(
+            f"Say why you must see this patient, in {REASON_MIN} characters or more: parameter reason, valueString.",
+            "Parameters.parameter.where(name='reason')",
+            "required",
+        )
+    if not isinstance(named, dict) or not isinstance(named.get("value"), str) or "\x00" in str(named):
+        raise bad_request(
+            "Name the patient: parameter patient, valueIdentifier with system and value.",
+            "Parameters.parameter.where(name='patient')",
+            "required",
+        )
+    token = Token(canonical_system(str(named.get("system") or NHS_NUMBER)), named["value"])
+    persons = await search.persons(facade.engine, caller.trust, token)
+    if not persons:
+        await facade.denied(caller, served, "unknown")
+        raise not_found()
+    now = facade.now()
+    given = Grant(
+        time_ordered_id(now, "break-glass", caller.client_id, uuid.uuid4().hex),
+        caller.trust,
+        caller.person.id,
+        caller.person.role_id,
+        persons[0],
+        reason[:2000],
+        now,
+    )
+    await break_glass.grant(facade.engine, given, persons, "rest", facade.directory)
+    answer_: Tree = {
+        "resourceType": "Parameters",
+        "parameter": [
+            {"name": "grant", "valueId": given.id},
+            {"name": "until", "valueInstant": instant(given.expires_at)},
+            *({"name": "patient", "valueReference": {"reference": f"Patient/{each}"}} for each in persons),
+        ],
+    }
+    return fhir(answer_)
+
+
 async def inbox(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
     del served, body
+    _systems_only(caller)
     profile = facade.directory[caller.trust]
     if profile.doors.outward != "polled":
         raise FacadeError(
@@ -218,6 +272,7 @@ async def acknowledge(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     del request
+    _systems_only(caller)
     seqs = _named_messages(body)
     if not seqs:
         raise bad_request(
@@ -244,7 +299,7 @@ async def read_bundle(
     payload, transfer_id = found
     transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
     # What waits in the inbox is given whatever has become of its transfer; looking back later is reading like any other.
-    if transfer and sees(transfer, caller.trust, facade.now()) is not Sees.CLINICAL:
+    if transfer and sees(transfer, caller.reader, facade.now()) is not Sees.CLINICAL:
         await facade.denied(caller, served, "not-readable", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer, message=seq)
@@ -288,6 +343,7 @@ HANDLERS: Mapping[str, Handler] = {
     "read_bundle": read_bundle,
     "inbox": inbox,
     "acknowledge": acknowledge,
+    "break_glass": break_the_glass,
     "update_encounter": update_encounter,
     "search_task": search_transfers,
     "search_task_post": search_transfers,
@@ -304,14 +360,22 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 
+def _systems_only(caller: Caller) -> None:
+    """What a trust's systems fetch holds whole messages. Raises FacadeError (403)."""
+    if caller.person is not None:
+        raise forbidden("Messages are fetched by your trust's systems, not by people.")
+
+
+def _parameters(body: bytes) -> list[Tree]:
+    """What a Parameters resource holds; nothing if it is none."""
+    found = (_tree(body) or {}).get("parameter")
+    sound = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return found if sound and found else []
+
+
 def _named_messages(body: bytes) -> list[int]:
     """The numbers in a Parameters resource; none if one of them cannot be a number of ours."""
-    tree = _tree(body) or {}
-    parameters = tree.get("parameter")
-    named = [
-        str(each.get("valueId")) if isinstance(each, dict) and each.get("name") == "message" else ""
-        for each in (parameters if isinstance(parameters, list) else [])
-    ]
+    named = [str(each.get("valueId")) if each.get("name") == "message" else "" for each in _parameters(body)]
     return [] if any(_seq(each) is None for each in named) else [int(each) for each in named]
 
 
@@ -336,7 +400,7 @@ def _numbered(payload: bytes, seq: int) -> Tree:
 
 
 async def _task(facade: Facade, transfer: Transfer, caller: Caller) -> Response:
-    [task] = await facade.as_tasks([transfer], caller.trust)
+    [task] = await facade.as_tasks([transfer], caller.reader)
     return fhir(task, headers=_validators(transfer))
 
 

@@ -60,6 +60,7 @@ ANSWERS: Mapping[Why, tuple[int, str, str]] = {
     **dict.fromkeys((Why.TRANSFER_EXISTS, Why.MESSAGE_ID_REUSED), _CONFLICT),
     **dict.fromkeys((Why.HUB_FAULT, Why.PROCESS_KILLED), _FAULT),
     Why.MESSAGE_TOO_LARGE: (413, "REC_BAD_REQUEST", "too-long"),
+    Why.ROLE_NOT_ALLOWED: (403, "REC_FORBIDDEN", "forbidden"),
     Why.SENDER_NOT_TOPIC_OWNER: (403, "REC_FORBIDDEN", "forbidden"),
     Why.RECEIVER_UNKNOWN: (404, "REC_NOT_FOUND", "not-found"),
     Why.TRANSFER_UNKNOWN: (404, "REC_NOT_FOUND", "not-found"),
@@ -89,6 +90,8 @@ def received(
     for name in _ABOUT_THE_CALLER:
         _is_base64_json(said, name)
     kept = {name: said[name] for name in _KEPT if said.get(name)}
+    if caller.person is not None:
+        kept |= {headers.USER: caller.person.id, headers.ROLE: caller.person.role.value}
     return Received(
         event_id=EventId(time_ordered_id(now, caller.client_id, request_id, uuid.uuid4().hex)),
         trust=caller.trust,

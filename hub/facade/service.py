@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,20 +12,20 @@ from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.domain.ids import OdsCode
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.facade import clinical, tasks
-from hub.facade.access import Sees, sees
+from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
 from hub.facade.capability import Served
-from hub.facade.errors import FacadeError, not_found, unauthorised
+from hub.facade.errors import FacadeError, forbidden, not_found, unauthorised
+from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers, claimed_issuer
 from hub.facade.send import received
 from hub.facade.together import Together, UnderWayError
 from hub.facade.tokens import Caller, TokenError, TokenOffice
 from hub.fhir.headers import REQUEST_ID
 from hub.fhir.tree import Tree
 from hub.journey.effects import Effects
-from hub.store import clients, queries, search
+from hub.store import break_glass, clients, queries, search
 from hub.store.clients import Client
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import Log, fault_of
@@ -67,6 +67,7 @@ class Facade:
 
     def __post_init__(self) -> None:
         self._together = Together(self.unit)
+        self.issuers = Issuers(self.directory, self.base)
 
     @property
     def base(self) -> str:
@@ -80,17 +81,29 @@ class Facade:
         if scheme.lower() != "bearer" or not token:
             raise unauthorised("Send Authorization: Bearer and an access token from oauth2/token.", "login")
         try:
-            caller = self.office.caller(token.strip(), self.now())
+            caller = await self._proved(token.strip())
         except TokenError as error:
             await self.refused(error.reason)
             issue = "expired" if error.reason == "expired" else "security"
             raise unauthorised(f"The access token is not good. {error}", issue) from error
-        client = await self._client(caller.client_id)
-        if client is None or client.revoked_at is not None or client.trust not in self.directory:
-            await self.refused("revoked", caller)
-            raise unauthorised("The client that this token is for was revoked.", "security")
         self._spend(caller.client_id)
         return caller
+
+    async def _proved(self, token: str) -> Caller:
+        """By the hub's own token, or by one of an issuer that a trust has registered. Raises TokenError, FacadeError (401, 503)."""
+        issuer = claimed_issuer(token)
+        if issuer == self.office.url:
+            caller = self.office.caller(token, self.now())
+            client = await self._client(caller.client_id)
+            if client is None or client.revoked_at is not None or client.trust not in self.directory:
+                await self.refused("revoked", caller)
+                raise unauthorised("The client that this token is for was revoked.", "security")
+            return caller
+        caller = await self.issuers.caller(token, issuer, self.now())
+        if caller.person is None or caller.role not in MAY_BREAK_THE_GLASS:
+            return caller
+        broken = await break_glass.open_for(self.engine, caller.trust, caller.person.id, self.now())
+        return replace(caller, broken=broken)
 
     async def _client(self, client_id: str) -> Client | None:
         """Looked up again after ``client_s``: so long a client that was revoked may go on."""
@@ -117,7 +130,7 @@ class Facade:
 
     async def refused(self, why: str, caller: Caller | None = None) -> None:
         """Audit that somebody was not let in. A client's name is written only where a signature has proved it."""
-        detail = {"why": why} | ({"client": caller.client_id} if caller else {})
+        detail = {"why": why, **(caller.who if caller else {})}
         await self._write(
             AuditEntry(
                 Code.AUTHENTICATION_FAILED,
@@ -142,7 +155,7 @@ class Facade:
                 trust=caller.trust,
                 person_id=transfer.person_id if transfer else None,
                 transfer_id=transfer.id if transfer else None,
-                detail={"client": caller.client_id, "interaction": served.name, "why": why},
+                detail={**caller.who, "interaction": served.name, "why": why},
             )
         )
 
@@ -158,9 +171,14 @@ class Facade:
                 trust=caller.trust,
                 person_id=transfer.person_id if transfer else None,
                 transfer_id=transfer.id if transfer else None,
-                detail={"client": caller.client_id, "interaction": served.name, **said},
+                detail={**caller.who, "interaction": served.name, **said, **self._glass(caller, transfer)},
             )
         )
+
+    @staticmethod
+    def _glass(caller: Caller, transfer: Transfer | None) -> dict[str, bool]:
+        """Whether it was seen only because the glass was broken."""
+        return {"glass_broken": True} if transfer and transfer.person_id in caller.broken else {}
 
     async def _write(self, entry: AuditEntry) -> None:
         await search.write_down(self.engine, entry)
@@ -174,36 +192,42 @@ class Facade:
         except queries.NotFoundError:
             await self.denied(caller, served, "unknown")
             raise not_found() from None
-        if sees(found, caller.trust, self.now()) is Sees.NOTHING:
+        if sees(found, caller.reader, self.now()) is Sees.NOTHING:
             await self.denied(caller, served, "no-relationship", found)
             raise not_found()
         return found
 
-    async def as_tasks(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
+    async def as_tasks(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """Transfers as Tasks."""
         numbers = await search.nhs_numbers(self.engine, {each.person_id for each in transfers})
         return [
             tasks.shown(
-                each, numbers.get(each.person_id), clinical=sees(each, trust, self.now()) is Sees.CLINICAL
+                each, numbers.get(each.person_id), clinical=sees(each, reader, self.now()) >= Sees.MINIMUM
             )
             for each in transfers
         ]
 
-    async def as_requests(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
+    async def as_requests(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """The requests of those transfers of which this trust may read them and that were asked for."""
-        readable = self._readable(transfers, trust)
+        readable = self._readable(transfers, reader)
         said = await search.said_of(self.engine, readable)
         secret = await search.restricted(self.engine, {each.person_id for each in readable})
         found = [
-            clinical.service_request(each, trust, said, sensitive=each.person_id in secret)
+            clinical.service_request(
+                each,
+                reader.trust,
+                said,
+                sensitive=each.person_id in secret,
+                level=sees(each, reader, self.now()),
+            )
             for each in readable
         ]
         return [each for each in found if each is not None]
 
-    async def as_patients(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Tree]:
+    async def as_patients(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """The patients of those transfers of which this trust may read them, each once, by the transfer that comes first."""
         readable = list(
-            {each.person_id: each for each in reversed(self._readable(transfers, trust))}.values()
+            {each.person_id: each for each in reversed(self._readable(transfers, reader))}.values()
         )
         said = await search.said_of(self.engine, readable)
         persons = {each.person_id for each in readable}
@@ -211,18 +235,25 @@ class Facade:
         numbers = await search.nhs_numbers(self.engine, persons)
         return [
             clinical.patient(
-                each, trust, said, numbers.get(each.person_id), sensitive=each.person_id in secret
+                each,
+                reader.trust,
+                said,
+                numbers.get(each.person_id),
+                sensitive=each.person_id in secret,
+                level=sees(each, reader, self.now()),
             )
             for each in reversed(readable)
         ]
 
-    def _readable(self, transfers: Sequence[Transfer], trust: OdsCode) -> list[Transfer]:
-        return [each for each in transfers if sees(each, trust, self.now()) is Sees.CLINICAL]
+    def _readable(self, transfers: Sequence[Transfer], reader: Reader) -> list[Transfer]:
+        return [each for each in transfers if sees(each, reader, self.now()) >= Sees.MINIMUM]
 
     # -- what is sent ---------------------------------------------------------------------------------------
 
     async def take(self, request: Request, body: bytes, caller: Caller) -> Effects:
         """One message through the journey and the transaction. Raises FacadeError."""
+        if caller.person is not None and not caller.person.may_write:
+            raise forbidden(f"To send and decide, sign in with assurance level {ASSURANCE_TO_WRITE}.")
         said = {name.lower(): value for name, value in request.headers.items()}
         message = received(said, body, caller, self.now())
         taking = asyncio.create_task(self._together.take(message, message.header(REQUEST_ID)))

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from hub.domain.ids import OdsCode
 from hub.domain.transfer import Step, Transfer, final_state, fold
-from hub.facade.access import Sees, sees
+from hub.facade.access import Reader, Sees, sees
 from hub.fhir.outgoing import instant, request_reference, task_of
 from hub.fhir.systems import NHS_NUMBER
 from hub.fhir.tree import Tree
@@ -37,14 +36,14 @@ def shown(transfer: Transfer, nhs_number: str | None, *, clinical: bool) -> Tree
     return task
 
 
-def versions(transfer: Transfer, trust: OdsCode) -> list[Transfer]:
-    """The transfer as it stood after each fact that it learned, oldest first, as far as ``trust`` was a party then."""
+def versions(transfer: Transfer, reader: Reader) -> list[Transfer]:
+    """The transfer as it stood after each fact that it learned, oldest first, as far as the reader may see it as it was then."""
     found = []
     for number, fact in enumerate(transfer.facts, 1):
         facts = transfer.facts[:number]
         state = final_state(fold(facts)) or transfer.state
         then = replace(transfer, facts=facts, state=state, version=number, changed_at=fact.received_at)
-        if sees(then, trust, fact.received_at) is not Sees.NOTHING:
+        if sees(then, reader, fact.received_at) is not Sees.NOTHING:
             found.append(then)
     return found
 

@@ -18,6 +18,8 @@ from joserfc.jwk import ECKey, KeySet
 from joserfc.jws import extract_compact
 
 from hub.domain.ids import OdsCode
+from hub.domain.roles import Role
+from hub.facade.access import Reader
 from hub.facade.errors import forbidden
 from hub.store.clients import Client
 
@@ -32,21 +34,53 @@ SKEW = timedelta(seconds=30)
 ALL_SCOPES = "system/*.cruds"
 
 _SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(c?r?u?d?s?)")
+_USER_SCOPE = re.compile(r"user/(\*|[A-Z][A-Za-z]+)\.(c?r?u?d?s?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody who signed in, in the role that they chose. ``role_id`` is that role's id (``selected_roleid``)."""
+
+    id: str
+    role: Role
+    role_id: str
+    may_write: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A system, proved by its token: it speaks for one trust."""
+    """A system or a person, proved by a token: it speaks for one trust. ``broken`` are the hub's ids of those patients for whom
+    this person has broken the glass.
+    """
 
     client_id: str
     trust: OdsCode
     scopes: str
+    person: Person | None = None
+    broken: frozenset[str] = frozenset()
+
+    @property
+    def role(self) -> Role:
+        return self.person.role if self.person else Role.SYSTEM
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.trust, self.role, self.broken)
+
+    @property
+    def who(self) -> Mapping[str, str]:
+        """For the audit."""
+        named = {"client": self.client_id}
+        if self.person is not None:
+            named |= {"user": self.person.id, "role": self.person.role_id, "as": self.person.role.value}
+        return named
 
     def must(self, resource_type: str, verb: str) -> None:
         """``verb`` is one of SMART's letters: c, r, u, d, s. Raises FacadeError (403)."""
-        if not allows(self.scopes, resource_type, verb):
+        whose = "user" if self.person else "system"
+        if not allows(self.scopes, resource_type, verb, whose):
             raise forbidden(
-                f"Your token's scopes do not hold system/{resource_type}.{verb}: ask for it when you get the token, "
+                f"Your token's scopes do not hold {whose}/{resource_type}.{verb}: ask for it when you get the token, "
                 "or ask the hub team to give it to your client."
             )
 
@@ -59,9 +93,10 @@ class TokenError(Exception):
         self.reason = reason
 
 
-def allows(scopes: str, resource_type: str, verb: str) -> bool:
-    """Whether SMART scopes let a system do this."""
-    found = (_SCOPE.fullmatch(each) for each in scopes.split())
+def allows(scopes: str, resource_type: str, verb: str, whose: str = "system") -> bool:
+    """Whether SMART scopes let a system (or a ``user``) do this."""
+    pattern = _SCOPE if whose == "system" else _USER_SCOPE
+    found = (pattern.fullmatch(each) for each in scopes.split())
     return any(each and each[1] in {"*", resource_type} and verb in each[2] for each in found)
 
 
@@ -100,7 +135,7 @@ def claimed_client(assertion: str) -> str:
 def checked_assertion(assertion: str, client: Client, token_url: str, now: datetime) -> tuple[str, datetime]:
     """Prove a client's assertion; its ``jti`` and when it expires. Raises TokenError."""
     claims = _verified(assertion, key_set(client.keys), ASSERTION_ALGORITHMS)
-    _claims_hold(claims, client.id, token_url, now)
+    checked_claims(claims, client.id, token_url, now)
     if claims.get("sub") != client.id:
         raise TokenError("subject", "iss and sub must both be the client's id.")
     jti = claims.get("jti")
@@ -154,7 +189,7 @@ class TokenOffice:
     def caller(self, token: str, now: datetime) -> Caller:
         """Who shows this token. Raises TokenError."""
         claims = _verified(token, self._key, (TOKEN_ALGORITHM,))
-        _claims_hold(claims, self.url, f"{self.url}/fhir", now)
+        checked_claims(claims, self.url, f"{self.url}/fhir", now)
         return Caller(str(claims["sub"]), OdsCode(str(claims["ods"])), str(claims["scope"]))
 
 
@@ -168,7 +203,8 @@ def _verified(token: str, key: Any, algorithms: tuple[str, ...]) -> Mapping[str,
         ) from error
 
 
-def _claims_hold(claims: Mapping[str, Any], issuer: str, audience: str, now: datetime) -> None:
+def checked_claims(claims: Mapping[str, Any], issuer: str, audience: str, now: datetime) -> None:
+    """That a token is from and for whom it must be, and good now. Raises TokenError."""
     if claims.get("iss") != issuer:
         raise TokenError("issuer", "iss is not the expected one.")
     audiences = claims.get("aud")

@@ -32,6 +32,12 @@ DISPOSITION: Final = "disposition"
 WHY: Final = "why"
 """The reason code; absent where the message was accepted."""
 
+# What only the facade keeps with a message that a person sent.
+USER: Final = "hub-user"
+"""Who signed in, as the issuer names them."""
+ROLE: Final = "hub-role"
+"""What they are to the hub (`hub.domain.roles`)."""
+
 INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT, IF_MATCH})
 """On `epr.<ods>.events`."""
 

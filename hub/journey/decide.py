@@ -15,6 +15,7 @@ from hub.domain.clocks import Clocks
 from hub.domain.ids import EventId, PersonId, TransferId
 from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
+from hub.domain.roles import Role, may_do
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.fhir import headers
@@ -130,9 +131,17 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
     advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical)
+    if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
+        return _refused(understood, Rejection(Why.ROLE_NOT_ALLOWED, "Authorization"), journey, now, canonical)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)
+
+
+def _role(received: Received) -> Role:
+    """Whose words they are. Only the facade proves a role: whatever a record in Kafka says of one is a system's."""
+    said = received.header(headers.ROLE) if received.position is None else ""
+    return Role(said) if said else Role.SYSTEM
 
 
 def _transfers_of(identified: Identified, known: Known) -> list[Transfer]:

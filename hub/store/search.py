@@ -50,8 +50,10 @@ class Wanted:
     limit: int = 50
 
 
-async def search(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> tuple[list[Transfer], bool]:
-    """One page of ``trust``'s transfers, and whether there are more."""
+async def search(
+    engine: AsyncEngine, trust: OdsCode, wanted: Wanted, broken: Iterable[str] = ()
+) -> tuple[list[Transfer], bool]:
+    """One page of ``trust``'s transfers and of those patients' for whom the glass is ``broken``, and whether there are more."""
     async with engine.connect() as connection:
         order = (
             (_t.changed_at, _t.transfer_id)
@@ -62,7 +64,7 @@ async def search(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> tuple[l
         known = await _looked_up(connection, trust, wanted)
         ends = [
             select(query.order_by(*order).limit(wanted.limit + 1).subquery())
-            for query in _both_ends(connection, trust, wanted, known)
+            for query in _ends(connection, trust, wanted, known, broken)
         ]
         found = union_all(*ends).subquery("found")
         by = (found.c.changed_at, found.c.transfer_id)
@@ -76,13 +78,13 @@ async def search(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> tuple[l
         return await with_facts(connection, rows[: wanted.limit]), len(rows) > wanted.limit
 
 
-async def count(engine: AsyncEngine, trust: OdsCode, wanted: Wanted) -> int:
+async def count(engine: AsyncEngine, trust: OdsCode, wanted: Wanted, broken: Iterable[str] = ()) -> int:
     """How many there are on all pages together."""
     async with engine.connect() as connection:
         known = await _looked_up(connection, trust, wanted)
         ends = [
             query.with_only_columns(_t.transfer_id)
-            for query in _both_ends(connection, trust, wanted, known, paged=False)
+            for query in _ends(connection, trust, wanted, known, broken, paged=False)
         ]
         return int(await connection.scalar(select(func.count()).select_from(union(*ends).subquery())) or 0)
 
@@ -144,6 +146,12 @@ async def restricted(engine: AsyncEngine, persons: Iterable[str]) -> set[str]:
         return set(rows.scalars())
 
 
+async def persons(engine: AsyncEngine, trust: OdsCode, named: Token) -> list[str]:
+    """All records of the patient that an NHS number, or a number of ``trust``'s own, stands for."""
+    async with engine.connect() as connection:
+        return sorted(await persons_named(connection, trust, [named]))
+
+
 async def write_down(engine: AsyncEngine, entry: AuditEntry) -> None:
     """An audit entry of its own: somebody read, or was refused."""
     async with engine.begin() as connection:
@@ -160,7 +168,7 @@ class _Found:
 
 async def _looked_up(connection: AsyncConnection, trust: OdsCode, wanted: Wanted) -> _Found:
     transfers = await _transfers(connection, wanted.identifiers) if wanted.identifiers else None
-    persons = await _persons(connection, trust, wanted.patients) if wanted.patients else None
+    persons = await persons_named(connection, trust, wanted.patients) if wanted.patients else None
     return _Found(transfers, persons)
 
 
@@ -176,7 +184,9 @@ async def _transfers(connection: AsyncConnection, tokens: Sequence[Token]) -> fr
     return frozenset({row.transfer_id for row in rows} | own)
 
 
-async def _persons(connection: AsyncConnection, trust: OdsCode, tokens: Sequence[Token]) -> frozenset[str]:
+async def persons_named(
+    connection: AsyncConnection, trust: OdsCode, tokens: Sequence[Token]
+) -> frozenset[str]:
     """By NHS number, or by the asking hospital's own number; with everybody merged into or out of the same record.
 
     Another hospital's numbers find nobody: they mean nothing outside it.
@@ -201,11 +211,26 @@ async def _persons(connection: AsyncConnection, trust: OdsCode, tokens: Sequence
     return frozenset(survivors | set((await connection.execute(losers)).scalars()))
 
 
-def _both_ends(
-    connection: AsyncConnection, trust: OdsCode, wanted: Wanted, found: _Found, *, paged: bool = True
+def _ends(
+    connection: AsyncConnection,
+    trust: OdsCode,
+    wanted: Wanted,
+    found: _Found,
+    broken: Iterable[str],
+    *,
+    paged: bool = True,
 ) -> list[Select[tuple[object, ...]]]:
     narrowed = and_(*_narrowed(connection, wanted, found, paged=paged))
+    others = sorted(broken)
+    for_broken = select(t.transfer).where(
+        among(_t.person_id, others, connection),
+        _t.state != State.DRAFT.value,
+        _t.sender != trust,
+        _t.receiver != trust,
+        narrowed,
+    )
     return [
+        *([for_broken] if others else []),
         select(t.transfer).where(_t.sender == trust, narrowed),
         # What the receiver was not asked yet is not there for it.
         select(t.transfer).where(_t.receiver == trust, _t.state != State.DRAFT.value, narrowed),

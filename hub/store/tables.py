@@ -371,3 +371,54 @@ used_assertion = Table(
     Column("expires_at", UtcDateTime, nullable=False, index=True),
     comment="Signed assertions that were exchanged for a token: each is good for once (RFC 7523, 3)",
 )
+
+break_glass = Table(
+    "break_glass",
+    metadata,
+    _id("grant_id", primary_key=True),
+    Column("trust", String(6), nullable=False),
+    Column("user_id", String(200), nullable=False),
+    Column("role_id", String(100), nullable=False),
+    _id("person_id", nullable=False),
+    Column("reason", Text, nullable=False, comment="The user's own words: nowhere but here"),
+    Column("granted_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("reviewed_at", UtcDateTime),
+    Column("reviewed_by", String(100)),
+    Column("verdict", String(20)),
+    Index("ix_break_glass_user_id", "user_id", "expires_at"),
+    comment="A clinician saw a patient's transfers without a relationship: why, until when, and who looked at that",
+)
+
+subscription = Table(
+    "subscription",
+    metadata,
+    _id("subscription_id", primary_key=True),
+    Column("trust", String(6), nullable=False),
+    Column("client_id", String(300), nullable=False),
+    Column("resource", JSON, nullable=False, comment="The Subscription as its client wrote it"),
+    Column("wanted", JSON, nullable=False, comment="Its filters: states, senders, receivers"),
+    Column("status", String(10), nullable=False, comment="requested, active, error, off"),
+    Column("error", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ends_at", UtcDateTime),
+    Column("met", Boolean, nullable=False, comment="Its receiver has answered the handshake"),
+    Column("last_number", BigInteger, nullable=False, comment="The highest event number that was given"),
+    Column("told_number", BigInteger, nullable=False, comment="The highest that its receiver took"),
+    Column("failures", Integer, nullable=False),
+    Column("next_attempt_at", UtcDateTime),
+    Column("heard_at", UtcDateTime, comment="When its receiver last answered well"),
+    Index("ix_subscription_trust", "trust", "status"),
+)
+
+subscription_event = Table(
+    "subscription_event",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    _id("subscription_id", nullable=False),
+    Column("number", BigInteger, comment="Given by the one that tells, so that none is missing"),
+    _id("transfer_id", nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("ix_subscription_event_subscription_id", "subscription_id", "number", unique=True),
+)

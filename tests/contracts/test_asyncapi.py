@@ -12,7 +12,7 @@ from hub.destinations.topics import AUDIT_TOPIC, wanted_topics
 from hub.domain.ids import EventId, OdsCode
 from hub.domain.message import ENCOUNTER_EVENT_TYPES, PATIENT_EVENT_TYPES, Position, Received
 from hub.domain.rejection import RULINGS, Disposition, Rejection, Why
-from hub.domain.transfer import EVENT_TYPE, REOPENED
+from hub.domain.transfer import EVENT_TYPE, GLASS_BROKEN, REOPENED
 from hub.fhir import headers
 from hub.journey.route import receipt_for
 from hub.trusts import load_directory
@@ -183,7 +183,7 @@ def test_reasons_and_dispositions_are_those_of_the_code():
 
 
 def test_event_types_are_those_of_the_code():
-    assert sorted(enum("TransferEventType")) == sorted({*EVENT_TYPE.values(), REOPENED})
+    assert sorted(enum("TransferEventType")) == sorted({*EVENT_TYPE.values(), REOPENED, GLASS_BROKEN})
     assert sorted(enum("PatientEventType")) == sorted(PATIENT_EVENT_TYPES)
     assert sorted(enum("EncounterEventType")) == sorted(ENCOUNTER_EVENT_TYPES)
 
