@@ -34,10 +34,11 @@ prerequisites: setup ## install Java, Maven and PostgreSQL where this machine al
 	@$(VENV)/bin/python -m tests.harness.prerequisites --install || true
 
 test: prerequisites ## unit, property, story and contract tests, then the live ones on real Kafka and PostgreSQL
-	@$(VENV)/bin/python -m pytest -q -m "not long"
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not long" --ignore=tests/live
+	@$(VENV)/bin/python -m pytest -q -m "not long" tests/live
 
 test-fast: setup ## all but the live tests
-	@$(VENV)/bin/python -m pytest -q --ignore=tests/live
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal --ignore=tests/live
 
 live: prerequisites ## all the tests on real Kafka and PostgreSQL, the long ones too
 	@$(VENV)/bin/python -m pytest -q tests/live

@@ -32,6 +32,7 @@ from hub.trusts import load_books, load_clocks, load_directory
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from hub.facade.service import Facade
     from hub.facade.tokens import TokenOffice
 
 
@@ -202,7 +203,13 @@ def token_office(settings: HubSettings) -> "TokenOffice":
 def facade_app(settings: HubSettings, engine: AsyncEngine) -> "FastAPI":
     """The facade as an ASGI application. Raises TokenKeyError, TrustsError."""
     from hub.facade.app import make_app  # noqa: PLC0415 - only the facade needs it
-    from hub.facade.service import Facade, Limits  # noqa: PLC0415
+
+    return make_app(facade_of(settings, engine))
+
+
+def facade_of(settings: HubSettings, engine: AsyncEngine) -> "Facade":
+    """What the facade's interactions work with. Raises TokenKeyError, TrustsError."""
+    from hub.facade.service import Facade, Limits  # noqa: PLC0415 - only the facade needs it
 
     trusts, office = directory(settings), token_office(settings)
     limits = Limits(
@@ -212,16 +219,20 @@ def facade_app(settings: HubSettings, engine: AsyncEngine) -> "FastAPI":
         settings.watchdog_s,
     )
     unit = unit_of_work(settings, engine, trusts, "serve")
-    return make_app(Facade(engine, unit, trusts, office, now, get_log(service="serve"), limits))
+    return Facade(engine, unit, trusts, office, now, get_log(service="serve"), limits)
 
 
 async def run_facade(settings: HubSettings) -> None:
     """`hub serve`: until SIGTERM or SIGINT. Raises TokenKeyError, TrustsError."""
     import uvicorn  # noqa: PLC0415 - only the facade needs it
 
+    from hub.facade.app import make_app  # noqa: PLC0415
+    from hub.facade.notifier import Notifier  # noqa: PLC0415
+
     async with opened(settings) as engine:
+        facade = facade_of(settings, engine)
         config = uvicorn.Config(
-            facade_app(settings, engine),
+            make_app(facade),
             host=settings.facade_host,
             port=settings.facade_port or 8080,
             access_log=False,
@@ -231,12 +242,17 @@ async def run_facade(settings: HubSettings) -> None:
             timeout_graceful_shutdown=10,
         )
         _settle()
-        stop, server = asyncio.create_task(_stopped_by_a_signal().wait()), uvicorn.Server(config)
+        stopped, server = _stopped_by_a_signal(), uvicorn.Server(config)
+        stop = asyncio.create_task(stopped.wait())
+        telling = asyncio.create_task(
+            Notifier(facade, push_access(settings), max_s=settings.dispatch_backoff_max_s).run(stopped)
+        )
         # By its own way of serving it takes the signals itself, and ends with them although all went well.
         serving = asyncio.create_task(server._serve())  # noqa: SLF001
         await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
-        await serving
+        stopped.set()
+        await asyncio.gather(serving, telling)
 
 
 def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from hub import __version__
 from hub.dialects.fhir_xml_writer import NotInXmlError, write_xml
+from hub.facade.answers import fhir
 from hub.facade.capability import (
     FHIR_JSON,
     FHIR_XML,
@@ -31,7 +32,7 @@ from hub.facade.capability import (
     smart_configuration,
 )
 from hub.facade.errors import FacadeError, bad_request
-from hub.facade.interactions import HANDLERS, fhir
+from hub.facade.interactions import HANDLERS
 from hub.facade.service import Facade
 from hub.facade.sign_in import sign_in
 from hub.fhir import decimals

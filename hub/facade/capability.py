@@ -7,6 +7,7 @@ from typing import Any
 
 from hub import __version__
 from hub.facade.searching import INCLUDES, RESULTS, SEARCHED
+from hub.facade.subscribing import TOPIC
 from hub.fhir.outgoing import instant
 from hub.fhir.tree import Tree
 
@@ -67,6 +68,20 @@ SERVED: Sequence[Served] = (
            "Patients of your transfers, by their numbers.", "search-type"),
     Served("read_patient", "GET", "/fhir/Patient/{id}", "Patient", "r",
            "A patient of one of your transfers.", "read"),
+    Served("create_subscription", "POST", "/fhir/Subscription", "Subscription", "c",
+           "Be told when a transfer changes (Subscriptions Backport, rest-hook).", "create", body=True),
+    Served("search_subscription", "GET", "/fhir/Subscription", "Subscription", "s",
+           "Your trust's subscriptions.", "search-type"),
+    Served("read_subscription", "GET", "/fhir/Subscription/{id}", "Subscription", "r",
+           "A subscription as it stands; what its headers hold is not shown.", "read"),
+    Served("update_subscription", "PUT", "/fhir/Subscription/{id}", "Subscription", "u",
+           "Ask for it again, differently, or switch it off.", "update", body=True),
+    Served("end_subscription", "DELETE", "/fhir/Subscription/{id}", "Subscription", "d",
+           "Switch it off.", "delete"),
+    Served("subscription_status", "GET", "/fhir/Subscription/{id}/$status", "Subscription", "r",
+           "How a subscription stands, and the number of its last event."),
+    Served("subscription_events", "GET", "/fhir/Subscription/{id}/$events", "Subscription", "r",
+           "What was missed, by event numbers."),
     Served("search_organization", "GET", "/fhir/Organization", "Organization", "s",
            "The trusts that have joined.", "search-type"),
     Served("read_organization", "GET", "/fhir/Organization/{id}", "Organization", "r",
@@ -93,11 +108,11 @@ def capability_statement(base: str, started_at: datetime) -> Tree:
         if name in INCLUDES:
             resource["searchInclude"] = sorted(INCLUDES[name])
     resources["Task"] |= {"versioning": "versioned", "readHistory": True, "updateCreate": False}
-    operations = [
-        {"name": path.rsplit("$", 1)[1], "definition": f"{base}/OperationDefinition/{path.rsplit('$', 1)[1]}"}
-        for path in (each.path for each in SERVED)
-        if "$" in path
+    operations = [_operation(each, base) for each in SERVED if "$" in each.path and "{" not in each.path]
+    resources["Subscription"]["operation"] = [
+        _operation(each, base) for each in SERVED if each.resource == "Subscription" and "$" in each.path
     ]
+    resources["Subscription"]["extension"] = [{"url": _TOPICS, "valueCanonical": TOPIC}]
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
@@ -131,6 +146,20 @@ def capability_statement(base: str, started_at: datetime) -> Tree:
     }
 
 
+def _operation(each: Served, base: str) -> Tree:
+    """The backport's own definition where an operation is its; else an address that only names it."""
+    name = each.path.rpartition("$")[2]
+    if each.resource == "Subscription":
+        return {
+            "name": name,
+            "definition": f"http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-{name}",
+        }
+    return {"name": name, "definition": f"{base}/OperationDefinition/{name}"}
+
+
+_TOPICS = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/capabilitystatement-subscriptiontopic-canonical"
+
+
 def smart_configuration(url: str) -> Tree:
     """What SMART clients look for at .well-known/smart-configuration."""
     return {
@@ -141,6 +170,10 @@ def smart_configuration(url: str) -> Tree:
         "scopes_supported": sorted({f"system/{each.resource}.{each.verb}" for each in SERVED}),
         "capabilities": ["client-confidential-asymmetric", "permission-v2"],
     }
+
+
+_SIMPLE = frozenset({"Organization", "Subscription"})
+"""Few enough to be given whole: no pages."""
 
 
 def described(each: Served) -> Mapping[str, Any]:
@@ -157,8 +190,14 @@ def described(each: Served) -> Mapping[str, Any]:
     ]
     if each.method == "GET" and each.interaction == "search-type":
         parameters += [_query(name, text) for name, (_, text) in SEARCHED[each.resource].items()]
-        if each.resource != "Organization":
+        if each.resource in SEARCHED and each.resource not in _SIMPLE:
             parameters += [_query(name, "How the answer should look") for name in sorted(RESULTS)]
+    if each.name == "subscription_events":
+        parameters += [
+            _query("eventsSinceNumber", "The first that is wanted; 1 if it is not given"),
+            _query("eventsUntilNumber", "The last that is wanted; the newest if it is not given"),
+            _query("content", "empty, id-only or full-resource; the subscription's own if it is not given"),
+        ]
     if each.name == "update_encounter":
         parameters.append(_query("identifier", "system|value of the stay, as in the body", required=True))
     if each.writes:
@@ -182,7 +221,7 @@ def described(each: Served) -> Mapping[str, Any]:
         formats = (FHIR_JSON, FHIR_XML) if each.writes else (FHIR_JSON,)
         described["requestBody"] = {"required": True, "content": dict.fromkeys(formats, resource)}
     described["responses"] = {
-        "200": {
+        "201" if each.name == "create_subscription" else "200": {
             "description": "Done; committed before this is sent" if each.writes else "Found",
             "content": dict.fromkeys((FHIR_JSON, FHIR_XML), resource),
         },

@@ -9,9 +9,10 @@ from fastapi import Request, Response
 from hub.domain.ids import OdsCode, time_ordered_id
 from hub.domain.transfer import Transfer
 from hub.domain.trust import TrustProfile
-from hub.facade import searching, tasks
+from hub.facade import searching, tasks, wishes
 from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
-from hub.facade.capability import FHIR_JSON, Served
+from hub.facade.answers import fhir, tree_of
+from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, forbidden, information, not_found
 from hub.facade.send import answer
 from hub.facade.service import Facade
@@ -40,7 +41,7 @@ async def update_encounter(
     system, bar, value = request.query_params.get("identifier", "").rpartition("|")
     if not bar or not value:
         raise bad_request("Name the stay: ?identifier=system|value.", "identifier", "required")
-    stay = _tree(body)
+    stay = tree_of(body)
     if stay is not None:
         named = [each for each in stay.get("identifier", ()) if isinstance(each, dict)]
         if not any(each.get("system") == system and each.get("value") == value for each in named):
@@ -55,7 +56,7 @@ async def update_task(
 ) -> Response:
     transfer_id = request.path_params["id"]
     transfer = await facade.transfer(transfer_id, caller, served)
-    task = _tree(body)
+    task = tree_of(body)
     if task is not None and (task.get("resourceType"), task.get("id", transfer_id)) != ("Task", transfer_id):
         raise bad_request(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
@@ -355,6 +356,13 @@ HANDLERS: Mapping[str, Handler] = {
     "update_task": update_task,
     "history_task": history_task,
     "vread_task": vread_task,
+    "create_subscription": wishes.create_subscription,
+    "read_subscription": wishes.read_subscription,
+    "search_subscription": wishes.search_subscription,
+    "update_subscription": wishes.update_subscription,
+    "end_subscription": wishes.end_subscription,
+    "subscription_status": wishes.subscription_status,
+    "subscription_events": wishes.subscription_events,
     "search_organization": search_organization,
     "read_organization": read_organization,
 }
@@ -368,7 +376,7 @@ def _systems_only(caller: Caller) -> None:
 
 def _parameters(body: bytes) -> list[Tree]:
     """What a Parameters resource holds; nothing if it is none."""
-    found = (_tree(body) or {}).get("parameter")
+    found = (tree_of(body) or {}).get("parameter")
     sound = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return found if sound and found else []
 
@@ -382,15 +390,6 @@ def _named_messages(body: bytes) -> list[int]:
 def _seq(text: str) -> int | None:
     """A number of the outbox, which is a bigint."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-def _tree(body: bytes) -> Tree | None:
-    """The body as far as it is a JSON object: the journey says what is wrong with anything else."""
-    try:
-        found = decimals.loads(body)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _numbered(payload: bytes, seq: int) -> Tree:
@@ -421,9 +420,3 @@ def _organisation(profile: TrustProfile) -> Tree:
         "active": True,
         "name": profile.name,
     }
-
-
-def fhir(content: Tree | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """FHIR JSON, as a tree or as bytes."""
-    body = content if isinstance(content, bytes) else decimals.dumps(content)
-    return Response(body, status, media_type=f"{FHIR_JSON}; charset=utf-8", headers=dict(headers or {}))

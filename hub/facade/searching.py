@@ -47,6 +47,7 @@ SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "_lastUpdated": _CHANGED,
         "identifier": ("token", "An NHS number, or your own hospital's number"),
     },
+    "Subscription": {"status": ("token", "requested, active, error, off")},
     "Organization": {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")},
 }
 """What can be searched by, for each type: FHIR's kind of parameter and what it means here. Whatever the type, what is looked for are transfers of the asking

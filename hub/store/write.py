@@ -18,6 +18,7 @@ from hub.fhir import decimals
 from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified
+from hub.store import subscribed
 from hub.store import tables as t
 from hub.store.bulk import insert_ignoring, insert_rows, update_rows
 from hub.store.load import first_key
@@ -212,6 +213,7 @@ async def write_taken(connection: AsyncConnection, taken: Sequence[Taken], clock
     await update_rows(connection, t.transfer, ["transfer_id"], wishes)
     await _write_identifiers(connection, [last[each] for each in last if each in asked_for], new)
     await insert_rows(connection, t.transfer_history, [row for each in taken for row in _history(each)])
+    await subscribed.record(connection, [each.transfer for each in taken])
 
 
 _WISHES = frozenset({Step.REQUEST, Step.UPDATE})

@@ -19,6 +19,8 @@ LogEvent = Literal[
     "service.restarting",
     # The store cannot be used; the worker leaves, nothing acknowledged. Bind: fault.
     "store.unavailable",
+    # A subscriber did not take what it was told; it is told again. Bind: subscription, receiver, fault.
+    "subscription.failed",
     # Two workers met in the store; the batch is run again. Bind: fault, again.
     "store.conflict",
     # A batch was committed. Bind: messages, accepted, other, ms.

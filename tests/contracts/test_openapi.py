@@ -42,7 +42,7 @@ def test_the_capability_statement_says_each_interaction_and_nothing_else():
     [rest] = statement["rest"]
     said = {(r["type"], i["code"]) for r in rest["resource"] for i in r["interaction"]}
     assert said == {(each.resource, each.interaction) for each in SERVED if each.interaction}
-    operations = {each["name"] for each in rest["operation"]}
+    operations = {each["name"] for part in (rest, *rest["resource"]) for each in part.get("operation", ())}
     assert operations == {each.path.rpartition("$")[2] for each in SERVED if "$" in each.path}
     for resource in rest["resource"]:
         parameters = {each["name"] for each in resource.get("searchParam", ())}

@@ -1,0 +1,176 @@
+"""Tells subscribers what changed, each by itself: a handshake first, then events in the order of their numbers, heartbeats between.
+
+An event that was not taken is offered again until it is; after some failures the subscription is in error, an incident opens, and it
+goes on being offered more and more seldom. What was told and not written down is told again under the same number.
+"""
+
+import asyncio
+import random
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+import httpx
+from sqlalchemy.exc import SQLAlchemyError
+
+from hub.destinations.push import PushAccess
+from hub.domain.delivery import backoff_s
+from hub.facade import subscribing, tasks
+from hub.facade.access import Reader
+from hub.facade.service import Facade
+from hub.fhir import decimals
+from hub.fhir.tree import Tree
+from hub.store import outbox, queries, subscriptions
+from hub.store.subscriptions import Event, Subscription
+from hub.telemetry.log import fault_of
+
+_LEASE, _LEASE_S = "notifier", 30.0
+_BAD_AFTER = 3
+
+
+class Notifier:
+    """One process tells at a time. ``poll_s``: how soon a change is seen; ``first_s`` and ``max_s``: the waits after failures."""
+
+    def __init__(
+        self,
+        facade: Facade,
+        access: PushAccess,
+        *,
+        poll_s: float = 0.5,
+        first_s: float = 1,
+        max_s: float = 60,
+    ) -> None:
+        self._facade, self._access = facade, access
+        self._poll_s, self._first_s, self._max_s = poll_s, first_s, max_s
+        self._holder = uuid.uuid4().hex
+        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._http: httpx.AsyncClient | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``. A database that is away is waited for."""
+        try:
+            while not stop.is_set():
+                try:
+                    await self._begin()
+                except (OSError, TimeoutError, SQLAlchemyError) as error:
+                    self._facade.log.warning("store.unavailable", fault=fault_of(error))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self._poll_s)
+        finally:
+            await self.close()
+
+    async def once(self) -> None:
+        """Tell whoever is to be told now, and wait until that is done."""
+        await self._begin()
+        await asyncio.gather(*self._telling.values())
+
+    async def close(self) -> None:
+        """End what is under way, and let another process tell."""
+        for each in self._telling.values():
+            each.cancel()
+        await asyncio.gather(*self._telling.values(), return_exceptions=True)
+        if self._http is not None:
+            await self._http.aclose()
+        with suppress(OSError, TimeoutError, SQLAlchemyError):
+            await outbox.release_lease(self._facade.engine, _LEASE, self._holder)
+
+    async def _begin(self) -> None:
+        """Start telling those that are not being told already: a slow receiver holds nobody else up."""
+        now = self._facade.now()
+        until = now + timedelta(seconds=_LEASE_S)
+        if not await outbox.hold_lease(self._facade.engine, _LEASE, self._holder, until, now):
+            return
+        self._telling = {id_: task for id_, task in self._telling.items() if not task.done()}
+        for wish in await subscriptions.to_tell(self._facade.engine, now):
+            if wish.id not in self._telling:
+                self._telling[wish.id] = asyncio.create_task(self._tell(wish))
+
+    async def _tell(self, wish: Subscription) -> None:
+        try:
+            await self._tell_all(wish)
+        except (httpx.HTTPError, _NotTakenError, OSError) as error:
+            said = str(error) if isinstance(error, _NotTakenError) else type(error).__name__
+            wait_s = backoff_s(
+                wish.failures + 1,
+                first_s=self._first_s,
+                max_s=self._max_s,
+                jitter=random.random(),
+            )
+            now = self._facade.now()
+            self._facade.log.warning(
+                "subscription.failed", subscription=wish.id, receiver=wish.trust, fault=said
+            )
+            again_at = now + timedelta(seconds=wait_s)
+            with suppress(OSError, SQLAlchemyError):
+                await subscriptions.failed(
+                    self._facade.engine, wish, said, now, again_at, bad_after=_BAD_AFTER
+                )
+        except (TimeoutError, SQLAlchemyError) as error:
+            self._facade.log.warning("store.unavailable", fault=fault_of(error))
+
+    async def _tell_all(self, wish: Subscription) -> None:
+        engine, now, base = self._facade.engine, self._facade.now(), self._facade.base
+        if wish.ends_at is not None and wish.ends_at <= now:
+            await subscriptions.change(engine, _off(wish), now)
+            return
+        if not wish.met:
+            await self._post(wish, subscribing.notification(wish, "handshake", base, now))
+            await subscriptions.took(engine, wish, now)
+        content, told = subscribing.content_of(wish.resource), wish.told_number
+        last = await subscriptions.number_events(engine, wish.id)
+        while told < last:
+            events = await subscriptions.events(
+                engine, wish.id, told + 1, last, subscribing.max_count(wish.resource)
+            )
+            bundle = await notification_of(self._facade, wish, "event-notification", events, content)
+            await self._post(wish, bundle)
+            await subscriptions.took(engine, wish, self._facade.now(), events, content=content)
+            told = events[-1].number
+        period = subscribing.heartbeat_s(wish.resource)
+        is_quiet = wish.met and told == wish.told_number and wish.heard_at is not None
+        if period and is_quiet and wish.heard_at and wish.heard_at + timedelta(seconds=period) <= now:
+            await self._post(wish, subscribing.notification(wish, "heartbeat", base, now))
+            await subscriptions.took(engine, wish, now)
+
+    async def _post(self, wish: Subscription, bundle: Tree) -> None:
+        """Raises _NotTakenError, httpx.HTTPError, OSError."""
+        url = wish.resource["channel"]["endpoint"]
+        # Looked at again each time: a host can have been taken out of the profile since.
+        profile = self._facade.directory[wish.trust]
+        if not subscribing.is_registered(url, profile):
+            raise _NotTakenError("the endpoint's host is not registered in the trust's profile")
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                verify=self._access.context(), follow_redirects=False, trust_env=False
+            )
+        said = {**subscribing.headers_of(wish.resource), "content-type": "application/fhir+json"}
+        timeout = subscribing.timeout_s(wish.resource)
+        answer = await self._http.post(url, content=decimals.dumps(bundle), headers=said, timeout=timeout)
+        if not answer.is_success:
+            raise _NotTakenError(f"the endpoint answered HTTP {answer.status_code}")
+
+
+class _NotTakenError(Exception):
+    """The receiver said no, or may not be asked. The text holds nothing of a message."""
+
+
+async def notification_of(
+    facade: Facade, wish: Subscription, kind: str, events: Sequence[Event], content: str
+) -> Tree:
+    """What these events are told with; for ``full-resource`` each Task as it stood, where the trust may still read it."""
+    resources: dict[int, Tree] = {}
+    if content == "full-resource":
+        reader = Reader(wish.trust)
+        for each in events:
+            transfer = await queries.transfer(facade.engine, each.transfer_id)
+            then = [v for v in tasks.versions(transfer, reader) if v.version == each.version]
+            for task in await facade.as_tasks(then, reader):
+                resources[each.number] = task
+    return subscribing.notification(wish, kind, facade.base, facade.now(), events, resources, content)
+
+
+def _off(wish: Subscription) -> Subscription:
+    return Subscription(
+        wish.id, wish.trust, wish.client_id, wish.resource, wish.wanted, "off", wish.created_at, wish.ends_at
+    )

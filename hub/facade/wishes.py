@@ -1,0 +1,172 @@
+"""The interactions about subscriptions."""
+
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request, Response
+
+from hub.facade import subscribing
+from hub.facade.answers import fhir, tree_of
+from hub.facade.capability import Served
+from hub.facade.errors import bad_request, forbidden, information, not_found
+from hub.facade.notifier import notification_of
+from hub.facade.service import Facade
+from hub.facade.tokens import Caller
+from hub.fhir.tree import Tree
+from hub.store import subscriptions
+from hub.store.subscriptions import Subscription
+
+_EVENTS_MAX = 200
+
+
+async def create_subscription(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del request, served
+    resource = _resource(caller, body)
+    wanted = subscribing.wanted_of(resource, facade.directory[caller.trust])
+    if resource["status"] != "requested":
+        raise bad_request("A new subscription is requested.", "Subscription.status")
+    wish = Subscription(
+        str(uuid.uuid4()),
+        caller.trust,
+        caller.client_id,
+        resource,
+        wanted,
+        "requested",
+        facade.now(),
+        subscribing.ends_at(resource),
+    )
+    await subscriptions.add(facade.engine, wish)
+    return fhir(subscribing.shown(wish), 201, {"Location": f"{facade.base}/Subscription/{wish.id}"})
+
+
+async def read_subscription(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body
+    return fhir(subscribing.shown(await _found(facade, request, caller, served)))
+
+
+async def search_subscription(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body, served
+    _systems_only(caller)
+    wanted = request.query_params.get("status")
+    found = [
+        each
+        for each in await subscriptions.all_of(facade.engine, caller.trust)
+        if not wanted or each.status in wanted.split(",")
+    ]
+    return fhir(_searchset([subscribing.shown(each) for each in found], f"{facade.base}/Subscription"))
+
+
+async def update_subscription(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    wish = await _found(facade, request, caller, served)
+    resource = _resource(caller, body)
+    if resource.get("id", wish.id) != wish.id:
+        raise bad_request("The body must be the Subscription that the address names.", "Subscription.id")
+    changed = replace(
+        wish,
+        wanted=subscribing.wanted_of(resource, facade.directory[caller.trust]),
+        resource=resource,
+        status=resource["status"],
+        ends_at=subscribing.ends_at(resource),
+        error=None,
+    )
+    await subscriptions.change(facade.engine, changed, facade.now())
+    return fhir(subscribing.shown(changed))
+
+
+async def end_subscription(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """Nothing is deleted here: it is off, and its events can still be fetched."""
+    del body
+    wish = await _found(facade, request, caller, served)
+    await subscriptions.change(facade.engine, replace(wish, status="off"), facade.now())
+    return fhir(information("The subscription is off."))
+
+
+async def subscription_status(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body
+    wish = await _found(facade, request, caller, served)
+    last = await subscriptions.number_events(facade.engine, wish.id)
+    status = subscribing.status(replace(wish, last_number=last), "query-status", facade.base)
+    return fhir(_searchset([status], f"{facade.base}/Subscription/{wish.id}/$status"))
+
+
+async def subscription_events(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """What was missed: ``eventsSinceNumber`` to ``eventsUntilNumber``, both included, at most two hundred."""
+    del body
+    wish = await _found(facade, request, caller, served)
+    last = await subscriptions.number_events(facade.engine, wish.id)
+    since = _number(request, "eventsSinceNumber", 1)
+    until = min(_number(request, "eventsUntilNumber", last), last)
+    content = request.query_params.get("content") or subscribing.content_of(wish.resource)
+    if content not in {"empty", "id-only", "full-resource"}:
+        raise bad_request("content must be empty, id-only or full-resource.", "content", "value")
+    found = await subscriptions.events(facade.engine, wish.id, since, until, _EVENTS_MAX)
+    bundle = await notification_of(facade, replace(wish, last_number=last), "query-event", found, content)
+    await facade.seen(caller, served, found=len(found), subscription=wish.id)
+    return fhir(bundle)
+
+
+async def _found(facade: Facade, request: Request, caller: Caller, served: Served) -> Subscription:
+    _systems_only(caller)
+    wish = await subscriptions.find(facade.engine, caller.trust, request.path_params["id"])
+    if wish is None:
+        await facade.denied(caller, served, "unknown")
+        raise not_found()
+    return wish
+
+
+def _systems_only(caller: Caller) -> None:
+    """A subscription goes on when its author has gone home. Raises FacadeError (403)."""
+    if caller.person is not None:
+        raise forbidden("Your trust's systems subscribe, not people.")
+
+
+def _resource(caller: Caller, body: bytes) -> dict[str, Any]:
+    _systems_only(caller)
+    resource = tree_of(body)
+    if resource is None:
+        raise bad_request("Send a Subscription.", "resourceType")
+    return resource
+
+
+def _number(request: Request, name: str, otherwise: int) -> int:
+    said = request.query_params.get(name, "")
+    if not said:
+        return otherwise
+    if not said.isascii() or not said.isdigit() or len(said) > 15:
+        raise bad_request(f"{name} must be a whole number.", name, "value")
+    return int(said)
+
+
+def _searchset(found: list[Tree], url: str) -> Tree:
+    entries = [
+        {
+            "fullUrl": f"urn:uuid:{each['id']}"
+            if each["resourceType"] == "Parameters"
+            else f"{url}/{each['id']}",
+            "resource": each,
+            "search": {"mode": "match"},
+        }
+        for each in found
+    ]
+    bundle: Tree = {
+        "resourceType": "Bundle",
+        "type": "searchset",
+        "total": len(entries),
+        "link": [{"relation": "self", "url": url}],
+    }
+    return bundle | ({"entry": entries} if entries else {})

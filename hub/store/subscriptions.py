@@ -1,0 +1,256 @@
+"""Subscriptions: who wants to be told when a transfer changes, and what each was not told yet.
+
+`hub.store.subscribed` writes down what each must be told, without a number; the numbers, which may have no gap, are given here, by the
+one that tells.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import case, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from hub.audit.entries import AuditEntry, Code
+from hub.domain.ids import OdsCode
+from hub.store.bulk import update_rows
+from hub.store.incidents import close_incident, open_incident, open_incidents
+from hub.store.tables import subscription as table
+from hub.store.tables import subscription_event
+from hub.store.write import write_audit
+
+INCIDENT = "subscription-failing"
+_s, _e = table.c, subscription_event.c
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One client's wish. ``resource`` is the FHIR Subscription as it was written; ``wanted`` narrows by states, senders, receivers.
+
+    ``last_number`` is the highest event number given, ``told_number`` the highest that its receiver took.
+    """
+
+    id: str
+    trust: OdsCode
+    client_id: str
+    resource: Mapping[str, Any]
+    wanted: Mapping[str, Sequence[str] | None]
+    status: str
+    created_at: datetime
+    ends_at: datetime | None = None
+    error: str | None = None
+    met: bool = False
+    last_number: int = 0
+    told_number: int = 0
+    failures: int = 0
+    next_attempt_at: datetime | None = None
+    heard_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one transfer, under its number."""
+
+    number: int
+    transfer_id: str
+    version: int
+    at: datetime
+
+
+async def add(engine: AsyncEngine, wish: Subscription) -> None:
+    """A new subscription; audited."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            insert(table).values(
+                subscription_id=wish.id,
+                trust=wish.trust,
+                client_id=wish.client_id,
+                resource=dict(wish.resource),
+                wanted=dict(wish.wanted),
+                status=wish.status,
+                created_at=wish.created_at,
+                ends_at=wish.ends_at,
+                met=False,
+                last_number=0,
+                told_number=0,
+                failures=0,
+            )
+        )
+        await _changed(connection, wish, "subscription-added", wish.created_at)
+
+
+async def change(engine: AsyncEngine, wish: Subscription, now: datetime) -> None:
+    """Put a subscription in the place of what it was: ``requested`` begins with a handshake again, ``off`` ends it; audited.
+    Its events and their numbers stay.
+    """
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(table)
+            .where(_s.subscription_id == wish.id)
+            .values(
+                resource=dict(wish.resource),
+                wanted=dict(wish.wanted),
+                status=wish.status,
+                ends_at=wish.ends_at,
+                error=None,
+                met=False,
+                failures=0,
+                next_attempt_at=None,
+            )
+        )
+        await _changed(connection, wish, f"subscription-{wish.status}", now)
+        if wish.status == "off":
+            await _well_again(connection, wish.id, now, "ended")
+
+
+async def find(engine: AsyncEngine, trust: str, subscription_id: str) -> Subscription | None:
+    """One of this trust's."""
+    query = select(table).where(_s.subscription_id == subscription_id, _s.trust == trust)
+    async with engine.connect() as connection:
+        row = (await connection.execute(query)).one_or_none()
+    return _subscription(row) if row else None
+
+
+async def all_of(engine: AsyncEngine, trust: str) -> list[Subscription]:
+    """All of this trust's, the first first; those that ended too."""
+    query = select(table).where(_s.trust == trust).order_by(_s.created_at, _s.subscription_id)
+    async with engine.connect() as connection:
+        return [_subscription(row) for row in await connection.execute(query)]
+
+
+async def to_tell(engine: AsyncEngine, now: datetime) -> list[Subscription]:
+    """Those that are not off and need not be left alone at ``now``."""
+    query = select(table).where(
+        _s.status != "off", or_(_s.next_attempt_at.is_(None), _s.next_attempt_at <= now)
+    )
+    async with engine.connect() as connection:
+        return [_subscription(row) for row in await connection.execute(query)]
+
+
+async def number_events(engine: AsyncEngine, subscription_id: str) -> int:
+    """Give the events that have none their numbers; the highest number there is then."""
+    async with engine.begin() as connection:
+        last = await connection.scalar(
+            select(_s.last_number).where(_s.subscription_id == subscription_id).with_for_update()
+        )
+        found = await connection.execute(
+            select(_e.seq)
+            .where(_e.subscription_id == subscription_id, _e.number.is_(None))
+            .order_by(_e.seq)
+            .limit(1000)
+        )
+        rows = [{"seq": seq, "number": number} for number, seq in enumerate(found.scalars(), (last or 0) + 1)]
+        if not rows:
+            return last or 0
+        await update_rows(connection, subscription_event, ["seq"], rows)
+        await connection.execute(
+            update(table).where(_s.subscription_id == subscription_id).values(last_number=rows[-1]["number"])
+        )
+        return int(rows[-1]["number"])
+
+
+async def events(
+    engine: AsyncEngine, subscription_id: str, since: int, until: int, limit: int
+) -> list[Event]:
+    """The events with these numbers, both included, at most ``limit``."""
+    query = (
+        select(_e.number, _e.transfer_id, _e.version, _e.at)
+        .where(_e.subscription_id == subscription_id, _e.number >= since, _e.number <= until)
+        .order_by(_e.number)
+        .limit(limit)
+    )
+    async with engine.connect() as connection:
+        return [Event(*row) for row in await connection.execute(query)]
+
+
+async def took(
+    engine: AsyncEngine, wish: Subscription, now: datetime, told: Iterable[Event] = (), *, content: str = ""
+) -> None:
+    """Its receiver answered well, and has these events now; what was told is audited."""
+    told = list(told)
+    highest = told[-1].number if told else 0
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(table)
+            .where(_s.subscription_id == wish.id, _s.status != "off")
+            .values(
+                status="active",
+                met=True,
+                error=None,
+                failures=0,
+                next_attempt_at=None,
+                heard_at=now,
+                # Another process may have told more in the meantime.
+                told_number=case((_s.told_number < highest, highest), else_=_s.told_number),
+            )
+        )
+        entries = [
+            AuditEntry(
+                Code.DELIVERY_SENT,
+                now,
+                "notifier",
+                counterpart=wish.trust,
+                transfer_id=each.transfer_id,
+                detail={"subscription": wish.id, "number": each.number, "content": content},
+            )
+            for each in told
+        ]
+        await write_audit(connection, entries)
+        if wish.failures:
+            await _well_again(connection, wish.id, now, "delivered")
+
+
+async def failed(
+    engine: AsyncEngine, wish: Subscription, error: str, now: datetime, again_at: datetime, *, bad_after: int
+) -> None:
+    """Its receiver did not take it: wait until ``again_at``. After ``bad_after`` failures in a row it is in error and an incident opens."""
+    failures = wish.failures + 1
+    async with engine.begin() as connection:
+        is_bad = failures >= bad_after
+        await connection.execute(
+            update(table)
+            .where(_s.subscription_id == wish.id, _s.status != "off")
+            .values(
+                failures=failures,
+                error=error,
+                next_attempt_at=again_at,
+                **({"status": "error"} if is_bad else {}),
+            )
+        )
+        if is_bad:
+            detail = {"receiver": wish.trust, "error": error}
+            since = wish.heard_at or wish.created_at
+            await open_incident(connection, INCIDENT, wish.id, detail, "notifier", now, since=since)
+
+
+async def _well_again(connection: AsyncConnection, subscription_id: str, now: datetime, why: str) -> None:
+    found = (await open_incidents(connection, INCIDENT)).get(subscription_id)
+    if found is not None:
+        await close_incident(connection, found, why, "notifier", now)
+
+
+async def _changed(connection: AsyncConnection, wish: Subscription, what: str, now: datetime) -> None:
+    detail = {"change": what, "client": wish.client_id, "subscription": wish.id}
+    entry = AuditEntry(Code.CONFIG_CHANGED, now, "rest", trust=wish.trust, detail=detail)
+    await write_audit(connection, [entry])
+
+
+def _subscription(row: Any) -> Subscription:
+    return Subscription(
+        row.subscription_id,
+        OdsCode(row.trust),
+        row.client_id,
+        row.resource,
+        row.wanted,
+        row.status,
+        row.created_at,
+        row.ends_at,
+        row.error,
+        row.met,
+        row.last_number,
+        row.told_number,
+        row.failures,
+        row.next_attempt_at,
+        row.heard_at,
+    )

@@ -1,0 +1,399 @@
+"""Exeter's bed board subscribes: it is told each change of its transfers, sees when it missed one, and fetches that."""
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from dataclasses import dataclass, field
+
+import orjson
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE
+from hub.destinations.push import PushAccess
+from hub.domain.trust import Directory
+from hub.facade.notifier import Notifier
+from hub.facade.subscribing import TOPIC
+from hub.store import tables as t
+from tests.stories.rest import System, facade_of, issue
+from tests.stories.test_facade import asked
+
+BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
+
+
+@dataclass
+class Board:
+    """A subscriber's server. ``answers`` is what it says next, then 200; ``heard`` are the Bundles that it took, ``asked`` all of them."""
+
+    port: int
+    answers: list = field(default_factory=list)
+    heard: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
+    headers: list = field(default_factory=list)
+    waits: asyncio.Event | None = None
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/told"
+
+    async def take(self, request: Request):
+        bundle = orjson.loads(await request.body())
+        self.asked.append(bundle)
+        self.headers.append(dict(request.headers))
+        if self.waits is not None:
+            await self.waits.wait()
+        status = self.answers.pop(0) if self.answers else 200
+        if status == 307:
+            return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
+        if status == 200:
+            self.heard.append(bundle)
+        return Response(status_code=status)
+
+    def kinds(self):
+        return [value(each, "type") for each in self.heard]
+
+    def numbers(self):
+        return [number for each in self.heard for number in numbers(each)]
+
+
+def parameters(bundle):
+    status = bundle["entry"][0]["resource"]
+    assert status["resourceType"] == "Parameters"
+    return status["parameter"]
+
+
+def value(bundle, name):
+    [found] = [each for each in parameters(bundle) if each["name"] == name]
+    return next(said for key, said in found.items() if key.startswith("value"))
+
+
+def numbers(bundle):
+    return [
+        int(part["valueString"])
+        for each in parameters(bundle)
+        if each["name"] == "notification-event"
+        for part in each["part"]
+        if part["name"] == "event-number"
+    ]
+
+
+@pytest.fixture
+async def board():
+    async with listening() as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def listening():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found = Board(free.getsockname()[1])
+    app = FastAPI()
+    app.add_api_route("/told", found.take, methods=["POST"])
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=found.port, log_level="error", lifespan="off")
+    )
+    serving = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    yield found
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+def facade(hub):
+    """Every trust has registered this machine for what its subscriptions are told."""
+    trusts = [each.model_copy(update={"callback_hosts": ("127.0.0.1",)}) for each in hub.journey.directory]
+    return facade_of(hub, directory=Directory(trusts))
+
+
+@pytest.fixture
+async def notifier(facade):
+    found = Notifier(facade, PushAccess(), first_s=1, max_s=8)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def at_torbay(facade):
+    return await (await System.join(facade, "RA9")).signed_in()
+
+
+@pytest.fixture
+async def at_exeter(facade):
+    return await (await System.join(facade, "RH8")).signed_in()
+
+
+def wish(url, *, content="id-only", heartbeat=None, max_count=None, filters=(), **more):
+    extension = [
+        {"url": f"{BACKPORT}/backport-{name}", key: said}
+        for name, key, said in (
+            ("heartbeat-period", "valueUnsignedInt", heartbeat),
+            ("max-count", "valuePositiveInt", max_count),
+        )
+        if said
+    ]
+    channel = {
+        "type": "rest-hook",
+        "endpoint": url,
+        "payload": "application/fhir+json",
+        "_payload": {"extension": [{"url": f"{BACKPORT}/backport-payload-content", "valueCode": content}]},
+        **({"extension": extension} if extension else {}),
+    }
+    narrowed = [{"url": f"{BACKPORT}/backport-filter-criteria", "valueString": each} for each in filters]
+    found = {
+        "resourceType": "Subscription",
+        "status": "requested",
+        "reason": "The bed board",
+        "criteria": TOPIC,
+        **({"_criteria": {"extension": narrowed}} if narrowed else {}),
+        "channel": channel,
+    }
+    return found | more
+
+
+async def subscribes(system, resource, method="POST", path="/Subscription"):
+    said = {"Content-Type": "application/fhir+json"}
+    return await system.call(method, path, headers=said, content=orjson.dumps(resource))
+
+
+async def decides(hub, system, transfer_id, status):
+    hub.clock.later(minutes=1)
+    task = (await system.get(f"/Task/{transfer_id}")).json()
+    said = await system.put(task | {"status": status, "lastModified": hub.clock().isoformat()})
+    hub.expected += 1
+    assert said.status_code == 200, said.text
+
+
+@pytest.mark.parametrize("content", ["empty", "id-only", "full-resource"])
+async def test_from_the_handshake_to_an_admission(
+    hub, torbay, at_torbay, at_exeter, board, notifier, content
+):
+    made = await subscribes(at_exeter, wish(board.url, content=content, heartbeat=60))
+    assert (made.status_code, made.json()["status"]) == (201, "requested")
+    address = made.headers["location"].rpartition("/fhir")[2]
+    await notifier.once()
+    assert board.kinds() == ["handshake"]
+    assert (await at_exeter.get(address)).json()["status"] == "active"
+
+    transfer_id = await asked(hub, torbay, at_torbay)
+    await decides(hub, at_exeter, transfer_id, "received")
+    await notifier.once()
+    await decides(hub, at_exeter, transfer_id, "accepted")
+    await notifier.once()
+    assert board.kinds() == ["handshake", "event-notification", "event-notification"]
+    assert board.numbers() == [1, 2, 3]
+    tasks = [
+        entry.get("resource", {}).get("status") for bundle in board.heard[1:] for entry in bundle["entry"][1:]
+    ]
+    assert (
+        tasks
+        == {
+            "empty": [],
+            "id-only": [None] * 3,
+            "full-resource": ["requested", "received", "accepted"],
+        }[content]
+    )
+    assert (transfer_id in str(board.heard)) is (content != "empty")
+    assert MARSHWIGGLE.family not in str(board.heard)
+
+    hub.clock.later(seconds=61)
+    await notifier.once()
+    await notifier.once()
+    assert board.kinds()[3:] == ["heartbeat"]
+    assert value(board.heard[-1], "events-since-subscription-start") == "3"
+    told = [e for e in await hub.audit(code="delivery-sent") if e["system"] == "notifier"]
+    assert [e["detail"]["number"] for e in told] == [1, 2, 3]
+
+
+async def test_what_was_missed_shows_and_can_be_fetched(hub, torbay, at_torbay, at_exeter, board, notifier):
+    """The board is down for three changes; it is in error, an incident is open; then it hears all of them, in order, once."""
+    made = (await subscribes(at_exeter, wish(board.url, content="full-resource"))).json()
+    await notifier.once()
+    board.answers = [503, 500, 307, 404]
+    transfer_id = await asked(hub, torbay, at_torbay)
+    for _ in range(4):
+        await notifier.once()
+        hub.clock.later(seconds=10)
+    stands = (await at_exeter.get(f"/Subscription/{made['id']}")).json()
+    assert (stands["status"], stands["error"]) == ("error", "the endpoint answered HTTP 404")
+    assert [row["closed_at"] for row in await hub.rows(t.incident)] == [None]
+    await decides(hub, at_exeter, transfer_id, "received")
+
+    missed = (await at_exeter.get(f"/Subscription/{made['id']}/$events?eventsSinceNumber=2")).json()
+    assert (value(missed, "type"), numbers(missed)) == ("query-event", [2])
+    assert missed["entry"][1]["resource"]["status"] == "received"
+    status = (await at_exeter.get(f"/Subscription/{made['id']}/$status")).json()
+    assert (status["type"], value(status, "events-since-subscription-start")) == ("searchset", "2")
+
+    hub.clock.later(seconds=10)
+    await notifier.once()
+    assert board.numbers() == [1, 2]
+    assert (await at_exeter.get(f"/Subscription/{made['id']}")).json()["status"] == "active"
+    assert all(row["closed_at"] for row in await hub.rows(t.incident))
+
+
+async def test_a_slow_board_holds_nobody_else_up(hub, torbay, at_torbay, at_exeter, board, notifier):
+    board.waits = asyncio.Event()
+    async with listening() as quick:
+        await subscribes(at_exeter, wish(board.url))
+        await subscribes(at_torbay, wish(quick.url))
+        await asked(hub, torbay, at_torbay)
+        await notifier._begin()
+        for _ in range(300):
+            if quick.numbers():
+                break
+            await asyncio.sleep(0.01)
+        assert (quick.numbers(), board.heard) == ([1], [])
+        board.waits.set()
+        await notifier.once()
+        assert board.numbers() == [1]
+
+
+async def test_filters_and_trusts(hub, torbay, at_torbay, at_exeter, facade, board, notifier):
+    """Only what was asked for is told; Plymouth, which has no part in it, hears nothing at all."""
+    at_plymouth = await (await System.join(facade, "RK9")).signed_in()
+    async with listening() as other, listening() as accepted:
+        for system, resource in (
+            (at_exeter, wish(board.url)),
+            (at_plymouth, wish(other.url)),
+            (at_exeter, wish(accepted.url, filters=["Task?status=accepted&requester:identifier=RA9"])),
+        ):
+            assert (await subscribes(system, resource)).status_code == 201
+        first = await asked(hub, torbay, at_torbay)
+        await asked(hub, torbay, at_torbay, patient=FENNIMOSS, number="TR-2", stay="V-2")
+        await decides(hub, at_exeter, first, "accepted")
+        await notifier.once()
+        assert (board.numbers(), other.kinds(), accepted.numbers()) == ([1, 2, 3], ["handshake"], [1])
+        theirs = (await at_exeter.get("/Subscription")).json()["entry"]
+        for each in theirs:
+            path = f"/Subscription/{each['resource']['id']}"
+            for tried in (path, f"{path}/$status", f"{path}/$events"):
+                assert (await at_plymouth.get(tried)).status_code == 404
+            assert (await at_plymouth.call("DELETE", path)).status_code == 404
+
+
+async def test_a_draft_is_not_told_to_whom_it_is_not_sent_yet(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    from tests.stories.test_access import status_is
+
+    async with listening() as own:
+        await subscribes(at_exeter, wish(board.url))
+        await subscribes(at_torbay, wish(own.url))
+        await asked(hub, torbay, at_torbay, change=status_is("draft"))
+        await notifier.once()
+        assert (board.kinds(), own.numbers()) == (["handshake"], [1])
+
+
+async def test_what_was_told_and_not_written_down_is_told_again_under_its_number(
+    hub, torbay, at_torbay, at_exeter, facade, board, notifier, monkeypatch
+):
+    """The process dies between telling and writing down; another takes over. Twelve transfers, pages of five, no gap."""
+    await subscribes(at_exeter, wish(board.url, max_count=5))
+    await notifier.once()
+    for number, patient in enumerate((PEOPLE * 12)[:12]):
+        await asked(hub, torbay, at_torbay, patient=patient, number=f"TR-{number}", stay=f"V-{number}")
+
+    async def dies(*_, **__):
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as dying:
+        dying.setattr("hub.store.subscriptions.took", dies)
+        with contextlib.suppress(asyncio.CancelledError):
+            await notifier.once()
+    await notifier.close()
+    after = Notifier(facade, PushAccess())
+    await after.once()
+    await after.close()
+    assert board.numbers() == [1, 2, 3, 4, 5, *range(1, 13)]
+    assert [len(numbers(each)) for each in board.heard] == [0, 5, 5, 5, 2]
+
+
+async def test_headers_are_sent_and_not_shown(hub, torbay, at_torbay, at_exeter, board, notifier):
+    resource = wish(board.url)
+    resource["channel"]["header"] = ["Authorization: Bearer board-secret"]
+    made = await subscribes(at_exeter, resource)
+    await notifier.once()
+    assert board.headers[0]["authorization"] == "Bearer board-secret"
+    shown = (await at_exeter.get("/Subscription")).text + made.text
+    assert "board-secret" not in shown
+    assert "Authorization: (kept)" in shown
+
+
+async def test_off_and_on_again(hub, torbay, at_torbay, at_exeter, facade, board, notifier):
+    made = (await subscribes(at_exeter, wish(board.url))).json()
+    path = f"/Subscription/{made['id']}"
+    await notifier.once()
+    assert (await at_exeter.call("DELETE", path)).status_code == 200
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    assert (await at_exeter.get(path)).json()["status"] == "off"
+    again = await subscribes(at_exeter, wish(board.url) | {"id": made["id"]}, "PUT", path)
+    assert (again.status_code, again.json()["status"]) == (200, "requested")
+    await asked(hub, torbay, at_torbay, patient=FENNIMOSS, number="TR-2", stay="V-2")
+    await notifier.once()
+    assert (board.kinds(), board.numbers()) == (["handshake", "handshake", "event-notification"], [1])
+    await subscribes(at_exeter, wish(board.url) | {"end": "2020-01-01T00:00:00Z"}, "PUT", path)
+    await notifier.once()
+    assert (await at_exeter.get(path)).json()["status"] == "off"
+
+
+async def test_a_host_that_is_no_longer_registered_is_not_told(
+    hub, torbay, at_torbay, at_exeter, facade, board
+):
+    await subscribes(at_exeter, wish(board.url))
+    facade.directory = hub.journey.directory
+    notifier = Notifier(facade, PushAccess())
+    await notifier.once()
+    await notifier.close()
+    [shown] = (await at_exeter.get("/Subscription")).json()["entry"]
+    assert (board.asked, "not registered" in shown["resource"]["error"]) == ([], True)
+
+
+def channel(**more):
+    return lambda found: found["channel"].update(more)
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        (channel(endpoint="https://elsewhere.example/told"), "Subscription.channel.endpoint"),
+        (channel(endpoint="http://127.0.0.1@evil.example/"), "Subscription.channel.endpoint"),
+        (channel(endpoint="https://127.0.0.1:x/"), "Subscription.channel.endpoint"),
+        (channel(endpoint=7), "Subscription.channel.endpoint"),
+        (channel(type="email"), "Subscription.channel.type"),
+        (channel(payload="text/plain"), "Subscription.channel.payload"),
+        (channel(header=["Host: evil.example"]), "Subscription.channel.header"),
+        (channel(header=["X-A: b\r\nX-C: d"]), "Subscription.channel.header"),
+        (channel(header="X-A: b"), "Subscription.channel.header"),
+        (lambda found: found.update(criteria="Task?status=accepted"), "Subscription.criteria"),
+        (lambda found: found.update(status="active"), "Subscription.status"),
+        (lambda found: found.update(end="tomorrow"), "Subscription.end"),
+        (lambda found: found.update(resourceType="Task"), "resourceType"),
+    ],
+)
+async def test_a_wish_that_cannot_be_met_says_why(hub, at_exeter, board, change, at):
+    resource = wish(board.url)
+    change(resource)
+    said = await subscribes(at_exeter, resource)
+    assert said.status_code in {400, 422}
+    assert said.json()["issue"][0]["expression"] == [at]
+    assert await hub.rows(t.subscription) == []
+
+
+async def test_filters_that_are_not_known_are_refused(hub, at_exeter, board):
+    for text in (
+        "Task?colour=red",
+        "Patient?name=x",
+        "Task",
+        "Task?status=blue",
+        "Task?patient:identifier=1",
+    ):
+        said = await subscribes(at_exeter, wish(board.url, filters=[text]))
+        assert said.status_code in {400, 422}, text
+    unknown = await at_exeter.get(f"/Subscription/{uuid.uuid4()}/$events")
+    assert (unknown.status_code, issue(unknown)[0]) == (404, "REC_NOT_FOUND")
