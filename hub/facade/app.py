@@ -25,6 +25,7 @@ from hub.facade.answers import fhir
 from hub.facade.capability import (
     FHIR_JSON,
     FHIR_XML,
+    JSON_PATCH,
     SERVED,
     Served,
     capability_statement,
@@ -52,6 +53,11 @@ _ANSWERED_IN_WORDS: Mapping[str, Any] = {
 _CAPABILITIES: Mapping[str, Any] = {"responses": described(SERVED[0])["responses"]}
 _JSON_TYPES = frozenset({FHIR_JSON, "application/json", "text/json", "application/json+fhir"})
 _XML_TYPES = frozenset({FHIR_XML, "application/xml", "text/xml", "application/xml+fhir"})
+_USABLE: Mapping[str, frozenset[str]] = {
+    "search_task_post": frozenset({_FORM}),
+    "patch_task": frozenset({JSON_PATCH}),
+}
+"""What an interaction takes, where that is not a resource."""
 _ANY = frozenset({"*/*", "application/*", "text/*", ""})
 _TOKEN_BYTES_MAX = 20_000
 
@@ -286,16 +292,14 @@ def _as_xml(response: Response) -> Response:
 
 async def _body(facade: Facade, request: Request, served: Served) -> bytes:
     kind, _, rest = request.headers.get("content-type", "").lower().partition(";")
-    usable = {_FORM} if served.name == "search_task_post" else _JSON_TYPES
-    if served.writes:
-        usable |= _XML_TYPES
+    usable = _USABLE.get(served.name, _JSON_TYPES | _XML_TYPES if served.writes else _JSON_TYPES)
     charset = rest.partition("charset=")[2].strip(' "').partition(";")[0]
     if kind.strip() not in usable or charset not in {"", "utf-8", "utf8"}:
         raise FacadeError(
             415,
             "SEND_UNSUPPORTED_MEDIA_TYPE",
             "not-supported",
-            f"Send {' or '.join(sorted(usable & {FHIR_JSON, FHIR_XML, _FORM}))}, in UTF-8.",
+            f"Send {' or '.join(sorted(usable & {FHIR_JSON, FHIR_XML, JSON_PATCH, _FORM}))}, in UTF-8.",
             "Content-Type",
         )
     body = await _read(request, facade.limits.body_bytes)

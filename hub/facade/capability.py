@@ -56,6 +56,12 @@ SERVED: Sequence[Served] = (
     Served("update_task", "PUT", "/fhir/Task/{id}", "Task", "u",
            "Decide: accept, reject, allocate a bed …; with If-Match on the version you have seen.", "update",
            body=True, writes=True),
+    Served("patch_task", "PATCH", "/fhir/Task/{id}", "Task", "u",
+           "Decide by a JSON Patch; with If-Match on the version you have seen.", "patch", body=True, writes=True),
+    Served("create_task", "POST", "/fhir/Task", "Task", "c",
+           "Send off a request that you have prepared, or decide on one, by its focus.", "create", body=True, writes=True),
+    Served("create_request", "POST", "/fhir/ServiceRequest", "ServiceRequest", "c",
+           "Ask (active), or prepare to ask (draft), for a transfer.", "create", body=True, writes=True),
     Served("history_task", "GET", "/fhir/Task/{id}/_history", "Task", "r",
            "Every version of a transfer, the last first.", "history-instance"),
     Served("vread_task", "GET", "/fhir/Task/{id}/_history/{version}", "Task", "r",
@@ -68,6 +74,26 @@ SERVED: Sequence[Served] = (
            "Patients of your transfers, by their numbers.", "search-type"),
     Served("read_patient", "GET", "/fhir/Patient/{id}", "Patient", "r",
            "A patient of one of your transfers.", "read"),
+    Served("history_request", "GET", "/fhir/ServiceRequest/{id}/_history", "ServiceRequest", "r",
+           "The request at each version of its transfer, the last first.", "history-instance"),
+    Served("vread_request", "GET", "/fhir/ServiceRequest/{id}/_history/{version}", "ServiceRequest", "r",
+           "A request as it stood.", "vread"),
+    Served("search_encounter", "GET", "/fhir/Encounter", "Encounter", "s",
+           "The stays of your transfers, at both ends.", "search-type"),
+    Served("read_encounter", "GET", "/fhir/Encounter/{id}", "Encounter", "r",
+           "A stay, as its hospital told it last; the id is the transfer's and -sender or -receiver.", "read"),
+    Served("search_provenance", "GET", "/fhir/Provenance", "Provenance", "s",
+           "Who made which version of your transfers.", "search-type"),
+    Served("read_provenance", "GET", "/fhir/Provenance/{id}", "Provenance", "r",
+           "Who made a version; the id is the transfer's and the version.", "read"),
+    Served("search_message_header", "GET", "/fhir/MessageHeader", "MessageHeader", "s",
+           "The headers of your inbox's messages, the last first.", "search-type"),
+    Served("read_message_header", "GET", "/fhir/MessageHeader/{id}", "MessageHeader", "r",
+           "The header of one message, under its number.", "read"),
+    Served("search_location", "GET", "/fhir/Location", "Location", "s",
+           "The places that the trusts run.", "search-type"),
+    Served("read_location", "GET", "/fhir/Location/{id}", "Location", "r",
+           "One place, by its ODS site code.", "read"),
     Served("create_subscription", "POST", "/fhir/Subscription", "Subscription", "c",
            "Be told when a transfer changes (Subscriptions Backport, rest-hook).", "create", body=True),
     Served("search_subscription", "GET", "/fhir/Subscription", "Subscription", "s",
@@ -172,8 +198,10 @@ def smart_configuration(url: str) -> Tree:
     }
 
 
-_SIMPLE = frozenset({"Organization", "Subscription"})
-"""Few enough to be given whole: no pages."""
+JSON_PATCH = "application/json-patch+json"
+_MADE = frozenset({"create_subscription", "create_task", "create_request"})
+_SIMPLE = frozenset({"Organization", "Subscription", "Location", "MessageHeader"})
+"""Not looked for as transfers: what is asked for is all that narrows."""
 
 
 def described(each: Served) -> Mapping[str, Any]:
@@ -207,7 +235,7 @@ def described(each: Served) -> Mapping[str, Any]:
             )
         )
         parameters.append(_header("X-Correlation-Id", "A UUID for the whole conversation"))
-    if each.name == "update_task":
+    if each.name in {"update_task", "patch_task"}:
         parameters.append(_header("If-Match", 'The version you decided on: W/"3"'))
     described: Tree = {
         "security": [{"smart": [f"system/{each.resource}.{each.verb}"]}],
@@ -217,11 +245,14 @@ def described(each: Served) -> Mapping[str, Any]:
         described["requestBody"] = {
             "content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
         }
+    elif each.name == "patch_task":
+        patch = {"schema": {"type": "array", "items": {"type": "object"}}}
+        described["requestBody"] = {"required": True, "content": {JSON_PATCH: patch}}
     elif each.body:
         formats = (FHIR_JSON, FHIR_XML) if each.writes else (FHIR_JSON,)
         described["requestBody"] = {"required": True, "content": dict.fromkeys(formats, resource)}
     described["responses"] = {
-        "201" if each.name == "create_subscription" else "200": {
+        "201" if each.name in _MADE else "200": {
             "description": "Done; committed before this is sent" if each.writes else "Found",
             "content": dict.fromkeys((FHIR_JSON, FHIR_XML), resource),
         },

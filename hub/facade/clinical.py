@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hub.domain.ids import OdsCode
-from hub.domain.transfer import REQUEST_STATUS, Transfer
+from hub.domain.transfer import EVENT_TYPE, HUB, REQUEST_STATUS, Transfer
 from hub.facade.access import Sees
 from hub.fhir.detached import detached
-from hub.fhir.outgoing import instant
-from hub.fhir.systems import NHS_NUMBER
+from hub.fhir.outgoing import instant, organisation
+from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree
 from hub.journey.disclose import resources_for
 from hub.store.search import Said
@@ -57,6 +57,53 @@ def patient(
     }
 
 
+def encounter(
+    transfer: Transfer,
+    end: str,
+    reader: OdsCode,
+    said: Iterable[Said],
+    *,
+    sensitive: bool,
+    level: Sees = Sees.CLINICAL,
+) -> Tree | None:
+    """The stay at one end of a transfer (``sender`` or ``receiver``), as that hospital told it last. None if it told none."""
+    author = transfer.sender if end == "sender" else transfer.receiver
+    told = [each for each in said if each.trust == author]
+    found = _last("Encounter", transfer, reader, told, {author}, sensitive=sensitive)
+    if found is None:
+        return None
+    resource, entries = found
+    shown = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
+    return {
+        **_lessened(shown, level, _ENCOUNTER_MINIMUM),
+        "id": f"{transfer.id}-{end}",
+        "meta": _meta(transfer),
+    }
+
+
+def provenance(transfer: Transfer, version: int) -> Tree:
+    """Who made a version of a transfer, when, by which message."""
+    fact = transfer.facts[version - 1]
+    return {
+        "resourceType": "Provenance",
+        "id": f"{transfer.id}-{version}",
+        "meta": {"lastUpdated": instant(fact.received_at)},
+        "target": [{"reference": f"Task/{transfer.id}/_history/{version}"}],
+        "occurredDateTime": instant(fact.occurred_at),
+        "recorded": instant(fact.received_at),
+        "activity": {"coding": [{"system": HUB_EVENT_TYPE, "code": EVENT_TYPE[fact.step]}]},
+        "agent": [{"who": _agent(fact.by)}],
+        "entity": [{"role": "source", "what": {"identifier": {"system": HUB_EVENT, "value": fact.event_id}}}],
+    }
+
+
+def _agent(by: OdsCode) -> Tree:
+    return {"type": "Device", "display": "Transfer hub"} if by == HUB else organisation(by)
+
+
+_ENCOUNTER_MINIMUM = frozenset(
+    {"resourceType", "identifier", "status", "class", "subject", "period", "location", "serviceProvider"}
+)
 _REQUEST_MINIMUM = frozenset(
     {"resourceType", "identifier", "status", "intent", "category", "priority", "performerType", "orderDetail", "subject",
      "occurrenceDateTime", "occurrencePeriod", "authoredOn", "requester", "performer", "locationCode", "locationReference"}

@@ -2,16 +2,18 @@
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from urllib.parse import parse_qsl
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Request, Response
+from sqlalchemy import Row
 
 from hub.domain.ids import OdsCode, time_ordered_id
 from hub.domain.transfer import Transfer
 from hub.domain.trust import TrustProfile
-from hub.facade import searching, tasks, wishes
+from hub.facade import asking, searching, tasks, wishes
 from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
-from hub.facade.answers import fhir, tree_of
+from hub.facade.answers import fhir, is_unchanged, tree_of, validators
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, forbidden, information, not_found
 from hub.facade.send import answer
@@ -19,9 +21,9 @@ from hub.facade.service import Facade
 from hub.facade.tokens import Caller
 from hub.fhir import decimals
 from hub.fhir.outgoing import instant
-from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION, canonical_system
+from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION, ODS_SITE, canonical_system
 from hub.fhir.tree import Tree
-from hub.store import break_glass, outbox, search
+from hub.store import break_glass, outbox, queries, search
 from hub.store.break_glass import REASON_MIN, Grant
 from hub.store.search import Token, Wanted
 
@@ -51,35 +53,14 @@ async def update_encounter(
     return await process_message(facade, request, caller, served, body)
 
 
-async def update_task(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    transfer_id = request.path_params["id"]
-    transfer = await facade.transfer(transfer_id, caller, served)
-    task = tree_of(body)
-    if task is not None and (task.get("resourceType"), task.get("id", transfer_id)) != ("Task", transfer_id):
-        raise bad_request(
-            "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
-            "Task.id",
-        )
-    try:
-        answer(await facade.take(request, body, caller))
-    except FacadeError as error:
-        if error.status == 412:
-            transfer = await facade.transfer(transfer_id, caller, served)
-            error.headers = {"ETag": _etag(transfer)}
-        raise
-    return await _task(facade, await facade.transfer(transfer_id, caller, served), caller)
-
-
 async def read_task(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     del body
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     await facade.seen(caller, served, transfer)
-    if request.headers.get("if-none-match") == _etag(transfer):
-        return Response(status_code=304, headers=_validators(transfer))
+    if is_unchanged(request.headers, transfer):
+        return Response(status_code=304, headers=validators(transfer))
     return await _task(facade, transfer, caller)
 
 
@@ -91,20 +72,7 @@ async def history_task(
     await facade.seen(caller, served, transfer)
     then = tasks.versions(transfer, caller.reader)[::-1]
     shown = await facade.as_tasks(then, caller.reader)
-    entries = [
-        {
-            "fullUrl": f"{facade.base}/Task/{transfer.id}",
-            "resource": task,
-            "request": {"method": "PUT" if version.version > 1 else "POST", "url": f"Task/{transfer.id}"},
-            "response": {
-                "status": "200",
-                "etag": _etag(version),
-                "lastModified": task["meta"]["lastUpdated"],
-            },
-        }
-        for version, task in zip(then, shown, strict=True)
-    ]
-    return fhir({"resourceType": "Bundle", "type": "history", "total": len(entries), "entry": entries})
+    return fhir(_history(shown, facade.base))
 
 
 async def vread_task(
@@ -160,7 +128,96 @@ _SHOWN_AS: Mapping[str, Callable[[Facade, Sequence[Transfer], Reader], Awaitable
     "Task": Facade.as_tasks,
     "ServiceRequest": Facade.as_requests,
     "Patient": Facade.as_patients,
+    "Encounter": Facade.as_encounters,
+    "Provenance": Facade.as_provenance,
 }
+
+
+async def read_encounter(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """The id is the transfer's and the end: {transfer}-sender, {transfer}-receiver."""
+    del body
+    return await _part(facade, request, caller, served, facade.as_encounters)
+
+
+async def read_provenance(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """The id is the transfer's and the version: {transfer}-{version}."""
+    del body
+    return await _part(facade, request, caller, served, facade.as_provenance)
+
+
+async def _part(
+    facade: Facade,
+    request: Request,
+    caller: Caller,
+    served: Served,
+    shown: Callable[[Sequence[Transfer], Reader], Awaitable[list[Tree]]],
+) -> Response:
+    name = request.path_params["id"]
+    transfer = await facade.transfer(name.rpartition("-")[0], caller, served)
+    found = [each for each in await shown([transfer], caller.reader) if each["id"] == name]
+    if not found:
+        await facade.denied(caller, served, "unknown", transfer)
+        raise not_found()
+    await facade.seen(caller, served, transfer)
+    if is_unchanged(request.headers, transfer):
+        return Response(status_code=304, headers=validators(transfer))
+    return fhir(found[0], headers=validators(transfer))
+
+
+async def history_request(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body
+    transfer = await facade.transfer(request.path_params["id"], caller, served)
+    found = await facade.as_requests_then(transfer, caller.reader)
+    if not found:
+        await facade.denied(caller, served, "not-readable", transfer)
+        raise not_found()
+    await facade.seen(caller, served, transfer)
+    return fhir(_history(found[::-1], facade.base))
+
+
+async def vread_request(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body
+    transfer = await facade.transfer(request.path_params["id"], caller, served)
+    wanted = request.path_params["version"]
+    found = [
+        each
+        for each in await facade.as_requests_then(transfer, caller.reader)
+        if each["meta"]["versionId"] == wanted
+    ]
+    if not found:
+        await facade.denied(caller, served, "unknown", transfer)
+        raise not_found()
+    await facade.seen(caller, served, transfer, version=wanted)
+    return fhir(found[0], headers={"ETag": f'W/"{wanted}"'})
+
+
+def _history(versions: Sequence[Tree], base: str) -> Tree:
+    """A history Bundle, the last version first."""
+    entries = [
+        {
+            "fullUrl": f"{base}/{each['resourceType']}/{each['id']}",
+            "resource": each,
+            "request": {
+                "method": "PUT" if each["meta"]["versionId"] != "1" else "POST",
+                "url": f"{each['resourceType']}/{each['id']}",
+            },
+            "response": {
+                "status": "200",
+                "etag": f'W/"{each["meta"]["versionId"]}"',
+                "lastModified": each["meta"]["lastUpdated"],
+            },
+        }
+        for each in versions
+    ]
+    return {"resourceType": "Bundle", "type": "history", "total": len(entries), "entry": entries}
 
 
 async def read_request(
@@ -173,7 +230,9 @@ async def read_request(
         await facade.denied(caller, served, "not-readable", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer)
-    return fhir(found[0], headers=_validators(transfer))
+    if is_unchanged(request.headers, transfer):
+        return Response(status_code=304, headers=validators(transfer))
+    return fhir(found[0], headers=validators(transfer))
 
 
 async def read_patient(
@@ -253,10 +312,8 @@ async def inbox(facade: Facade, request: Request, caller: Caller, served: Served
             f"Your trust's messages go to its Kafka topic {profile.inbox_topic}. To fetch them here instead, ask the hub team "
             "to set doors.outward to polled in your trust's profile.",
         )
-    count = request.query_params.get("_count", str(searching.COUNT))
-    if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= searching.COUNT_MAX:
-        raise bad_request(f"_count must be a number from 1 to {searching.COUNT_MAX}.", "_count", "value")
-    rows = await outbox.pending(facade.engine, caller.trust, int(count), facade.now())
+    count = _count(request.query_params.get("_count", str(searching.COUNT)))
+    rows = await outbox.pending(facade.engine, caller.trust, count, facade.now())
     entries = [
         {"fullUrl": f"{facade.base}/Bundle/{row.seq}", "resource": _numbered(row.payload, row.seq)}
         for row in rows
@@ -264,7 +321,7 @@ async def inbox(facade: Facade, request: Request, caller: Caller, served: Served
     bundle: Tree = {
         "resourceType": "Bundle",
         "type": "collection",
-        "link": [{"relation": "self", "url": f"{facade.base}/$inbox?_count={int(count)}"}],
+        "link": [{"relation": "self", "url": f"{facade.base}/$inbox?_count={count}"}],
     }
     return fhir(bundle | ({"entry": entries} if entries else {}))
 
@@ -305,6 +362,122 @@ async def read_bundle(
         raise not_found()
     await facade.seen(caller, served, transfer, message=seq)
     return fhir(_numbered(payload, seq))
+
+
+async def read_message_header(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """The header of a message of your inbox, under the message's number."""
+    del body
+    seq = _seq(request.path_params["id"]) or 0
+    found = await outbox.message_of(facade.engine, caller.trust, seq)
+    payload, transfer_id = found or (b"", None)
+    transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
+    if transfer is None:
+        await facade.denied(caller, served, "unknown")
+        raise not_found()
+    await facade.seen(caller, served, transfer, message=seq)
+    return fhir(_header(payload, seq, transfer.id))
+
+
+async def search_message_header(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """The headers of your inbox's messages, waiting or had, the last first; `focus` narrows to one transfer."""
+    del body
+    said = request.query_params
+    count = _count(said.get("_count", str(searching.COUNT)))
+    before = said.get("_page", "")
+    if before and _seq(before) is None:
+        raise bad_request(
+            "_page is not one of this server's: follow the link `next` as it is.", "_page", "value"
+        )
+    focus = said.get("focus", "").removeprefix(f"{facade.base}/").removeprefix("Task/") or None
+    rows = await outbox.of_trust(
+        facade.engine, caller.trust, int(before) if before else None, count + 1, focus
+    )
+    shown: list[Row[Any]] = []
+    for row in rows[:count]:
+        transfer = await queries.transfer(facade.engine, row.transfer_id)
+        if sees(transfer, caller.reader, facade.now()) > Sees.NOTHING:
+            shown.append(row)
+    await facade.seen(caller, served, parameters=sorted({*said} & {"focus", "_count"}), found=len(shown))
+    address = f"{facade.base}/MessageHeader"
+    kept = [(name, value) for name, value in said.multi_items() if name in {"focus", "_count"}]
+    links = [{"relation": "self", "url": f"{address}?{urlencode(kept)}" if kept else address}]
+    if len(rows) > count:
+        following = [*kept, ("_page", str(rows[count - 1].seq))]
+        links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
+    entries = [
+        {
+            "fullUrl": f"{address}/{row.seq}",
+            "resource": _header(row.payload, row.seq, row.transfer_id),
+            "search": {"mode": "match"},
+        }
+        for row in shown
+    ]
+    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "link": links}
+    return fhir(bundle | ({"entry": entries} if entries else {}))
+
+
+def _header(payload: bytes, seq: int, transfer_id: str) -> Tree:
+    """A message's header by itself: what it is about can be read here."""
+    header: Tree = decimals.loads(payload)["entry"][0]["resource"]
+    return {**header, "id": str(seq), "focus": [{"reference": f"Task/{transfer_id}"}]}
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= searching.COUNT_MAX:
+        raise bad_request(f"_count must be a number from 1 to {searching.COUNT_MAX}.", "_count", "value")
+    return int(text)
+
+
+def _sites(facade: Facade) -> list[Tree]:
+    return [
+        {
+            "resourceType": "Location",
+            "id": site.ods,
+            "identifier": [{"system": ODS_SITE, "value": site.ods}],
+            "status": "active",
+            "name": site.name,
+            "mode": "instance",
+            "managingOrganization": {"reference": f"Organization/{profile.ods}", "type": "Organization"},
+        }
+        for profile in facade.directory
+        for site in profile.sites
+    ]
+
+
+async def search_location(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """The places that the trusts run, as their profiles say."""
+    del body, caller, served
+    found = _sites(facade)
+    if wanted := request.query_params.get("identifier"):
+        codes = {each.rpartition("|")[2].upper() for each in wanted.split(",")}
+        found = [each for each in found if each["id"] in codes]
+    if name := request.query_params.get("name"):
+        found = [each for each in found if each["name"].lower().startswith(name.lower())]
+    if organisation := request.query_params.get("organization"):
+        owners = {f"Organization/{each.rpartition('/')[2].upper()}" for each in organisation.split(",")}
+        found = [each for each in found if each["managingOrganization"]["reference"] in owners]
+    entries = [
+        {"fullUrl": f"{facade.base}/Location/{each['id']}", "resource": each, "search": {"mode": "match"}}
+        for each in found
+    ]
+    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "total": len(entries)}
+    return fhir(bundle | ({"entry": entries} if entries else {}))
+
+
+async def read_location(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    del body, caller, served
+    found = [each for each in _sites(facade) if each["id"] == request.path_params["id"]]
+    if not found:
+        raise not_found()
+    return fhir(found[0])
 
 
 async def search_organization(
@@ -353,7 +526,10 @@ HANDLERS: Mapping[str, Handler] = {
     "search_patient": search_transfers,
     "read_patient": read_patient,
     "read_task": read_task,
-    "update_task": update_task,
+    "update_task": asking.update_task,
+    "patch_task": asking.patch_task,
+    "create_task": asking.create_task,
+    "create_request": asking.create_request,
     "history_task": history_task,
     "vread_task": vread_task,
     "create_subscription": wishes.create_subscription,
@@ -363,6 +539,16 @@ HANDLERS: Mapping[str, Handler] = {
     "end_subscription": wishes.end_subscription,
     "subscription_status": wishes.subscription_status,
     "subscription_events": wishes.subscription_events,
+    "search_encounter": search_transfers,
+    "read_encounter": read_encounter,
+    "search_provenance": search_transfers,
+    "read_provenance": read_provenance,
+    "search_message_header": search_message_header,
+    "read_message_header": read_message_header,
+    "history_request": history_request,
+    "vread_request": vread_request,
+    "search_location": search_location,
+    "read_location": read_location,
     "search_organization": search_organization,
     "read_organization": read_organization,
 }
@@ -400,16 +586,7 @@ def _numbered(payload: bytes, seq: int) -> Tree:
 
 async def _task(facade: Facade, transfer: Transfer, caller: Caller) -> Response:
     [task] = await facade.as_tasks([transfer], caller.reader)
-    return fhir(task, headers=_validators(transfer))
-
-
-def _validators(transfer: Transfer) -> dict[str, str]:
-    changed_at = transfer.changed_at or transfer.requested_at
-    return {"ETag": _etag(transfer), "Last-Modified": changed_at.strftime("%a, %d %b %Y %H:%M:%S GMT")}
-
-
-def _etag(transfer: Transfer) -> str:
-    return f'W/"{transfer.version}"'
+    return fhir(task, headers=validators(transfer))
 
 
 def _organisation(profile: TrustProfile) -> Tree:

@@ -47,6 +47,18 @@ SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "_lastUpdated": _CHANGED,
         "identifier": ("token", "An NHS number, or your own hospital's number"),
     },
+    "Encounter": {"_lastUpdated": _CHANGED, "patient": _PATIENT, "subject": _PATIENT},
+    "Provenance": {
+        "_lastUpdated": _CHANGED,
+        "target": ("token", "Task/{id}: the transfer"),
+        "patient": _PATIENT,
+    },
+    "MessageHeader": {"focus": ("token", "Task/{id}: the transfer")},
+    "Location": {
+        "identifier": ("token", "The ODS site code"),
+        "name": ("string", "How the name begins"),
+        "organization": ("token", "Organization/{ODS code}: the trust that runs it"),
+    },
     "Subscription": {"status": ("token", "requested, active, error, off")},
     "Organization": {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")},
 }
@@ -177,6 +189,9 @@ def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
         return replace(wanted, persons=(*wanted.persons, *value.split(",")))
     if resource == "Patient" and name == "identifier":
         return replace(wanted, patients=(*wanted.patients, *map(_token_of, value.split(","))))
+    if name == "target":
+        ids = tuple(each.rpartition("Task/")[2].partition("/")[0] for each in value.split(","))
+        return replace(wanted, ids=(*wanted.ids, *ids))
     if name == "_id":
         return replace(wanted, ids=(*wanted.ids, *value.split(",")))
     if name == "identifier":

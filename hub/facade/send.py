@@ -79,9 +79,13 @@ ANSWERS: Mapping[Why, tuple[int, str, str]] = {
 
 
 def received(
-    said: Mapping[str, str], body: bytes, caller: Caller, now: datetime, *, key: bytes | None = None
+    said: Mapping[str, str],
+    body: bytes,
+    caller: Caller,
+    now: datetime,
+    more: Mapping[str, str] | None = None,
 ) -> Received:
-    """The request as the journey takes it. ``said`` are its headers, names in lower case. Raises FacadeError (400).
+    """The request as the journey takes it. ``said`` are its headers, names in lower case; ``more`` is kept with them. Raises FacadeError (400).
 
     BaRS wants a UUID as X-Request-Id: it is what makes a repetition harmless, so nothing is taken without.
     """
@@ -96,8 +100,8 @@ def received(
         event_id=EventId(time_ordered_id(now, caller.client_id, request_id, uuid.uuid4().hex)),
         trust=caller.trust,
         position=None,
-        headers=kept,
-        key=key,
+        headers=kept | dict(more or {}),
+        key=None,
         raw=body,
         received_at=now,
     )
@@ -130,6 +134,12 @@ def refusal(effects: Effects, rejection: Rejection) -> FacadeError:
     )
     at = "X-Request-Id" if rejection.at == headers.REQUEST_ID else rejection.at
     return FacadeError(status, code, issue, in_words(rejection) + kept, at, rejection.why.value)
+
+
+def request_id_of(said: Mapping[str, str]) -> str:
+    """X-Request-Id. Raises FacadeError (400)."""
+    _uuid(said, headers.REQUEST_ID, required=True)
+    return said[headers.REQUEST_ID]
 
 
 def _uuid(said: Mapping[str, str], name: str, *, required: bool) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -245,17 +245,69 @@ class Facade:
             for each in reversed(readable)
         ]
 
+    async def as_encounters(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
+        """The stays of those transfers of which this trust may read them: at the sender's, at the receiver's."""
+        readable = self._readable(transfers, reader)
+        said = await search.said_of(self.engine, readable)
+        secret = await search.restricted(self.engine, {each.person_id for each in readable})
+        found = [
+            clinical.encounter(
+                each,
+                end,
+                reader.trust,
+                said,
+                sensitive=each.person_id in secret,
+                level=sees(each, reader, self.now()),
+            )
+            for each in readable
+            for end in ("sender", "receiver")
+        ]
+        return [each for each in found if each is not None]
+
+    async def as_provenance(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
+        """Who made each version of these transfers that this trust may see."""
+        return [
+            clinical.provenance(each, version.version)
+            for each in transfers
+            for version in tasks.versions(each, reader)
+        ]
+
+    async def as_requests_then(self, transfer: Transfer, reader: Reader) -> list[Tree]:
+        """The request as it stood at each version of its transfer, oldest first."""
+        now = await self.as_requests([transfer], reader)
+        if not now:
+            return []
+        readable = [
+            v for v in tasks.versions(transfer, reader) if sees(v, reader, self.now()) >= Sees.MINIMUM
+        ]
+        said = await search.said_of(self.engine, [transfer])
+        secret = await search.restricted(self.engine, {transfer.person_id})
+        level = sees(transfer, reader, self.now())
+        found = [
+            clinical.service_request(
+                each,
+                reader.trust,
+                [one for one in said if each.changed_at is None or one.received_at <= each.changed_at],
+                sensitive=transfer.person_id in secret,
+                level=level,
+            )
+            for each in readable
+        ]
+        return [each for each in found if each is not None]
+
     def _readable(self, transfers: Sequence[Transfer], reader: Reader) -> list[Transfer]:
         return [each for each in transfers if sees(each, reader, self.now()) >= Sees.MINIMUM]
 
     # -- what is sent ---------------------------------------------------------------------------------------
 
-    async def take(self, request: Request, body: bytes, caller: Caller) -> Effects:
+    async def take(
+        self, request: Request, body: bytes, caller: Caller, more: Mapping[str, str] | None = None
+    ) -> Effects:
         """One message through the journey and the transaction. Raises FacadeError."""
         if caller.person is not None and not caller.person.may_write:
             raise forbidden(f"To send and decide, sign in with assurance level {ASSURANCE_TO_WRITE}.")
         said = {name.lower(): value for name, value in request.headers.items()}
-        message = received(said, body, caller, self.now())
+        message = received(said, body, caller, self.now(), more)
         taking = asyncio.create_task(self._together.take(message, message.header(REQUEST_ID)))
         done, _ = await asyncio.wait({taking}, timeout=self.limits.answer_s)
         if not done:

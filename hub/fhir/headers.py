@@ -38,6 +38,9 @@ USER: Final = "hub-user"
 ROLE: Final = "hub-role"
 """What they are to the hub (`hub.domain.roles`)."""
 
+PATCH_SHA256: Final = "hub-patch-sha256"
+"""Of a decision that came as a patch: the patch's own bytes, by which a repetition is known."""
+
 INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT, IF_MATCH})
 """On `epr.<ods>.events`."""
 

@@ -173,6 +173,10 @@ def _sender(draft: Draft) -> str | None:
         owner = encounter.resource.get("serviceProvider") if encounter else None
         claims = draft.organisation_codes(owner)
         where = "Encounter.serviceProvider"
+        request = draft.first("ServiceRequest")
+        if not claims and request is not None:
+            claims = draft.organisation_codes(request.resource.get("requester"), inside=request.resource)
+            where = "ServiceRequest.requester"
     if not claims:
         if draft.header is not None:
             raise RefusedError(Why.SENDER_UNKNOWN, where)
@@ -229,6 +233,8 @@ def _kind(draft: Draft) -> tuple[Kind, Entry]:
         return Kind.ANSWER, request
     if encounter is not None and request is None:
         return Kind.ENCOUNTER, encounter
+    if request is not None and draft.header is None:
+        return _request_kind(draft, request), request
     if request is None and (patient := draft.first("Patient")) is not None:
         return Kind.PATIENT, _patient_subject(draft, patient)
     raise RefusedError(

@@ -467,3 +467,22 @@ async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes, str 
         query = select(c.payload, c.transfer_id).where(c.seq == seq, c.receiver == receiver)
         row = (await connection.execute(query)).one_or_none()
         return (row.payload, row.transfer_id) if row else None
+
+
+async def of_trust(
+    store: Store, receiver: str, before: int | None, limit: int, transfer_id: str | None = None
+) -> Sequence[Any]:
+    """Messages about transfers for this receiver, waiting or sent, the last first: ``seq``, ``payload``, ``transfer_id``."""
+    c = outbox.c
+    query = (
+        select(c.seq, c.payload, c.transfer_id)
+        .where(c.receiver == receiver, c.transfer_id.is_not(None))
+        .order_by(c.seq.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(c.seq < before)
+    if transfer_id is not None:
+        query = query.where(c.transfer_id == transfer_id)
+    async with _one_statement(store) as connection:
+        return (await connection.execute(query)).all()

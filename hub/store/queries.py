@@ -14,7 +14,7 @@ from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.domain.transfer import ENDED, Transfer
 from hub.store import incidents as incidents_store
 from hub.store import tables as t
-from hub.store.load import as_received, with_facts
+from hub.store.load import as_received, first_key, with_facts
 from hub.store.packing import unpack
 from hub.store.write import write_audit
 
@@ -23,6 +23,14 @@ Row = dict[str, Any]
 
 class NotFoundError(LookupError):
     """Nothing has this id."""
+
+
+async def message_headers(engine: AsyncEngine, trust: str, message_id: str) -> Row | None:
+    """The headers of the first message that a trust sent under this id; None if there is none."""
+    query = select(t.message.c.headers).where(t.message.c.first_key == first_key(trust, message_id))
+    async with engine.connect() as connection:
+        found: Row | None = await connection.scalar(query)
+    return found
 
 
 async def audit_search(

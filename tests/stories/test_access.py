@@ -72,11 +72,15 @@ async def test_what_each_end_may_read(hub, torbay, exeter, phase):
     of_status = [
         f"/Task/{transfer_id}", f"/Task/{transfer_id}/_history", "/Task", f"/Task?_id={transfer_id}",
         f"/Task?patient:identifier={patient}", "/Task?identifier=TR-1",
+        "/Provenance", f"/Provenance/{transfer_id}-1", f"/Provenance?target=Task/{transfer_id}",
+        f"/Provenance?patient:identifier={patient}",
     ]  # fmt: skip
     clinical = [
         f"/ServiceRequest/{transfer_id}", "/ServiceRequest", f"/ServiceRequest?patient:identifier={patient}",
         f"/Patient/{person}", "/Patient", f"/Patient?_id={person}", f"/Patient?identifier={patient}",
         "/Task?_include=Task:focus&_include=Task:patient", "/ServiceRequest?_include=ServiceRequest:subject",
+        f"/ServiceRequest/{transfer_id}/_history", f"/ServiceRequest/{transfer_id}/_history/1",
+        f"/Encounter/{transfer_id}-sender", "/Encounter", f"/Encounter?patient:identifier={patient}",
     ]  # fmt: skip
     for end, level in zip(End, MUST[phase], strict=True):
         client = await (await System.join(facade, WHO[end])).signed_in()
@@ -92,10 +96,15 @@ async def test_what_each_end_may_read(hub, torbay, exeter, phase):
             assert await says(path, transfer_id) is (level != "nothing"), (end, path)
             assert not await says(path, MARSHWIGGLE.family), (end, path)
         for path in clinical:
-            shown = await says(path, MARSHWIGGLE.family) or await says(
-                path, "'resourceType': 'ServiceRequest'"
-            )
+            kinds = ("'resourceType': 'ServiceRequest'", "'resourceType': 'Encounter'")
+            shown = any([await says(path, word) for word in (MARSHWIGGLE.family, *kinds)])
             assert shown is (level == "clinical"), (end, path)
         for row in await hub.rows(t.outbox, t.outbox.c.transfer_id == transfer_id):
             mine = row["receiver"] == WHO[end] and level == "clinical"
             assert await says(f"/Bundle/{row['seq']}", transfer_id) is mine, (end, row["receiver"])
+            heard = row["receiver"] == WHO[end] and level != "nothing"
+            assert await says(f"/MessageHeader/{row['seq']}", transfer_id) is heard, (end, row["receiver"])
+        listed = (await client.get(f"/MessageHeader?focus=Task/{transfer_id}")).json().get("entry", [])
+        own = await hub.rows(t.outbox, t.outbox.c.transfer_id == transfer_id)
+        wanted = [row["seq"] for row in own if row["receiver"] == WHO[end]] if level != "nothing" else []
+        assert [int(each["resource"]["id"]) for each in listed] == sorted(wanted, reverse=True)

@@ -837,3 +837,58 @@ async def test_what_operators_ask(hub, torbay, facade, at_torbay):
     hub.clock.later(minutes=5)
     unwell = await at_torbay.http.get("/healthz")
     assert (unwell.status_code, "RH8" in unwell.text) == (503, True)
+
+
+async def test_who_moved_a_transfer_and_what_was_told_can_be_looked_up(
+    hub, torbay, exeter, at_torbay, at_exeter
+):
+    """Provenance names the hospital of each version; the stays of both ends are there; headers come page by page."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    for status in ("received", "accepted"):
+        hub.clock.later(minutes=5)
+        await exeter.answers(MARSHWIGGLE, status, requester=torbay.profile, request_number="TR-1")
+    hub.clock.later(minutes=30)
+    await torbay.discharges(MARSHWIGGLE, encounter_number="V-1", to_site="RH801")
+    hub.clock.later(minutes=30)
+    await exeter.admits(MARSHWIGGLE, encounter_number="W-1", ward="Taw Ward", site="RH801")
+    made = (await at_torbay.get(f"/Provenance?target=Task/{transfer_id}")).json()["entry"]
+    said = [
+        (
+            each["resource"]["agent"][0]["who"]["identifier"]["value"],
+            each["resource"]["activity"]["coding"][0]["code"],
+        )
+        for each in made
+    ]
+    assert said == [
+        ("RA9", "transfer.requested"),
+        ("RH8", "transfer.received"),
+        ("RH8", "transfer.accepted"),
+        ("RA9", "transfer.departed"),
+        ("RH8", "transfer.completed"),
+    ]
+    stays = (await at_torbay.get("/Encounter")).json()["entry"]
+    assert [each["resource"]["id"] for each in stays] == [f"{transfer_id}-sender", f"{transfer_id}-receiver"]
+    unchanged = {"If-None-Match": (await at_torbay.get(f"/Encounter/{transfer_id}-sender")).headers["etag"]}
+    again = await at_torbay.get(f"/Encounter/{transfer_id}-sender", headers=unchanged)
+    assert again.status_code == 304
+    pages, path = [], "/MessageHeader?_count=2"
+    while path:
+        page = (await at_torbay.get(path)).json()
+        pages.append([each["resource"]["eventCoding"]["code"] for each in page.get("entry", ())])
+        path = next((e["url"].rpartition("/fhir")[2] for e in page["link"] if e["relation"] == "next"), None)
+    assert [len(each) for each in pages] == [2, 1]
+    assert [code for page in pages for code in page][::-1] == await hub.told("RA9")
+    states = [
+        each["resource"]["status"]
+        for each in (await at_exeter.get(f"/ServiceRequest/{transfer_id}/_history")).json()["entry"]
+    ]
+    assert states == ["completed", "active", "active", "active", "active"]
+    places = (await at_torbay.get("/Location?organization=Organization/RH8")).json()["entry"]
+    assert "RH801" in {each["resource"]["id"] for each in places}
+    for path in (
+        f"/Encounter/{transfer_id}-elsewhere",
+        f"/Provenance/{transfer_id}-9",
+        "/Provenance/x",
+        "/Location/X99",
+    ):
+        assert (await at_torbay.get(path)).status_code == 404, path

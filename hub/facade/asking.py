@@ -1,0 +1,217 @@
+"""Asking and deciding resource by resource: `POST ServiceRequest`, `POST Task`, `PUT|PATCH Task`. Each becomes a message of the journey."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jsonpatch
+import orjson
+from fastapi import Request, Response
+
+from hub.domain.transfer import WAITING, State, Transfer
+from hub.facade.answers import fhir, tree_of, validators
+from hub.facade.capability import Served
+from hub.facade.errors import FacadeError, bad_request, not_found
+from hub.facade.send import answer, request_id_of
+from hub.facade.service import Facade
+from hub.facade.tokens import Caller
+from hub.fhir import decimals, headers
+from hub.fhir.systems import HUB_TRANSFER
+from hub.fhir.tree import Tree
+from hub.store import queries, search
+from hub.store.search import Token, Wanted
+
+
+async def create_request(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """A request by itself: with status draft it is prepared, with active it is asked; its Task is the hub's."""
+    resource = tree_of(body)
+    if resource is not None and resource.get("resourceType") != "ServiceRequest":
+        raise bad_request("Send a ServiceRequest.", "resourceType")
+    effects = await facade.take(request, body, caller)
+    answer(effects)
+    transfer_id = effects.happened.transfer_id if effects.happened else None
+    transfer = await facade.transfer(str(transfer_id), caller, served)
+    shown = await facade.as_requests([transfer], caller.reader)
+    location = {"Location": f"{facade.base}/ServiceRequest/{transfer.id}"}
+    return fhir(shown[0], 201, location | validators(transfer))
+
+
+async def create_task(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """A Task about a transfer that is there: the sender's `requested` sends a draft off; the rest are decisions, as with PUT."""
+    task = tree_of(body)
+    if task is None or task.get("resourceType") != "Task":
+        raise bad_request("Send a Task.", "resourceType")
+    transfer = await _focus(facade, task, caller, served)
+    is_asking = task.get("status") == "requested" and caller.trust == transfer.sender
+    if is_asking and transfer.state is State.DRAFT:
+        body = await _asked_for_good(facade, transfer, caller)
+    elif not is_asking or transfer.state is State.INFO_REQUESTED or transfer.state not in WAITING:
+        [known] = await facade.as_tasks([transfer], caller.reader)
+        body = decimals.dumps(_about(task, known))
+    else:
+        # The ServiceRequest was active: it has asked already.
+        return await _task(facade, transfer.id, caller, served, 201)
+    await taken(facade, request, caller, served, transfer, body)
+    return await _task(facade, transfer.id, caller, served, 201)
+
+
+async def update_task(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    transfer_id = request.path_params["id"]
+    transfer = await facade.transfer(transfer_id, caller, served)
+    task = tree_of(body)
+    if task is not None and (task.get("resourceType"), task.get("id", transfer_id)) != ("Task", transfer_id):
+        raise bad_request(
+            "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
+            "Task.id",
+        )
+    await taken(facade, request, caller, served, transfer, body)
+    return await _task(facade, transfer_id, caller, served)
+
+
+async def patch_task(
+    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+) -> Response:
+    """A JSON Patch (RFC 6902) on the Task as it is read; what comes of it is decided as with PUT.
+
+    The bytes of the message are what the patch makes of the present version; a repetition is known by the patch's own.
+    """
+    transfer = await facade.transfer(request.path_params["id"], caller, served)
+    sha256 = hashlib.sha256(body).hexdigest()
+    before = await queries.message_headers(facade.engine, caller.trust, request_id_of(request.headers))
+    if before is not None:
+        same = before.get(headers.PATCH_SHA256) == sha256
+        raise FacadeError(
+            409,
+            "REC_CONFLICT",
+            "duplicate" if same else "conflict",
+            "This patch was already delivered: do not send it again."
+            if same
+            else "Another message had this X-Request-Id. Send the new content under a new id.",
+            "X-Request-Id",
+        )
+    [task] = await facade.as_tasks([transfer], caller.reader)
+    try:
+        patched = jsonpatch.apply_patch(task, orjson.loads(body))
+    except (
+        jsonpatch.JsonPatchException,
+        jsonpatch.JsonPointerException,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):
+        raise bad_request(
+            "The body must be a JSON Patch (RFC 6902) that fits the Task as it is read: a list of operations with op, path and value.",
+            "",
+            "structure",
+        ) from None
+    if not isinstance(patched, dict) or (patched.get("resourceType"), patched.get("id")) != (
+        "Task",
+        transfer.id,
+    ):
+        raise bad_request("A patch may not make another resource of it.", "Task.id")
+    await taken(
+        facade, request, caller, served, transfer, decimals.dumps(patched), {headers.PATCH_SHA256: sha256}
+    )
+    return await _task(facade, transfer.id, caller, served)
+
+
+async def taken(
+    facade: Facade,
+    request: Request,
+    caller: Caller,
+    served: Served,
+    transfer: Transfer,
+    body: bytes,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Take a decision in. Raises FacadeError; a stale one (412) comes with the present version."""
+    try:
+        answer(await facade.take(request, body, caller, more))
+    except FacadeError as error:
+        if error.status == 412:
+            error.headers = {"ETag": validators(await facade.transfer(transfer.id, caller, served))["ETag"]}
+        raise
+
+
+async def _focus(facade: Facade, task: Tree, caller: Caller, served: Served) -> Transfer:
+    """The transfer that a new Task is about: by focus or basedOn, as a reference to a ServiceRequest here or by its identifier."""
+    based = task.get("basedOn")
+    references = [task.get("focus"), *(based if isinstance(based, list) else [])]
+    for each in references:
+        if not isinstance(each, dict):
+            continue
+        kind, _, name = str(each.get("reference", "")).removeprefix(f"{facade.base}/").partition("/")
+        if kind == "ServiceRequest" and name and "/" not in name and "\x00" not in name:
+            return await facade.transfer(name, caller, served)
+        identifier = each.get("identifier")
+        if (
+            isinstance(identifier, dict)
+            and isinstance(identifier.get("value"), str)
+            and "\x00" not in str(identifier)
+        ):
+            token = Token(identifier.get("system"), identifier["value"])
+            found, more = await search.search(
+                facade.engine, caller.trust, Wanted(identifiers=(token,), limit=1)
+            )
+            if more:
+                raise bad_request(
+                    "More than one request has this identifier: refer to ServiceRequest/{id}.", "Task.focus"
+                )
+            if not found:
+                await facade.denied(caller, served, "unknown")
+                raise not_found()
+            return await facade.transfer(found[0].id, caller, served)
+    raise bad_request(
+        "Say which request it is about: Task.focus with a reference to ServiceRequest/{id}.",
+        "Task.focus",
+        "required",
+    )
+
+
+def _about(task: Tree, known: Tree) -> Tree:
+    """The Task with what the journey goes by: the transfer's own name, and whom it is for where it does not say."""
+    said = task.get("identifier")
+    named = [each for each in (said if isinstance(said, list) else []) if isinstance(each, dict)]
+    own = {"system": HUB_TRANSFER, "value": known["id"]}
+    patient = {"for": known["for"]} if "for" in known else {}
+    return {
+        **patient,
+        **task,
+        "identifier": [own, *(each for each in named if each.get("system") != HUB_TRANSFER)],
+    }
+
+
+async def _asked_for_good(facade: Facade, transfer: Transfer, caller: Caller) -> bytes:
+    """What the sender said of its draft last, with the request made active: the receiver must get all of it."""
+    said = next(
+        (
+            each.resources
+            for each in await search.said_of(facade.engine, [transfer])
+            if each.trust == caller.trust
+            and any(e["resource"]["resourceType"] == "ServiceRequest" for e in each.resources)
+        ),
+        [],
+    )
+    entries: list[Any] = [
+        {**each, "resource": {**each["resource"], "status": "active"}}
+        if each["resource"]["resourceType"] == "ServiceRequest"
+        else each
+        for each in said
+    ]
+    return decimals.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})
+
+
+async def _task(
+    facade: Facade, transfer_id: str, caller: Caller, served: Served, status: int = 200
+) -> Response:
+    transfer = await facade.transfer(transfer_id, caller, served)
+    [task] = await facade.as_tasks([transfer], caller.reader)
+    location = {"Location": f"{facade.base}/Task/{transfer.id}"} if status == 201 else {}
+    return fhir(task, status, location | validators(transfer))
