@@ -1,7 +1,7 @@
 """`python -m tests.chaos --seeds N`: the hub under fire, and what an independent checker finds afterwards.
 
-Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers; all of them are killed, stopped and frozen
-while hospitals send. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
+Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers, the REST facade; all of them are killed, stopped and
+frozen while hospitals send, some over Kafka and some over REST. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
 it is the other way round: a bug is planted in the hub's processes, and status 0 means that the checker found it.
 """
 
@@ -30,6 +30,7 @@ from tests.chaos import checker, journeys
 from tests.chaos.faults import Trouble, plan
 from tests.chaos.fleet import ROOT, Fleet, Member, environment, hub_command, run_once
 from tests.chaos.ledger import Ledger
+from tests.chaos.rest_door import RestDoor
 from tests.chaos.simulation import Hospitals
 from tests.harness.kafka_server import KafkaServer
 from tests.harness.postgres_server import PostgresServer, execute
@@ -91,15 +92,17 @@ async def run_seed(
         await asyncio.to_thread(kafka.start)
         settings = _settings(postgres.url(name), kafka.bootstrap_servers, folder / "schemas")
         env = environment(settings, None)
+        door = RestDoor(folder)
         await asyncio.gather(
             run_once(hub_command("db", "upgrade"), env, folder),
             run_once(hub_command("topics", "apply"), env, folder),
         )
         if plant == "no-position-check":
             await asyncio.to_thread(_drop_guard, postgres.url(name))
-        fleet = Fleet(_members(rng, settings, plant, folder))
+        await door.join(ledger.trusts, env)
+        fleet = Fleet(_members(rng, settings | door.settings, plant, folder))
         faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
-        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng, told)
+        hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng, told, door)
         _say(
             f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
         )
@@ -176,7 +179,7 @@ def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[
 def _members(
     rng: random.Random, settings: Mapping[str, str], plant: str | None, folder: Path
 ) -> list[Member]:
-    """Two workers, with names of their own in the group or without; one or two dispatchers."""
+    """Two workers, with names of their own in the group or without; one or two dispatchers; the facade."""
     named = rng.random() < 0.5
     members = []
     for n in (1, 2):
@@ -186,6 +189,7 @@ def _members(
     for n in range(1, rng.choice([1, 2]) + 1):
         env = environment(settings, plant)
         members.append(Member(f"dispatcher-{n}", "dispatcher", hub_command("dispatcher"), env, folder))
+    members.append(Member("facade-1", "facade", hub_command("serve"), environment(settings, None), folder))
     return members
 
 

@@ -29,6 +29,8 @@ KINDS = (
 )
 """What can be found. `unexpected`: a disposition or a story's end other than it must be, an open incident, a brake."""
 
+REST = "rest."
+"""How the ledger names the way in of what was not sent through Kafka."""
 _READ_PATIENCE_S = 60.0
 _OUTCOME_ENTRY = {
     "accepted": "msg-normalised",
@@ -113,7 +115,7 @@ class Verdict:
 class Tables:
     """The database as it is, whole."""
 
-    messages: Sequence[Row]
+    messages: list[dict[str, Any]]
     events: Sequence[Row]
     transfers: Sequence[Row]
     identifiers: Sequence[Row]
@@ -127,13 +129,49 @@ class Tables:
 async def check(ledger: Ledger, dsn: str, bootstrap_servers: str) -> Verdict:
     """Judge one seed; call it when nothing runs any more. `dsn` as asyncpg's."""
     tables = await load(dsn)
+    extra = _put_in_place(ledger, tables)
     events, inboxes, receipts = [
         await asyncio.to_thread(read_topics, bootstrap_servers, ledger.topics(purpose))
         for purpose in ("events", "inbox", "receipts")
     ]
     verdict = Verdict()
-    _Court(ledger, tables, events, inboxes, receipts, verdict).judge()
+    for sentence in extra:
+        verdict.say("duplicate_effects", sentence)
+    _Court(ledger, tables, [*events, *_answered(ledger)], inboxes, receipts, verdict).judge()
     return verdict
+
+
+def _answered(ledger: Ledger) -> list[Record]:
+    """What was answered over REST, as if it lay on a topic: each must have its row as a record has."""
+    return [
+        Record(each.topic, each.partition, each.offset, "", {}, each.sha256, b"")
+        for each in ledger.sent
+        if each.topic.startswith(REST)
+    ]
+
+
+def _put_in_place(ledger: Ledger, tables: Tables) -> list[str]:
+    """Give rows that came over REST the place that their sender counted; what is wrong with their repetitions.
+
+    A repetition after an answer that was lost on its way may have a row of its own: a duplicate, with the same bytes.
+    """
+    sent = {(each.trust, each.message_id): each for each in ledger.sent if each.topic.startswith(REST)}
+    wrong, kept = [], []
+    for row in tables.messages:
+        if row["topic"] is not None:
+            kept.append(row)
+            continue
+        each = sent.get((row["trust"], row["message_id"]))
+        if each is None:
+            wrong.append(
+                f"{row['trust']}'s message {row['message_id']} came over REST and was never answered"
+            )
+        elif row["disposition"] == "accepted":
+            kept.append(row | {"topic": each.topic, "partition": each.partition, "offset": each.offset})
+        elif row["disposition"] != "duplicate" or row["sha256"] != each.sha256:
+            wrong.append(f"{each.what}, {each.story}: a repetition over REST is {row['disposition']}")
+    tables.messages[:] = kept
+    return wrong
 
 
 async def load(dsn: str) -> Tables:
@@ -143,10 +181,13 @@ async def load(dsn: str) -> Tables:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             fetch = connection.fetch
             return Tables(
-                messages=await fetch(
-                    'select event_id, trust, topic, partition, "offset", message_id, sha256, disposition, why, detail,'
-                    " first_event_id from message"
-                ),
+                messages=[
+                    dict(row)
+                    for row in await fetch(
+                        'select event_id, trust, topic, partition, "offset", message_id, sha256, disposition, why,'
+                        " detail, first_event_id from message"
+                    )
+                ],
                 events=await fetch(
                     "select e.event_id, e.trust, e.transfer_id, h.step, e.event_type, e.flags::text as flags from event e"
                     " left join transfer_history h using (event_id, transfer_id)"
@@ -412,7 +453,8 @@ class _Court:
                     )
         told = {record.headers.get("event-id") for record in self.receipts}
         for event_id, row in self.message.items():
-            if event_id not in told:
+            # Over REST the answer is the receipt.
+            if event_id not in told and not row["topic"].startswith(REST):
                 self.say("lost", f"{_where(_place(row))} ({row['disposition']}) has no receipt on the wire")
 
     def _expected_news(self) -> None:
@@ -689,6 +731,8 @@ async def drained(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:
         await connection.close()
     ends: dict[tuple[str, int], int] = {}
     for each in ledger.sent:
+        if each.topic.startswith(REST):
+            continue
         part = (each.topic, each.partition)
         ends[part] = max(ends.get(part, 0), each.offset + 1)
     behind = {

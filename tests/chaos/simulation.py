@@ -17,6 +17,7 @@ from hub.demo.people import patient_number
 from hub.domain.trust import Directory, TrustProfile
 from tests.chaos import journeys
 from tests.chaos.ledger import GaveUpError, Ledger, Sent, Story
+from tests.chaos.rest_door import RestDoor
 from tests.stories.on_a_broker import Told
 
 _ACCEPTED = frozenset({"accepted"})
@@ -235,7 +236,9 @@ class Hospitals:
         seed: int,
         rng: random.Random,
         told: Sequence[Told] = (),
+        rest: RestDoor | None = None,
     ) -> None:
+        self._rest = rest
         self._directory = directory
         self.ledger = ledger
         self._told = told
@@ -278,6 +281,8 @@ class Hospitals:
                 each.closed = True
             await asyncio.wait(readers, timeout=15)
             await self._post.close()
+            if self._rest is not None:
+                await self._rest.close()
 
     async def _transfer(self, n: int, delay: float, rng: random.Random) -> None:
         odses = [each.ods for each in self._directory]
@@ -351,6 +356,14 @@ class Hospitals:
     async def send(self, *args: Any, **more: Any) -> Sent:
         return await self._post.send(*args, **more)
 
+    async def send_over_rest(self, *args: Any, **more: Any) -> Sent:
+        assert self._rest is not None
+        return await self._rest.send(self.ledger, *args, **more)
+
+    @property
+    def has_rest(self) -> bool:
+        return self._rest is not None
+
     def inbox(self, trust: str) -> Inbox:
         return self._inboxes[trust]
 
@@ -375,6 +388,10 @@ class _Transfer:
         self._stay = f"{story.sender}-V-{story.request_number}"
         self._correlation = correlation_of(story.sender, story.request_number)
         self._transfer_id = ""
+        # A hospital tells all of one story through one door: through two, the later could overtake the earlier.
+        self._over_rest = {
+            ods for ods in (story.sender, story.receiver) if hospitals.has_rest and rng.random() < 0.35
+        }
 
     async def tell(self, ending: Ending) -> None:
         rng, story = self._rng, self._story
@@ -502,9 +519,8 @@ class _Transfer:
         story = self._story
         to = story.receiver if trust == story.sender else story.sender
         named = {"story": story.request_number}
-        await self._hospitals.send(
-            trust, message, what=what, expected=_ACCEPTED, news=news, news_to=to, **named
-        )
+        send = self._hospitals.send_over_rest if trust in self._over_rest else self._hospitals.send
+        await send(trust, message, what=what, expected=_ACCEPTED, news=news, news_to=to, **named)
         if self._rng.random() < 0.07:
             await self._hospitals.send(trust, message, what=f"{what}, again", expected=_REPEATED, **named)
         if self._rng.random() < 0.03:

@@ -1,0 +1,138 @@
+"""The hospitals that send over REST: each message under its one id, until the facade says that it is delivered."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import httpx
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from hub.demo.epr import Message
+from tests.chaos.fleet import hub_command
+from tests.chaos.ledger import Ledger, Sent
+
+_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503})
+_TOKEN_LIFE_S = 3600
+
+
+class RestDoor:
+    """Every trust's client of one facade. ``settings`` are what the facade's process needs."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._url, self._folder = f"http://127.0.0.1:{self._port}", folder
+        token_key = folder / "token.pem"
+        token_key.write_bytes(ECKey.generate_key("P-384").as_pem(private=True))
+        self.settings = {
+            "facade_port": f"{self._port}",
+            "facade_url": self._url,
+            "token_key_file": str(token_key),
+            "token_life_s": f"{_TOKEN_LIFE_S}",
+        }
+        self._key = ECKey.generate_key("P-384", {"kid": "chaos"})
+        self._clients: dict[str, str] = {}
+        self._tokens: dict[str, str] = {}
+        self._sent: Counter[str] = Counter()
+        self._http = httpx.AsyncClient(base_url=self._url, timeout=12)
+
+    async def join(self, trusts: Iterable[str], env: dict[str, str]) -> None:
+        """A client for each trust, made with the command that the hub team has."""
+        keys = self._folder / "clients.jwks.json"
+        keys.write_text(json.dumps({"keys": [self._key.as_dict(private=False)]}), encoding="utf-8")
+        for trust in trusts:
+            command = hub_command("clients", "add", "--trust", trust, "--name", "chaos", "--jwks", str(keys))
+            process = await asyncio.create_subprocess_exec(
+                *command, env=env, cwd=self._folder, stdout=asyncio.subprocess.PIPE
+            )
+            told, _ = await process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"no client for {trust}")
+            self._clients[trust] = told.decode().strip()
+
+    async def send(
+        self,
+        ledger: Ledger,
+        trust: str,
+        message: Message,
+        *,
+        what: str,
+        story: str,
+        expected: frozenset[str],
+        news: str | None = None,
+        news_to: str | None = None,
+    ) -> Sent:
+        """Until it is answered 200, or 409 that it was delivered before: then some earlier attempt was."""
+        attempts = 0
+        while True:
+            attempts += 1
+            with contextlib.suppress(httpx.HTTPError, OSError):
+                answer = await self._http.post(
+                    "/fhir/$process-message",
+                    content=message.body,
+                    headers={**message.headers, "Authorization": f"Bearer {await self._token(trust)}"},
+                )
+                if answer.status_code == 401:
+                    self._tokens.pop(trust, None)
+                elif answer.status_code not in _AGAIN:
+                    break
+            await asyncio.sleep(0.2)
+        is_duplicate = answer.status_code == 409 and b'"duplicate"' in answer.content
+        if answer.status_code != 200 and not (is_duplicate and attempts > 1):
+            raise RuntimeError(
+                f"{what}, {story}: the facade answered {answer.status_code}: {answer.text[:500]}"
+            )
+        self._sent[trust] += 1
+        sent = Sent(
+            trust,
+            f"rest.{trust}",
+            0,
+            self._sent[trust],
+            message.headers["x-request-id"],
+            hashlib.sha256(message.body).hexdigest(),
+            what,
+            story,
+            attempts,
+            expected,
+            news,
+            news_to,
+        )
+        ledger.sent.append(sent)
+        return sent
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _token(self, trust: str) -> str:
+        """Raises httpx.HTTPError while the facade is away."""
+        if trust not in self._tokens:
+            now = int(time.time())
+            client_id = self._clients[trust]
+            claims = {
+                "iss": client_id,
+                "sub": client_id,
+                "aud": f"{self._url}/oauth2/token",
+                "iat": now,
+                "exp": now + 240,
+                "jti": str(uuid.uuid4()),
+            }
+            form = {
+                "grant_type": "client_credentials",
+                "client_assertion_type": _ASSERTION,
+                "client_assertion": jwt.encode(
+                    {"alg": "ES384", "kid": "chaos"}, claims, self._key, algorithms=["ES384"]
+                ),
+            }
+            answer = (await self._http.post("/oauth2/token", data=form)).raise_for_status()
+            self._tokens[trust] = str(answer.json()["access_token"])
+        return self._tokens[trust]
