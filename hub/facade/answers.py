@@ -1,41 +1,40 @@
 """Trees in, trees out."""
 
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
 from fastapi import Response
 
-from hub.domain.transfer import Transfer
 from hub.facade.capability import FHIR_JSON
 from hub.fhir import decimals
 from hub.fhir.tree import Tree
 
 
-def etag(transfer: Transfer) -> str:
-    """The version of a transfer as HTTP says it."""
-    return f'W/"{transfer.version}"'
+def validators(resource: Tree) -> dict[str, str]:
+    """ETag and Last-Modified of a resource with its meta (RFC 9110, 8.8)."""
+    changed_at = _changed_at(resource)
+    return {"ETag": _etag(resource), "Last-Modified": format_datetime(changed_at, usegmt=True)}
 
 
-def validators(transfer: Transfer) -> dict[str, str]:
-    """ETag and Last-Modified (RFC 9110, 8.8)."""
-    changed_at = (transfer.changed_at or transfer.requested_at).astimezone(UTC)
-    return {
-        "ETag": etag(transfer),
-        "Last-Modified": format_datetime(changed_at.replace(microsecond=0), usegmt=True),
-    }
-
-
-def is_unchanged(said: Mapping[str, str], transfer: Transfer) -> bool:
+def is_unchanged(said: Mapping[str, str], resource: Tree) -> bool:
     """Whether the caller has this version: by If-None-Match, else by If-Modified-Since (RFC 9110, 13.2.2)."""
     if known := said.get("if-none-match"):
-        return known.strip() == "*" or etag(transfer) in {each.strip() for each in known.split(",")}
+        return known.strip() == "*" or _etag(resource) in {each.strip() for each in known.split(",")}
     try:
         since = parsedate_to_datetime(said.get("if-modified-since", ""))
     except ValueError:
         return False
-    changed_at = (transfer.changed_at or transfer.requested_at).replace(microsecond=0)
-    return changed_at <= (since if since.tzinfo else since.replace(tzinfo=UTC))
+    return _changed_at(resource) <= (since if since.tzinfo else since.replace(tzinfo=UTC))
+
+
+def _etag(resource: Tree) -> str:
+    return f'W/"{resource["meta"].get("versionId", "1")}"'
+
+
+def _changed_at(resource: Tree) -> datetime:
+    """To the second, as HTTP has it."""
+    return datetime.fromisoformat(resource["meta"]["lastUpdated"]).replace(microsecond=0)
 
 
 def tree_of(body: bytes) -> Tree | None:

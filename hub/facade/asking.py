@@ -35,7 +35,7 @@ async def create_request(
     transfer = await facade.transfer(str(transfer_id), caller, served)
     shown = await facade.as_requests([transfer], caller.reader)
     location = {"Location": f"{facade.base}/ServiceRequest/{transfer.id}"}
-    return fhir(shown[0], 201, location | validators(transfer))
+    return fhir(shown[0], 201, location | validators(shown[0]))
 
 
 async def create_task(
@@ -136,7 +136,8 @@ async def taken(
         answer(await facade.take(request, body, caller, more))
     except FacadeError as error:
         if error.status == 412:
-            error.headers = {"ETag": validators(await facade.transfer(transfer.id, caller, served))["ETag"]}
+            now = await facade.transfer(transfer.id, caller, served)
+            error.headers = {"ETag": f'W/"{now.version}"'}
         raise
 
 
@@ -214,4 +215,4 @@ async def _task(
     transfer = await facade.transfer(transfer_id, caller, served)
     [task] = await facade.as_tasks([transfer], caller.reader)
     location = {"Location": f"{facade.base}/Task/{transfer.id}"} if status == 201 else {}
-    return fhir(task, status, location | validators(transfer))
+    return fhir(task, status, location | validators(task))

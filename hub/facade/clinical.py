@@ -1,6 +1,7 @@
 """The request and the patient of a transfer, as a party may read them: from what was said last, by the rules of the inbox."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from hub.domain.ids import OdsCode
@@ -18,10 +19,10 @@ def service_request(
     transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees = Sees.CLINICAL
 ) -> Tree | None:
     """The request as its sender wrote it last, with the status that the transfer has now. None if nobody wrote one."""
-    found = _last("ServiceRequest", transfer, reader, said, {transfer.sender}, sensitive=sensitive)
-    if found is None:
+    told = _told("ServiceRequest", transfer, reader, said, {transfer.sender}, sensitive=sensitive)
+    if not told:
         return None
-    resource, entries = found
+    _, resource, entries = told[-1]
     request = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
     return {
         **_lessened(request, level, _REQUEST_MINIMUM),
@@ -41,44 +42,48 @@ def patient(
     level: Sees = Sees.CLINICAL,
 ) -> Tree:
     """The patient as the reader's own record has them, else as the other hospital told of them; else by number alone."""
-    told = [each for each in said if each.transfer_id == transfer.id]
-    for author in (reader, transfer.other(reader)):
-        found = _last("Patient", transfer, reader, told, {author}, sensitive=sensitive)
-        if found is not None:
-            resource, entries = found
-            shown = _lessened(detached(resource, entries, {}), level, _PATIENT_MINIMUM)
-            return {**shown, "id": transfer.person_id, "meta": _meta(transfer)}
+    then = patient_then(transfer, reader, said, sensitive=sensitive, level=level)
+    if then:
+        return then[-1]
     known = [{"system": NHS_NUMBER, "value": nhs_number}] if nhs_number else []
     return {
         "resourceType": "Patient",
         "id": transfer.person_id,
-        "meta": _meta(transfer),
+        "meta": {"versionId": "1", "lastUpdated": instant(transfer.requested_at)},
         **({"identifier": known} if known else {}),
     }
 
 
-def encounter(
-    transfer: Transfer,
-    end: str,
-    reader: OdsCode,
-    said: Iterable[Said],
-    *,
-    sensitive: bool,
-    level: Sees = Sees.CLINICAL,
-) -> Tree | None:
-    """The stay at one end of a transfer (``sender`` or ``receiver``), as that hospital told it last. None if it told none."""
+def patient_then(
+    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees
+) -> list[Tree]:
+    """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's."""
+    every = list(said)
+    for author in (reader, transfer.other(reader)):
+        told = _told("Patient", transfer, reader, every, {author}, sensitive=sensitive)
+        if told:
+            shown = [_lessened(detached(r, entries, {}), level, _PATIENT_MINIMUM) for _, r, entries in told]
+            return _versions(transfer.person_id, [each for each, _, _ in told], shown)
+    return []
+
+
+def encounter_then(
+    transfer: Transfer, end: str, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees
+) -> list[Tree]:
+    """The stay at one end of a transfer (``sender`` or ``receiver``), as each message of that hospital told it, oldest first."""
     author = transfer.sender if end == "sender" else transfer.receiver
-    told = [each for each in said if each.trust == author]
-    found = _last("Encounter", transfer, reader, told, {author}, sensitive=sensitive)
-    if found is None:
-        return None
-    resource, entries = found
-    shown = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
-    return {
-        **_lessened(shown, level, _ENCOUNTER_MINIMUM),
-        "id": f"{transfer.id}-{end}",
-        "meta": _meta(transfer),
-    }
+    told = _told("Encounter", transfer, reader, said, {author}, sensitive=sensitive)
+    addresses = {"Patient": f"Patient/{transfer.person_id}"}
+    shown = [_lessened(detached(r, entries, addresses), level, _ENCOUNTER_MINIMUM) for _, r, entries in told]
+    return _versions(f"{transfer.id}-{end}", [each for each, _, _ in told], shown)
+
+
+def _versions(name: str, times: Sequence[datetime], shown: Sequence[Tree]) -> list[Tree]:
+    """Each telling is a version, numbered from 1."""
+    return [
+        {**each, "id": name, "meta": {"versionId": str(number), "lastUpdated": instant(at)}}
+        for number, (at, each) in enumerate(zip(times, shown, strict=True), 1)
+    ]
 
 
 def provenance(transfer: Transfer, version: int) -> Tree:
@@ -118,7 +123,7 @@ def _lessened(resource: Tree, level: Sees, minimum: frozenset[str]) -> Tree:
     return {name: value for name, value in resource.items() if name.removeprefix("_") in minimum}
 
 
-def _last(
+def _told(
     kind: str,
     transfer: Transfer,
     reader: OdsCode,
@@ -126,8 +131,11 @@ def _last(
     authors: set[OdsCode],
     *,
     sensitive: bool,
-) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
-    """The last resource of a kind that one of the authors told, as the reader may see it, and what came with it."""
+) -> list[tuple[datetime, Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
+    """Each resource of a kind that one of the authors told of this transfer, as the reader may see it, and what came with it;
+    oldest first, with when it came.
+    """
+    found = []
     for each in said:
         if each.transfer_id != transfer.id or each.trust not in authors:
             continue
@@ -139,10 +147,10 @@ def _last(
                 each.resources, transfer.part_of(each.trust), transfer.part_of(reader), sensitive=sensitive
             )
         )
-        for entry in entries:
-            if entry["resource"]["resourceType"] == kind:
-                return entry["resource"], entries
-    return None
+        of_kind = [e["resource"] for e in entries if e["resource"]["resourceType"] == kind]
+        if of_kind:
+            found.append((each.received_at, of_kind[0], entries))
+    return found[::-1]
 
 
 def _meta(transfer: Transfer) -> Tree:

@@ -59,34 +59,8 @@ async def read_task(
     del body
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     await facade.seen(caller, served, transfer)
-    if is_unchanged(request.headers, transfer):
-        return Response(status_code=304, headers=validators(transfer))
-    return await _task(facade, transfer, caller)
-
-
-async def history_task(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body
-    transfer = await facade.transfer(request.path_params["id"], caller, served)
-    await facade.seen(caller, served, transfer)
-    then = tasks.versions(transfer, caller.reader)[::-1]
-    shown = await facade.as_tasks(then, caller.reader)
-    return fhir(_history(shown, facade.base))
-
-
-async def vread_task(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body
-    transfer = await facade.transfer(request.path_params["id"], caller, served)
-    wanted = request.path_params["version"]
-    then = [each for each in tasks.versions(transfer, caller.reader) if str(each.version) == wanted]
-    if not then:
-        await facade.denied(caller, served, "unknown", transfer)
-        raise not_found()
-    await facade.seen(caller, served, transfer, version=then[0].version)
-    return await _task(facade, then[0], caller)
+    [task] = await facade.as_tasks([transfer], caller.reader)
+    return _given(request, task)
 
 
 async def search_transfers(
@@ -163,40 +137,62 @@ async def _part(
         await facade.denied(caller, served, "unknown", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer)
-    if is_unchanged(request.headers, transfer):
-        return Response(status_code=304, headers=validators(transfer))
-    return fhir(found[0], headers=validators(transfer))
+    return _given(request, found[0])
 
 
-async def history_request(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
+async def history(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
     del body
-    transfer = await facade.transfer(request.path_params["id"], caller, served)
-    found = await facade.as_requests_then(transfer, caller.reader)
-    if not found:
-        await facade.denied(caller, served, "not-readable", transfer)
-        raise not_found()
+    transfer, versions = await _then(facade, request, caller, served)
     await facade.seen(caller, served, transfer)
-    return fhir(_history(found[::-1], facade.base))
+    return fhir(_history(versions[::-1], facade.base))
 
 
-async def vread_request(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
+async def vread(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
     del body
-    transfer = await facade.transfer(request.path_params["id"], caller, served)
+    transfer, versions = await _then(facade, request, caller, served)
     wanted = request.path_params["version"]
-    found = [
-        each
-        for each in await facade.as_requests_then(transfer, caller.reader)
-        if each["meta"]["versionId"] == wanted
-    ]
+    found = [each for each in versions if each["meta"]["versionId"] == wanted]
     if not found:
         await facade.denied(caller, served, "unknown", transfer)
         raise not_found()
-    await facade.seen(caller, served, transfer, version=wanted)
-    return fhir(found[0], headers={"ETag": f'W/"{wanted}"'})
+    await facade.seen(caller, served, transfer, version=found[0]["meta"]["versionId"])
+    return fhir(found[0], headers=validators(found[0]))
+
+
+async def _then(
+    facade: Facade, request: Request, caller: Caller, served: Served
+) -> tuple[Transfer, list[Tree]]:
+    """Every version of a resource that the caller may see, oldest first, and the transfer it is read by. Raises FacadeError (404)."""
+    name = request.path_params["id"]
+    if served.resource == "Patient":
+        transfer = await _last_with(facade, name, caller, served)
+        versions = await facade.as_patient_then(transfer, caller.reader)
+    elif served.resource == "Encounter":
+        transfer = await facade.transfer(name.rpartition("-")[0], caller, served)
+        every = await facade.as_encounters([transfer], caller.reader, every=True)
+        versions = [each for each in every if each["id"] == name]
+    else:
+        transfer = await facade.transfer(name, caller, served)
+        versions = await (
+            facade.as_requests_then(transfer, caller.reader)
+            if served.resource == "ServiceRequest"
+            else facade.as_tasks(tasks.versions(transfer, caller.reader), caller.reader)
+        )
+    if not versions:
+        await facade.denied(caller, served, "not-readable", transfer)
+        raise not_found()
+    return transfer, versions
+
+
+async def _last_with(facade: Facade, person_id: str, caller: Caller, served: Served) -> Transfer:
+    """The last transfer by which a patient may be read. Raises FacadeError (404)."""
+    wanted = Wanted(persons=(person_id,), limit=searching.COUNT_MAX)
+    transfers, _ = await search.search(facade.engine, caller.trust, wanted, caller.broken)
+    for each in transfers:
+        if sees(each, caller.reader, facade.now()) >= Sees.MINIMUM:
+            return each
+    await facade.denied(caller, served, "no-relationship", transfers[0] if transfers else None)
+    raise not_found()
 
 
 def _history(versions: Sequence[Tree], base: str) -> Tree:
@@ -230,9 +226,7 @@ async def read_request(
         await facade.denied(caller, served, "not-readable", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer)
-    if is_unchanged(request.headers, transfer):
-        return Response(status_code=304, headers=validators(transfer))
-    return fhir(found[0], headers=validators(transfer))
+    return _given(request, found[0])
 
 
 async def read_patient(
@@ -240,14 +234,17 @@ async def read_patient(
 ) -> Response:
     """A legitimate relationship is a transfer that both are part of; the last that may be read counts."""
     del body
-    wanted = Wanted(persons=(request.path_params["id"],), limit=searching.COUNT_MAX)
-    transfers, _ = await search.search(facade.engine, caller.trust, wanted, caller.broken)
-    found = await facade.as_patients(transfers, caller.reader)
-    if not found:
-        await facade.denied(caller, served, "no-relationship", transfers[0] if transfers else None)
-        raise not_found()
-    await facade.seen(caller, served, transfers[0])
-    return fhir(found[0])
+    transfer = await _last_with(facade, request.path_params["id"], caller, served)
+    [patient] = await facade.as_patients([transfer], caller.reader)
+    await facade.seen(caller, served, transfer)
+    return _given(request, patient)
+
+
+def _given(request: Request, resource: Tree) -> Response:
+    """A resource, or 304 where the caller has this version."""
+    if is_unchanged(request.headers, resource):
+        return Response(status_code=304, headers=validators(resource))
+    return fhir(resource, headers=validators(resource))
 
 
 async def break_the_glass(
@@ -530,8 +527,8 @@ HANDLERS: Mapping[str, Handler] = {
     "patch_task": asking.patch_task,
     "create_task": asking.create_task,
     "create_request": asking.create_request,
-    "history_task": history_task,
-    "vread_task": vread_task,
+    "history_task": history,
+    "vread_task": vread,
     "create_subscription": wishes.create_subscription,
     "read_subscription": wishes.read_subscription,
     "search_subscription": wishes.search_subscription,
@@ -545,8 +542,12 @@ HANDLERS: Mapping[str, Handler] = {
     "read_provenance": read_provenance,
     "search_message_header": search_message_header,
     "read_message_header": read_message_header,
-    "history_request": history_request,
-    "vread_request": vread_request,
+    "history_request": history,
+    "vread_request": vread,
+    "history_encounter": history,
+    "vread_encounter": vread,
+    "history_patient": history,
+    "vread_patient": vread,
     "search_location": search_location,
     "read_location": read_location,
     "search_organization": search_organization,
@@ -582,11 +583,6 @@ def _numbered(payload: bytes, seq: int) -> Tree:
     """A message of the inbox under its number: that is its address and what is acknowledged."""
     bundle: Tree = decimals.loads(payload)
     return bundle | {"id": str(seq)}
-
-
-async def _task(facade: Facade, transfer: Transfer, caller: Caller) -> Response:
-    [task] = await facade.as_tasks([transfer], caller.reader)
-    return fhir(task, headers=validators(transfer))
 
 
 def _organisation(profile: TrustProfile) -> Tree:

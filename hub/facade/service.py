@@ -245,13 +245,17 @@ class Facade:
             for each in reversed(readable)
         ]
 
-    async def as_encounters(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
-        """The stays of those transfers of which this trust may read them: at the sender's, at the receiver's."""
+    async def as_encounters(
+        self, transfers: Sequence[Transfer], reader: Reader, *, every: bool = False
+    ) -> list[Tree]:
+        """The stays of those transfers of which this trust may read them: at the sender's, at the receiver's; as they are, or
+        ``every`` version, oldest first.
+        """
         readable = self._readable(transfers, reader)
         said = await search.said_of(self.engine, readable)
         secret = await search.restricted(self.engine, {each.person_id for each in readable})
         found = [
-            clinical.encounter(
+            clinical.encounter_then(
                 each,
                 end,
                 reader.trust,
@@ -262,7 +266,20 @@ class Facade:
             for each in readable
             for end in ("sender", "receiver")
         ]
-        return [each for each in found if each is not None]
+        return [each for then in found for each in (then if every else then[-1:])]
+
+    async def as_patient_then(self, transfer: Transfer, reader: Reader) -> list[Tree]:
+        """The patient as each message of this transfer told of them, oldest first."""
+        now = await self.as_patients([transfer], reader)
+        if not now:
+            return []
+        said = await search.said_of(self.engine, [transfer])
+        secret = await search.restricted(self.engine, {transfer.person_id})
+        level = sees(transfer, reader, self.now())
+        then = clinical.patient_then(
+            transfer, reader.trust, said, sensitive=transfer.person_id in secret, level=level
+        )
+        return then or now
 
     async def as_provenance(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """Who made each version of these transfers that this trust may see."""

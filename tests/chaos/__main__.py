@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
+import yaml
 
 from hub.domain.trust import Directory
 from hub.trusts import load_directory
@@ -104,7 +105,7 @@ async def run_seed(
         faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
         hospitals = Hospitals(directory, ledger, kafka.bootstrap_servers, _PARTITIONS, seed, rng, told, door)
         _say(
-            f"seed {seed}: {', '.join(ledger.trusts)}; {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
+            f"seed {seed}: {', '.join(ledger.trusts)} ({', '.join(p.ods for p in directory if p.doors.outward == 'polled')} fetches); {', '.join(m.name for m in fleet.members)}; {len(faults)} faults; {folder}"
         )
         fleet.started()
         trouble = Trouble(fleet, kafka, postgres, dsn)
@@ -116,6 +117,7 @@ async def run_seed(
                 tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S), name="hospitals")
             told = time.monotonic()
             left = await _drain(ledger, dsn, kafka.bootstrap_servers)
+            await hospitals.end()
         finally:
             await fleet.end()
         drained = time.monotonic()
@@ -155,6 +157,12 @@ def _some_trusts(rng: random.Random, schemas: Path) -> Directory:
     for ods in sorted({*journeys.TRUSTS, *others}):
         shutil.copytree(ROOT / "schemas" / "trusts" / ods, schemas / "trusts" / ods)
     shutil.copy(ROOT / "schemas" / "clocks.yaml", schemas)
+    # One that has no topic to read: it fetches.
+    profile = schemas / "trusts" / others[0] / "profile.yaml"
+    said = yaml.safe_load(profile.read_text(encoding="utf-8")) | {"doors": {"outward": "polled"}}
+    profile.write_text(
+        f"# Illustration, not supplied or endorsed by the trust.\n{yaml.safe_dump(said)}", encoding="utf-8"
+    )
     return load_directory(schemas)
 
 

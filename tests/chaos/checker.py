@@ -120,7 +120,7 @@ class Tables:
     transfers: Sequence[Row]
     identifiers: Sequence[Row]
     history: Sequence[Row]
-    outbox: Sequence[Row]
+    outbox: list[dict[str, Any]]
     audit: Sequence[Row]
     incidents: Sequence[Row]
     brakes: Sequence[Row]
@@ -134,6 +134,8 @@ async def check(ledger: Ledger, dsn: str, bootstrap_servers: str) -> Verdict:
         await asyncio.to_thread(read_topics, bootstrap_servers, ledger.topics(purpose))
         for purpose in ("events", "inbox", "receipts")
     ]
+    inboxes += _fetched(ledger, "inbox")
+    receipts += _fetched(ledger, "receipts")
     verdict = Verdict()
     for sentence in extra:
         verdict.say("duplicate_effects", sentence)
@@ -147,6 +149,16 @@ def _answered(ledger: Ledger) -> list[Record]:
         Record(each.topic, each.partition, each.offset, "", {}, each.sha256, b"")
         for each in ledger.sent
         if each.topic.startswith(REST)
+    ]
+
+
+def _fetched(ledger: Ledger, purpose: str) -> list[Record]:
+    """What hospitals fetched over REST, as if it lay on their topics in the order in which it was given."""
+    return [
+        Record(each.topic, 0, number, each.key, each.headers, "", each.body)
+        for trust, messages in ledger.fetched.items()
+        for number, each in enumerate(messages)
+        if each.topic == ledger.topic(trust, purpose)
     ]
 
 
@@ -171,6 +183,11 @@ def _put_in_place(ledger: Ledger, tables: Tables) -> list[str]:
         elif row["disposition"] != "duplicate" or row["sha256"] != each.sha256:
             wrong.append(f"{each.what}, {each.story}: a repetition over REST is {row['disposition']}")
     tables.messages[:] = kept
+    number = {each.seq: n for messages in ledger.fetched.values() for n, each in enumerate(messages)}
+    tables.outbox[:] = [
+        row | {"sent_partition": 0, "sent_offset": number[row["seq"]]} if row["seq"] in number else row
+        for row in tables.outbox
+    ]
     return wrong
 
 
@@ -197,10 +214,13 @@ async def load(dsn: str) -> Tables:
                 history=await fetch(
                     "select transfer_id, version, event_id, step, to_state from transfer_history"
                 ),
-                outbox=await fetch(
-                    "select seq, receiver, topic, key, event_id, transfer_id, state, sent_partition, sent_offset,"
-                    " last_error from outbox"
-                ),
+                outbox=[
+                    dict(row)
+                    for row in await fetch(
+                        "select seq, receiver, topic, key, event_id, transfer_id, state, sent_partition, sent_offset,"
+                        " last_error from outbox"
+                    )
+                ],
                 audit=await fetch(
                     "select entry, code, event_id, transfer_id, counterpart, detail::text from audit_entry"
                 ),

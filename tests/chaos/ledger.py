@@ -62,11 +62,23 @@ class Journey:
     waited_for: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One message that a hospital fetched over REST, under its number; `topic` is where it would lie otherwise."""
+
+    seq: int
+    topic: str
+    key: str
+    headers: dict[str, str]
+    body: bytes
+
+
 @dataclass(slots=True)
 class Ledger:
-    """All that one seed sent."""
+    """All that one seed sent, and what was fetched, by trust, in order, each once."""
 
     trusts: tuple[str, ...]
+    fetched: dict[str, list[Fetched]] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
     stories: dict[str, Story] = field(default_factory=dict)
     journeys: dict[str, Journey] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The hospitals that send over REST: each message under its one id, until the facade says that it is delivered."""
+"""The hospitals that speak REST: each message is sent under its one id until the facade says that it is delivered; what waits is fetched."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,15 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from hub.demo.epr import Message
+from hub.demo.epr import Message, correlation_of
 from tests.chaos.fleet import hub_command
-from tests.chaos.ledger import Ledger, Sent
+from tests.chaos.ledger import Fetched, Ledger, Sent
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503})
@@ -110,6 +111,32 @@ class RestDoor:
         ledger.sent.append(sent)
         return sent
 
+    async def fetch(self, ledger: Ledger, trust: str) -> list[Fetched]:
+        """What waits for this trust and was not fetched yet; acknowledged once it is in the ledger. Empty while the facade is away."""
+        try:
+            said = {"Authorization": f"Bearer {await self._token(trust)}"}
+            answer = await self._http.get("/fhir/$inbox", headers=said)
+            if answer.status_code != 200:
+                if answer.status_code == 401:
+                    self._tokens.pop(trust, None)
+                return []
+            had = ledger.fetched.setdefault(trust, [])
+            known = {each.seq for each in had}
+            bundles = [each["resource"] for each in answer.json().get("entry", ())]
+            new = [_fetched(each, trust, ledger) for each in bundles]
+            new = [each for each in new if each.seq not in known]
+            had += new
+            parameters = [{"name": "message", "valueId": each["id"]} for each in bundles]
+            if parameters:
+                body = json.dumps({"resourceType": "Parameters", "parameter": parameters})
+                said["Content-Type"] = "application/fhir+json"
+                # What is not acknowledged is given again, and known then.
+                with contextlib.suppress(httpx.HTTPError, OSError):
+                    await self._http.post("/fhir/$ack", content=body, headers=said)
+        except (httpx.HTTPError, OSError):
+            return []
+        return new
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -136,3 +163,26 @@ class RestDoor:
             answer = (await self._http.post("/oauth2/token", data=form)).raise_for_status()
             self._tokens[trust] = str(answer.json()["access_token"])
         return self._tokens[trust]
+
+
+def _fetched(bundle: dict[str, Any], trust: str, ledger: Ledger) -> Fetched:
+    """A message as the checker looks at one from a topic: by what the Bundle itself says."""
+    header = bundle["entry"][0]["resource"]
+    event_type = header["eventCoding"]["code"]
+    headers = {"event-id": bundle["identifier"]["value"], "outbox-seq": bundle["id"]}
+    if event_type == "receipt":
+        message_id = next(e["valueString"] for e in header["extension"] if e["url"].endswith("x-request-id"))
+        headers["x-request-id"] = key = message_id
+    else:
+        key = header["focus"][0]["reference"].removeprefix("urn:uuid:")
+        source = header["sender"]["identifier"]["value"]
+        requests = [
+            each["resource"]["identifier"][0]["value"]
+            for each in bundle["entry"]
+            if each["resource"]["resourceType"] == "ServiceRequest" and "identifier" in each["resource"]
+        ]
+        headers |= {"event-type": event_type, "transfer-id": key, "source-ods": source}
+        if requests:
+            headers["x-correlation-id"] = correlation_of(source, requests[0])
+    topic = ledger.topic(trust, "receipts" if event_type == "receipt" else "inbox")
+    return Fetched(int(bundle["id"]), topic, key, headers, json.dumps(bundle).encode())

@@ -224,6 +224,37 @@ class Inbox:
                     await asyncio.wait_for(self.changed.wait(), min(left, 2))
 
 
+@dataclass
+class FetchedInbox(Inbox):
+    """The inbox of a trust that has none in Kafka: fetched over REST and acknowledged, through every outage."""
+
+    ledger: Ledger | None = None
+    rest: RestDoor | None = None
+
+    async def read_on(self) -> None:
+        """Until `closed`; and then what is still there."""
+        assert self.rest is not None
+        assert self.ledger is not None
+        while True:
+            over = self.closed
+            new = await self.rest.fetch(self.ledger, self.trust)
+            self.seen += [
+                News(
+                    each.headers.get("event-type", ""),
+                    each.headers.get("transfer-id", ""),
+                    each.headers.get("x-correlation-id", ""),
+                    each.headers.get("x-request-id", ""),
+                )
+                for each in new
+            ]
+            if new:
+                async with self.changed:
+                    self.changed.notify_all()
+            elif over:
+                return
+            await asyncio.sleep(0.1)
+
+
 class Hospitals:
     """All stories of one seed. `rng` decides who, what and when; only the machine's speed adds to that."""
 
@@ -239,6 +270,7 @@ class Hospitals:
         rest: RestDoor | None = None,
     ) -> None:
         self._rest = rest
+        self._readers: list[asyncio.Task[None]] = []
         self._directory = directory
         self.ledger = ledger
         self._told = told
@@ -246,7 +278,12 @@ class Hospitals:
         self._rng = rng
         self._post = Post(bootstrap_servers, ledger)
         self._inboxes = {
-            each.ods: Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers) for each in directory
+            each.ods: FetchedInbox(
+                each.ods, each.inbox_topic, partitions, bootstrap_servers, ledger=ledger, rest=rest
+            )
+            if each.doors.outward == "polled"
+            else Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers)
+            for each in directory
         }
         self._receipts = {
             each.ods: Inbox(each.ods, each.receipts_topic, partitions, bootstrap_servers)
@@ -278,11 +315,18 @@ class Hospitals:
             await asyncio.gather(*tellers, *journeys.tellers(self, self._told, self._rng, spread_s))
         finally:
             for each in read:
-                each.closed = True
-            await asyncio.wait(readers, timeout=15)
+                if not isinstance(each, FetchedInbox):
+                    each.closed = True
+            self._readers = readers
             await self._post.close()
-            if self._rest is not None:
-                await self._rest.close()
+
+    async def end(self) -> None:
+        """When nothing is left to fetch."""
+        for each in self._inboxes.values():
+            each.closed = True
+        await asyncio.wait(self._readers, timeout=15)
+        if self._rest is not None:
+            await self._rest.close()
 
     async def _transfer(self, n: int, delay: float, rng: random.Random) -> None:
         odses = [each.ods for each in self._directory]

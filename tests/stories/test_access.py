@@ -80,6 +80,8 @@ async def test_what_each_end_may_read(hub, torbay, exeter, phase):
         f"/Patient/{person}", "/Patient", f"/Patient?_id={person}", f"/Patient?identifier={patient}",
         "/Task?_include=Task:focus&_include=Task:patient", "/ServiceRequest?_include=ServiceRequest:subject",
         f"/ServiceRequest/{transfer_id}/_history", f"/ServiceRequest/{transfer_id}/_history/1",
+        f"/Patient/{person}/_history", f"/Patient/{person}/_history/1", f"/Encounter/{transfer_id}-sender/_history",
+        f"/Encounter/{transfer_id}-sender/_history/1",
         f"/Encounter/{transfer_id}-sender", "/Encounter", f"/Encounter?patient:identifier={patient}",
     ]  # fmt: skip
     for end, level in zip(End, MUST[phase], strict=True):

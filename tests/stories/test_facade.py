@@ -868,6 +868,10 @@ async def test_who_moved_a_transfer_and_what_was_told_can_be_looked_up(
     ]
     stays = (await at_torbay.get("/Encounter")).json()["entry"]
     assert [each["resource"]["id"] for each in stays] == [f"{transfer_id}-sender", f"{transfer_id}-receiver"]
+    history = (await at_torbay.get(f"/Encounter/{transfer_id}-sender/_history")).json()["entry"]
+    assert [each["resource"]["status"] for each in history] == ["finished", "in-progress"]
+    first = await at_torbay.get(f"/Encounter/{transfer_id}-sender/_history/1")
+    assert (first.json()["status"], first.headers["etag"]) == ("in-progress", 'W/"1"')
     unchanged = {"If-None-Match": (await at_torbay.get(f"/Encounter/{transfer_id}-sender")).headers["etag"]}
     again = await at_torbay.get(f"/Encounter/{transfer_id}-sender", headers=unchanged)
     assert again.status_code == 304

@@ -71,6 +71,10 @@ async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, po
         "headers": await at_exeter.get("/MessageHeader"),
         "request-history": await at_exeter.get(f"/ServiceRequest/{transfer_id}/_history"),
         "request-version": await at_torbay.get(f"/ServiceRequest/{transfer_id}/_history/1"),
+        "patient-history": await at_exeter.get(
+            f"/Patient/{(await at_exeter.get('/Patient')).json()['entry'][0]['resource']['id']}/_history"
+        ),
+        "stay-history": await at_torbay.get(f"/Encounter/{transfer_id}-sender/_history"),
         "places": await at_torbay.get("/Location"),
         "place": await at_torbay.get("/Location/RH801"),
         "nothing": await at_torbay.get(f"/Task/{uuid.uuid4()}"),
