@@ -33,6 +33,15 @@ class Served:
     writes: bool = False
 
 
+ONE_VERSION: Mapping[str, str] = {
+    "Bundle": "bundle",
+    "MessageHeader": "message_header",
+    "Provenance": "provenance",
+    "Organization": "organization",
+    "Location": "location",
+}
+"""Types whose resources are never another version of themselves here → how their interactions are named."""
+
 SERVED: Sequence[Served] = (
     Served("process_message", "POST", "/fhir/$process-message", "Bundle", "c",
            "Send a message; the answer is a message Bundle with its response (BaRS).", body=True, writes=True),
@@ -120,6 +129,10 @@ SERVED: Sequence[Served] = (
            "The trusts that have joined.", "search-type"),
     Served("read_organization", "GET", "/fhir/Organization/{id}", "Organization", "r",
            "One trust, by its ODS code.", "read"),
+    *(Served(f"history_{name}", "GET", f"/fhir/{resource}/{{id}}/_history", resource, "r",
+             "Its one version: it does not change here.", "history-instance") for resource, name in ONE_VERSION.items()),
+    *(Served(f"vread_{name}", "GET", f"/fhir/{resource}/{{id}}/_history/{{version}}", resource, "r",
+             "Its one version, 1.", "vread") for resource, name in ONE_VERSION.items()),
 )  # fmt: skip
 
 

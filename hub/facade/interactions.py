@@ -14,7 +14,7 @@ from hub.domain.trust import TrustProfile
 from hub.facade import asking, searching, tasks, wishes
 from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
 from hub.facade.answers import fhir, is_unchanged, tree_of, validators
-from hub.facade.capability import Served
+from hub.facade.capability import ONE_VERSION, Served
 from hub.facade.errors import FacadeError, bad_request, forbidden, information, not_found
 from hub.facade.send import answer
 from hub.facade.service import Facade
@@ -86,6 +86,9 @@ async def search_transfers(
         total = await search.count(facade.engine, caller.trust, asked.wanted, caller.broken)
     await facade.seen(caller, served, parameters=sorted({name for name, _ in asked.asked}), found=len(found))
     shown = await _SHOWN_AS[served.resource](facade, found, caller.reader)
+    if served.resource in searching.PARTS and (ids := {v for n, v in asked.asked if n == "_id"}):
+        named = {each for several in ids for each in several.split(",")}
+        shown = [each for each in shown if each["id"] in named]
     included: list[Tree] = []
     if "Task:focus" in asked.includes:
         included += await facade.as_requests(found, caller.reader)
@@ -208,7 +211,7 @@ def _history(versions: Sequence[Tree], base: str) -> Tree:
             "response": {
                 "status": "200",
                 "etag": f'W/"{each["meta"]["versionId"]}"',
-                "lastModified": each["meta"]["lastUpdated"],
+                **({"lastModified": at} if (at := each["meta"].get("lastUpdated")) else {}),
             },
         }
         for each in versions
@@ -508,6 +511,34 @@ async def read_organization(
     return fhir(_organisation(facade.directory[ods]))
 
 
+def _only_version(read: Handler) -> Handler:
+    """History and vread of what has one version here."""
+
+    async def handler(
+        facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
+    ) -> Response:
+        response = await read(facade, request, caller, served, body)
+        if response.status_code != 200:
+            return response
+        found: Tree = decimals.loads(bytes(response.body))
+        only = {**found, "meta": {**found.get("meta", {}), "versionId": "1"}}
+        if served.interaction == "history-instance":
+            return fhir(_history([only], facade.base))
+        if request.path_params["version"] != "1":
+            raise not_found()
+        return fhir(only, headers={"ETag": 'W/"1"'})
+
+    return handler
+
+
+_READ: Mapping[str, Handler] = {
+    "Bundle": read_bundle,
+    "MessageHeader": read_message_header,
+    "Provenance": read_provenance,
+    "Organization": read_organization,
+    "Location": read_location,
+}
+
 HANDLERS: Mapping[str, Handler] = {
     "process_message": process_message,
     "create_bundle": process_message,
@@ -552,6 +583,8 @@ HANDLERS: Mapping[str, Handler] = {
     "read_location": read_location,
     "search_organization": search_organization,
     "read_organization": read_organization,
+    **{f"history_{name}": _only_version(_READ[resource]) for resource, name in ONE_VERSION.items()},
+    **{f"vread_{name}": _only_version(_READ[resource]) for resource, name in ONE_VERSION.items()},
 }
 
 

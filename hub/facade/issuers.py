@@ -80,18 +80,19 @@ class Issuers:
         registered = self._registered(issuer)
         if not registered:
             raise TokenError("issuer", "No trust has registered the issuer of this token.")
-        reasons: list[TokenError] = []
+        reasons: list[TokenError | FacadeError] = []
         for address in sorted({each.jwks_url for each in registered.values()}):
             try:
                 claims = await self._claims(token, address)
-            except TokenError as error:
+            except (TokenError, FacadeError) as error:
+                # One trust's address that is away or knows the key not says nothing about another's.
                 reasons.append(error)
                 continue
             checked_claims(claims, issuer, self._audience, now)
             # Who may say where an issuer's keys are is the trust: another trust's address proves nothing for it.
             here = {ods: each for ods, each in registered.items() if each.jwks_url == address}
             return _person(claims, here, self._directory) if _is_person(here) else _system(claims, here)
-        raise reasons[0]
+        raise next((each for each in reasons if isinstance(each, FacadeError)), reasons[0])
 
     async def _claims(self, token: str, address: str) -> Mapping[str, Any]:
         kid = _key_id(token)

@@ -47,8 +47,14 @@ SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "_lastUpdated": _CHANGED,
         "identifier": ("token", "An NHS number, or your own hospital's number"),
     },
-    "Encounter": {"_lastUpdated": _CHANGED, "patient": _PATIENT, "subject": _PATIENT},
+    "Encounter": {
+        "_id": ("token", "{transfer}-sender or -receiver"),
+        "_lastUpdated": _CHANGED,
+        "patient": _PATIENT,
+        "subject": _PATIENT,
+    },
     "Provenance": {
+        "_id": ("token", "{transfer}-{version}"),
         "_lastUpdated": _CHANGED,
         "target": ("token", "Task/{id}: the transfer"),
         "patient": _PATIENT,
@@ -64,6 +70,8 @@ SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 """What can be searched by, for each type: FHIR's kind of parameter and what it means here. Whatever the type, what is looked for are transfers of the asking
 trust; a ServiceRequest and a Patient are found as part of one."""
+PARTS = frozenset({"Encounter", "Provenance"})
+"""Parts of a transfer: their ids are its id, a hyphen and which part."""
 INCLUDES: Mapping[str, frozenset[str]] = {
     "Task": frozenset({"Task:focus", "Task:patient"}),
     "ServiceRequest": frozenset({"ServiceRequest:patient", "ServiceRequest:subject"}),
@@ -189,6 +197,8 @@ def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
         return replace(wanted, persons=(*wanted.persons, *value.split(",")))
     if resource == "Patient" and name == "identifier":
         return replace(wanted, patients=(*wanted.patients, *map(_token_of, value.split(","))))
+    if resource in PARTS and name == "_id":
+        return replace(wanted, ids=(*wanted.ids, *(each.rpartition("-")[0] for each in value.split(","))))
     if name == "target":
         ids = tuple(each.rpartition("Task/")[2].partition("/")[0] for each in value.split(","))
         return replace(wanted, ids=(*wanted.ids, *ids))

@@ -280,13 +280,32 @@ async def test_no_byte_of_a_foreign_trust_comes_back(hub, facade, seed):
         *(f"/Patient?_id={row['person_id']}" for row in await hub.rows(t.person)),
         *(f"/Patient?identifier={each}" for each in (*numbers, *locals_)),
         "/Patient?_count=2",
+        "/Encounter?_count=2",
+        "/Provenance?_count=1",
+        "/MessageHeader?_count=2",
+        *(f"/Provenance?target=Task/{each}" for each in parties),
+        *(f"/MessageHeader?focus=Task/{each}" for each in parties),
+        *(f"/Encounter?_id={each}-sender,{each}-receiver" for each in parties),
+        *(
+            f"/{kind}{more}"
+            for each in parties
+            for kind in (f"Encounter/{each}-sender", f"Provenance/{each}-1", f"ServiceRequest/{each}")
+            for more in ("", "/_history", "/_history/1")
+        ),
+        *(f"/Patient/{row['person_id']}/_history" for row in await hub.rows(t.person)),
+        *(
+            f"/{kind}/{row['seq']}{more}"
+            for row in await hub.rows(t.outbox)
+            for kind in ("MessageHeader", "Bundle")
+            for more in ("", "/_history", "/_history/1")
+        ),
         "/ServiceRequest?_count=2&_include=ServiceRequest:subject",
         "/Task?_include=Task:focus&_include=Task:patient",
         *(f"/Bundle/{row['seq']}" for row in await hub.rows(t.outbox)),
     ]
     for ods, system in systems.items():
         hidden = [each for each in parties.items() if ods not in each[1][0]]
-        for path in rng.sample(paths, 70):
+        for path in rng.sample(paths, 90):
             while path:
                 answer = await system.get(path)
                 body = answer.json()
@@ -889,6 +908,12 @@ async def test_who_moved_a_transfer_and_what_was_told_can_be_looked_up(
     assert states == ["completed", "active", "active", "active", "active"]
     places = (await at_torbay.get("/Location?organization=Organization/RH8")).json()["entry"]
     assert "RH801" in {each["resource"]["id"] for each in places}
+    by_id = (await at_torbay.get(f"/Encounter?_id={transfer_id}-receiver")).json()["entry"]
+    assert [each["resource"]["id"] for each in by_id] == [f"{transfer_id}-receiver"]
+    for path in ("/Location/RH801", "/Organization/RH8", f"/Provenance/{transfer_id}-1"):
+        [only] = (await at_torbay.get(f"{path}/_history")).json()["entry"]
+        assert (await at_torbay.get(f"{path}/_history/1")).json() == only["resource"]
+        assert (await at_torbay.get(f"{path}/_history/2")).status_code == 404
     for path in (
         f"/Encounter/{transfer_id}-elsewhere",
         f"/Provenance/{transfer_id}-9",

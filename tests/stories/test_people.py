@@ -282,6 +282,20 @@ async def test_a_token_of_one_trusts_sign_in_is_worth_nothing_for_another(hub, t
             assert (await Somebody(facade, token).get("/Task")).status_code == status, (ods, status)
 
 
+async def test_an_address_that_is_away_is_its_own_trusts_trouble(hub, sign_in):
+    dead = Issuer(url=ISSUER, jwks_url="http://127.0.0.1:1/jwks", people=True, roles=ROLES)
+    real = Issuer(url=ISSUER, jwks_url=sign_in.address, people=True, roles=ROLES)
+    of = {"RH8": (real,), "RK9": (dead,)}
+    trusts = [each.model_copy(update={"issuers": of.get(each.ods, ())}) for each in hub.journey.directory]
+    facade = facade_of(hub, directory=Directory(trusts))
+    for ods, status in (("RH8", 200), ("RK9", 401)):
+        token = sign_in.person(hub.clock, ods, Role.CLINICIAN)
+        assert (await Somebody(facade, token).get("/Task")).status_code == status
+    unknown = ECKey.generate_key("P-256", {"kid": "nobody's"})
+    forged = sign_in.token(hub.clock, key=unknown, scope="user/*.rs")
+    assert (await Somebody(facade, forged).get("/Task")).status_code == 503
+
+
 async def test_a_trusts_own_issuer_speaks_for_its_systems(hub, torbay, sign_in):
     issuer = Issuer(url=ISSUER, jwks_url=sign_in.address)
     trusts = [
