@@ -11,12 +11,15 @@ from hub.store import schema
 from hub.store.tables import metadata
 from tests.live.conftest import _revive
 from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
+from tests.stories.test_asking import *  # noqa: F403
 from tests.stories.test_bad_input import *  # noqa: F403
 from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
 from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
+from tests.stories.test_people import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403
+from tests.stories.test_subscriptions import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403
 
 del test_no_byte_of_a_foreign_trust_comes_back  # noqa: F821 - long, and about rules and not about a database
