@@ -9,7 +9,8 @@ import random
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
@@ -82,41 +83,47 @@ class Notifier:
         if not await outbox.hold_lease(self._facade.engine, _LEASE, self._holder, until, now):
             return
         self._telling = {id_: task for id_, task in self._telling.items() if not task.done()}
-        for wish in await subscriptions.to_tell(self._facade.engine, now):
-            if wish.id not in self._telling:
+        for wish, waits in await subscriptions.to_tell(self._facade.engine, now):
+            is_over = wish.ends_at is not None and wish.ends_at <= now
+            is_due = waits or not wish.met or is_over or _wants_heartbeat(wish, now)
+            if is_due and wish.id not in self._telling:
                 self._telling[wish.id] = asyncio.create_task(self._tell(wish))
 
     async def _tell(self, wish: Subscription) -> None:
         try:
             await self._tell_all(wish)
+        except SQLAlchemyError as error:
+            self._facade.log.warning("store.unavailable", fault=fault_of(error))
         except (httpx.HTTPError, _NotTakenError, OSError) as error:
             said = str(error) if isinstance(error, _NotTakenError) else type(error).__name__
-            wait_s = backoff_s(
-                wish.failures + 1,
-                first_s=self._first_s,
-                max_s=self._max_s,
-                jitter=random.random(),
-            )
-            now = self._facade.now()
-            self._facade.log.warning(
-                "subscription.failed", subscription=wish.id, receiver=wish.trust, fault=said
-            )
-            again_at = now + timedelta(seconds=wait_s)
-            with suppress(OSError, SQLAlchemyError):
-                await subscriptions.failed(
-                    self._facade.engine, wish, said, now, again_at, bad_after=_BAD_AFTER
-                )
-        except (TimeoutError, SQLAlchemyError) as error:
-            self._facade.log.warning("store.unavailable", fault=fault_of(error))
+            await self._wait_after(wish, said)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the telling of others
+            self._facade.log.error("fault", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
+            await self._wait_after(wish, "a fault in the hub")
+
+    async def _wait_after(self, wish: Subscription, said: str) -> None:
+        """Leave a receiver alone for a while, the longer the more often it has failed."""
+        wait_s = backoff_s(
+            wish.failures + 1,
+            first_s=self._first_s,
+            max_s=self._max_s,
+            jitter=random.random(),
+        )
+        now = self._facade.now()
+        self._facade.log.warning("subscription.failed", subscription=wish.id, receiver=wish.trust, fault=said)
+        again_at = now + timedelta(seconds=wait_s)
+        with suppress(OSError, SQLAlchemyError):
+            await subscriptions.failed(self._facade.engine, wish, said, now, again_at, bad_after=_BAD_AFTER)
 
     async def _tell_all(self, wish: Subscription) -> None:
         engine, now, base = self._facade.engine, self._facade.now(), self._facade.base
         if wish.ends_at is not None and wish.ends_at <= now:
-            await subscriptions.change(engine, _off(wish), now)
+            await subscriptions.change(engine, replace(wish, status="off"), now)
             return
         if not wish.met:
             await self._post(wish, subscribing.notification(wish, "handshake", base, now))
             await subscriptions.took(engine, wish, now)
+            wish = replace(wish, met=True, status="active", failures=0, error=None, heard_at=now)
         content, told = subscribing.content_of(wish.resource), wish.told_number
         last = await subscriptions.number_events(engine, wish.id)
         while told < last:
@@ -127,9 +134,7 @@ class Notifier:
             await self._post(wish, bundle)
             await subscriptions.took(engine, wish, self._facade.now(), events, content=content)
             told = events[-1].number
-        period = subscribing.heartbeat_s(wish.resource)
-        is_quiet = wish.met and told == wish.told_number and wish.heard_at is not None
-        if period and is_quiet and wish.heard_at and wish.heard_at + timedelta(seconds=period) <= now:
+        if told == wish.told_number and _wants_heartbeat(wish, now):
             await self._post(wish, subscribing.notification(wish, "heartbeat", base, now))
             await subscriptions.took(engine, wish, now)
 
@@ -137,8 +142,8 @@ class Notifier:
         """Raises _NotTakenError, httpx.HTTPError, OSError."""
         url = wish.resource["channel"]["endpoint"]
         # Looked at again each time: a host can have been taken out of the profile since.
-        profile = self._facade.directory[wish.trust]
-        if not subscribing.is_registered(url, profile):
+        trusts = self._facade.directory
+        if wish.trust not in trusts or not subscribing.is_registered(url, trusts[wish.trust]):
             raise _NotTakenError("the endpoint's host is not registered in the trust's profile")
         if self._http is None:
             self._http = httpx.AsyncClient(
@@ -149,6 +154,14 @@ class Notifier:
         answer = await self._http.post(url, content=decimals.dumps(bundle), headers=said, timeout=timeout)
         if not answer.is_success:
             raise _NotTakenError(f"the endpoint answered HTTP {answer.status_code}")
+
+
+def _wants_heartbeat(wish: Subscription, now: datetime) -> bool:
+    """Whether nothing was said for as long as the subscriber wants to wait at most."""
+    period = subscribing.heartbeat_s(wish.resource)
+    if not period or not wish.met or wish.heard_at is None:
+        return False
+    return wish.heard_at + timedelta(seconds=period) <= now
 
 
 class _NotTakenError(Exception):
@@ -168,9 +181,3 @@ async def notification_of(
             for task in await facade.as_tasks(then, reader):
                 resources[each.number] = task
     return subscribing.notification(wish, kind, facade.base, facade.now(), events, resources, content)
-
-
-def _off(wish: Subscription) -> Subscription:
-    return Subscription(
-        wish.id, wish.trust, wish.client_id, wish.resource, wish.wanted, "off", wish.created_at, wish.ends_at
-    )

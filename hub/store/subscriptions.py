@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, insert, or_, select, update
+from sqlalchemy import case, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -119,13 +119,15 @@ async def all_of(engine: AsyncEngine, trust: str) -> list[Subscription]:
         return [_subscription(row) for row in await connection.execute(query)]
 
 
-async def to_tell(engine: AsyncEngine, now: datetime) -> list[Subscription]:
-    """Those that are not off and need not be left alone at ``now``."""
-    query = select(table).where(
+async def to_tell(engine: AsyncEngine, now: datetime) -> list[tuple[Subscription, bool]]:
+    """Those that are not off and need not be left alone at ``now``, each with whether something waits for it."""
+    unnumbered = exists().where(_e.subscription_id == _s.subscription_id, _e.number.is_(None))
+    waits = or_(_s.told_number < _s.last_number, unnumbered).label("waits")
+    query = select(table, waits).where(
         _s.status != "off", or_(_s.next_attempt_at.is_(None), _s.next_attempt_at <= now)
     )
     async with engine.connect() as connection:
-        return [_subscription(row) for row in await connection.execute(query)]
+        return [(_subscription(row), bool(row.waits)) for row in await connection.execute(query)]
 
 
 async def number_events(engine: AsyncEngine, subscription_id: str) -> int:

@@ -197,6 +197,7 @@ async def test_from_the_handshake_to_an_admission(
             "full-resource": ["requested", "received", "accepted"],
         }[content]
     )
+    assert [value(each, "status") for each in board.heard] == ["requested", "active", "active"]
     assert (transfer_id in str(board.heard)) is (content != "empty")
     assert MARSHWIGGLE.family not in str(board.heard)
 
