@@ -15,7 +15,7 @@ from hub.demo.rest_client import RestClient
 from tests.live.hub_process import live_hub
 from tests.stories.test_subscriptions import listening, wish
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(180)]
 EACH = 40
 
 
