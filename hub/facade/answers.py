@@ -1,6 +1,6 @@
 """Trees in, trees out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
@@ -44,6 +44,34 @@ def tree_of(body: bytes) -> Tree | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def parameters_of(body: bytes) -> list[Tree]:
+    """What a Parameters resource holds; nothing if it is none."""
+    found = (tree_of(body) or {}).get("parameter")
+    sound = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return found if sound and found else []
+
+
+def searchset(
+    found: Sequence[Tree], base: str, *, links: Sequence[Tree] = (), total: int | None = None
+) -> Tree:
+    """What was found. ``links`` and ``total`` where there are any."""
+    entries = [
+        {
+            "fullUrl": f"{base}/{each['resourceType']}/{each['id']}",
+            "resource": each,
+            "search": {"mode": "match"},
+        }
+        for each in found
+    ]
+    return {
+        "resourceType": "Bundle",
+        "type": "searchset",
+        **({"link": list(links)} if links else {}),
+        **({"total": total} if total is not None else {}),
+        **({"entry": entries} if entries else {}),
+    }
 
 
 def fhir(content: Tree | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

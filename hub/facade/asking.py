@@ -8,10 +8,11 @@ import jsonpatch
 import orjson
 from fastapi import Request, Response
 
-from hub.domain.transfer import WAITING, State, Transfer
+from hub.domain.transfer import State, Transfer
 from hub.facade.answers import fhir, tree_of, validators
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, not_found
+from hub.facade.searching import token_of_identifier
 from hub.facade.send import answer, request_id_of
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
@@ -19,7 +20,7 @@ from hub.fhir import decimals, headers
 from hub.fhir.systems import HUB_TRANSFER
 from hub.fhir.tree import Tree
 from hub.store import queries, search
-from hub.store.search import Token, Wanted
+from hub.store.search import Wanted
 
 
 async def create_request(
@@ -48,14 +49,12 @@ async def create_task(
     transfer = await _focus(facade, task, caller, served)
     is_asking = task.get("status") == "requested" and caller.trust == transfer.sender
     if is_asking and transfer.state is State.DRAFT:
-        body = await _asked_for_good(facade, transfer, caller)
-    elif not is_asking or transfer.state is State.INFO_REQUESTED or transfer.state not in WAITING:
+        message = await _asked_for_good(facade, transfer, caller)
+        await _taken(facade, request, caller, served, transfer, message)
+    # In these states an active ServiceRequest has asked already: there is nothing to say.
+    elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
-        body = decimals.dumps(_about(task, known))
-    else:
-        # The ServiceRequest was active: it has asked already.
-        return await _task(facade, transfer.id, caller, served, 201)
-    await taken(facade, request, caller, served, transfer, body)
+        await _taken(facade, request, caller, served, transfer, decimals.dumps(_about(task, known)))
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -70,7 +69,7 @@ async def update_task(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
             "Task.id",
         )
-    await taken(facade, request, caller, served, transfer, body)
+    await _taken(facade, request, caller, served, transfer, body)
     return await _task(facade, transfer_id, caller, served)
 
 
@@ -116,13 +115,13 @@ async def patch_task(
         transfer.id,
     ):
         raise bad_request("A patch may not make another resource of it.", "Task.id")
-    await taken(
+    await _taken(
         facade, request, caller, served, transfer, decimals.dumps(patched), {headers.PATCH_SHA256: sha256}
     )
     return await _task(facade, transfer.id, caller, served)
 
 
-async def taken(
+async def _taken(
     facade: Facade,
     request: Request,
     caller: Caller,
@@ -151,16 +150,9 @@ async def _focus(facade: Facade, task: Tree, caller: Caller, served: Served) -> 
         kind, _, name = str(each.get("reference", "")).removeprefix(f"{facade.base}/").partition("/")
         if kind == "ServiceRequest" and name and "/" not in name and "\x00" not in name:
             return await facade.transfer(name, caller, served)
-        identifier = each.get("identifier")
-        if (
-            isinstance(identifier, dict)
-            and isinstance(identifier.get("value"), str)
-            and "\x00" not in str(identifier)
-        ):
-            token = Token(identifier.get("system"), identifier["value"])
-            found, more = await search.search(
-                facade.engine, caller.trust, Wanted(identifiers=(token,), limit=1)
-            )
+        if token := token_of_identifier(each.get("identifier")):
+            wanted = Wanted(identifiers=(token,), limit=1)
+            found, more = await search.search(facade.engine, caller.trust, wanted)
             if more:
                 raise bad_request(
                     "More than one request has this identifier: refer to ServiceRequest/{id}.", "Task.focus"
@@ -168,7 +160,7 @@ async def _focus(facade: Facade, task: Tree, caller: Caller, served: Served) -> 
             if not found:
                 await facade.denied(caller, served, "unknown")
                 raise not_found()
-            return await facade.transfer(found[0].id, caller, served)
+            return found[0]
     raise bad_request(
         "Say which request it is about: Task.focus with a reference to ServiceRequest/{id}.",
         "Task.focus",

@@ -1,6 +1,7 @@
-"""The request and the patient of a transfer, as a party may read them: from what was said last, by the rules of the inbox."""
+"""The request, the patient and the stays of a transfer, as a party may read them: from what was said, by the rules of the inbox."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,67 +16,63 @@ from hub.journey.disclose import resources_for
 from hub.store.search import Said
 
 
-def service_request(
-    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees = Sees.CLINICAL
-) -> Tree | None:
+@dataclass(frozen=True, slots=True)
+class View:
+    """One transfer as one reader may see it. ``said`` is what its parties told of it, the last first; ``sensitive`` whether the
+    patient's whereabouts are kept back; ``level`` how much the reader may see, at least `Sees.MINIMUM`.
+    """
+
+    transfer: Transfer
+    reader: OdsCode
+    level: Sees
+    said: Sequence[Said]
+    sensitive: bool
+
+
+def service_request(view: View) -> Tree | None:
     """The request as its sender wrote it last, with the status that the transfer has now. None if nobody wrote one."""
-    told = _told("ServiceRequest", transfer, reader, said, {transfer.sender}, sensitive=sensitive)
+    transfer = view.transfer
+    told = _told("ServiceRequest", view, transfer.sender)
     if not told:
         return None
     _, resource, entries = told[-1]
     request = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
     return {
-        **_lessened(request, level, _REQUEST_MINIMUM),
+        **_lessened(request, view.level, _REQUEST_MINIMUM),
         "id": transfer.id,
-        "meta": _meta(transfer),
+        "meta": {
+            "versionId": str(transfer.version),
+            "lastUpdated": instant(transfer.changed_at or transfer.requested_at),
+        },
         "status": REQUEST_STATUS[transfer.state],
     }
 
 
-def patient(
-    transfer: Transfer,
-    reader: OdsCode,
-    said: Iterable[Said],
-    nhs_number: str | None,
-    *,
-    sensitive: bool,
-    level: Sees = Sees.CLINICAL,
-) -> Tree:
-    """The patient as the reader's own record has them, else as the other hospital told of them; else by number alone."""
-    then = patient_then(transfer, reader, said, sensitive=sensitive, level=level)
-    if then:
-        return then[-1]
-    known = [{"system": NHS_NUMBER, "value": nhs_number}] if nhs_number else []
-    return {
-        "resourceType": "Patient",
-        "id": transfer.person_id,
-        "meta": {"versionId": "1", "lastUpdated": instant(transfer.requested_at)},
-        **({"identifier": known} if known else {}),
-    }
-
-
-def patient_then(
-    transfer: Transfer, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees
-) -> list[Tree]:
-    """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's."""
-    every = list(said)
-    for author in (reader, transfer.other(reader)):
-        told = _told("Patient", transfer, reader, every, {author}, sensitive=sensitive)
+def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
+    """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's; if none did,
+    by number alone.
+    """
+    transfer = view.transfer
+    for author in (view.reader, transfer.other(view.reader)):
+        told = _told("Patient", view, author)
         if told:
-            shown = [_lessened(detached(r, entries, {}), level, _PATIENT_MINIMUM) for _, r, entries in told]
-            return _versions(transfer.person_id, [each for each, _, _ in told], shown)
-    return []
+            shown = [
+                _lessened(detached(r, entries, {}), view.level, _PATIENT_MINIMUM) for _, r, entries in told
+            ]
+            return _versions(transfer.person_id, [at for at, _, _ in told], shown)
+    known = {"identifier": [{"system": NHS_NUMBER, "value": nhs_number}]} if nhs_number else {}
+    return _versions(transfer.person_id, [transfer.requested_at], [{"resourceType": "Patient", **known}])
 
 
-def encounter_then(
-    transfer: Transfer, end: str, reader: OdsCode, said: Iterable[Said], *, sensitive: bool, level: Sees
-) -> list[Tree]:
+def encounter_then(view: View, end: str) -> list[Tree]:
     """The stay at one end of a transfer (``sender`` or ``receiver``), as each message of that hospital told it, oldest first."""
-    author = transfer.sender if end == "sender" else transfer.receiver
-    told = _told("Encounter", transfer, reader, said, {author}, sensitive=sensitive)
+    transfer = view.transfer
+    told = _told("Encounter", view, transfer.sender if end == "sender" else transfer.receiver)
     addresses = {"Patient": f"Patient/{transfer.person_id}"}
-    shown = [_lessened(detached(r, entries, addresses), level, _ENCOUNTER_MINIMUM) for _, r, entries in told]
-    return _versions(f"{transfer.id}-{end}", [each for each, _, _ in told], shown)
+    shown = [
+        _lessened(detached(r, entries, addresses), view.level, _ENCOUNTER_MINIMUM) for _, r, entries in told
+    ]
+    return _versions(f"{transfer.id}-{end}", [at for at, _, _ in told], shown)
 
 
 def _versions(name: str, times: Sequence[datetime], shown: Sequence[Tree]) -> list[Tree]:
@@ -124,38 +121,27 @@ def _lessened(resource: Tree, level: Sees, minimum: frozenset[str]) -> Tree:
 
 
 def _told(
-    kind: str,
-    transfer: Transfer,
-    reader: OdsCode,
-    said: Iterable[Said],
-    authors: set[OdsCode],
-    *,
-    sensitive: bool,
+    kind: str, view: View, author: OdsCode
 ) -> list[tuple[datetime, Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
-    """Each resource of a kind that one of the authors told of this transfer, as the reader may see it, and what came with it;
+    """Each resource of a kind that ``author`` told of the transfer, as the reader may see it, and what came with it;
     oldest first, with when it came.
     """
-    found = []
-    for each in said:
-        if each.transfer_id != transfer.id or each.trust not in authors:
+    transfer, found = view.transfer, []
+    for each in view.said:
+        if each.trust != author:
             continue
         # A hospital's own words come back to it as they were.
         entries: Sequence[Mapping[str, Any]] = (
             each.resources
-            if each.trust == reader
+            if author == view.reader
             else resources_for(
-                each.resources, transfer.part_of(each.trust), transfer.part_of(reader), sensitive=sensitive
+                each.resources,
+                transfer.part_of(author),
+                transfer.part_of(view.reader),
+                sensitive=view.sensitive,
             )
         )
         of_kind = [e["resource"] for e in entries if e["resource"]["resourceType"] == kind]
         if of_kind:
             found.append((each.received_at, of_kind[0], entries))
     return found[::-1]
-
-
-def _meta(transfer: Transfer) -> Tree:
-    """The version of the transfer that it was read with."""
-    return {
-        "versionId": str(transfer.version),
-        "lastUpdated": instant(transfer.changed_at or transfer.requested_at),
-    }

@@ -1,31 +1,23 @@
-"""The interactions, one function each. They raise FacadeError where the answer is no."""
+"""The interactions by name, and those that read transfers. They raise FacadeError where the answer is no."""
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
-from sqlalchemy import Row
 
-from hub.domain.ids import OdsCode, time_ordered_id
 from hub.domain.transfer import Transfer
-from hub.domain.trust import TrustProfile
-from hub.facade import asking, searching, tasks, wishes
-from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
+from hub.facade import asking, glass, inbox, places, searching, tasks, wishes
+from hub.facade.access import Reader, Sees, sees
 from hub.facade.answers import fhir, is_unchanged, tree_of, validators
 from hub.facade.capability import ONE_VERSION, Served
-from hub.facade.errors import FacadeError, bad_request, forbidden, information, not_found
+from hub.facade.errors import bad_request, not_found
 from hub.facade.send import answer
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
 from hub.fhir import decimals
-from hub.fhir.outgoing import instant
-from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION, ODS_SITE, canonical_system
 from hub.fhir.tree import Tree
-from hub.store import break_glass, outbox, queries, search
-from hub.store.break_glass import REASON_MIN, Grant
-from hub.store.search import Token, Wanted
+from hub.store import search
+from hub.store.search import Wanted
 
 Handler = Callable[[Facade, Request, Caller, Served, bytes], Awaitable[Response]]
 
@@ -169,11 +161,11 @@ async def _then(
     name = request.path_params["id"]
     if served.resource == "Patient":
         transfer = await _last_with(facade, name, caller, served)
-        versions = await facade.as_patient_then(transfer, caller.reader)
+        [versions] = await facade.as_patients_then([transfer], caller.reader)
     elif served.resource == "Encounter":
         transfer = await facade.transfer(name.rpartition("-")[0], caller, served)
-        every = await facade.as_encounters([transfer], caller.reader, every=True)
-        versions = [each for each in every if each["id"] == name]
+        stays = await facade.as_encounters_then([transfer], caller.reader)
+        versions = next((each for each in stays if each and each[0]["id"] == name), [])
     else:
         transfer = await facade.transfer(name, caller, served)
         versions = await (
@@ -250,267 +242,6 @@ def _given(request: Request, resource: Tree) -> Response:
     return fhir(resource, headers=validators(resource))
 
 
-async def break_the_glass(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    """Parameters ``patient`` (an identifier) and ``reason`` for sixty minutes of a patient whose hospital this is not."""
-    del request
-    if caller.person is None or caller.role not in MAY_BREAK_THE_GLASS:
-        await facade.denied(caller, served, "role")
-        raise forbidden("Only a clinician who signed in may break the glass.")
-    said = {each.get("name"): each for each in _parameters(body)}
-    reason = str(said.get("reason", {}).get("valueString", "")).strip()
-    named = said.get("patient", {}).get("valueIdentifier")
-    if len(reason) < REASON_MIN or "\x00" in reason:
-        raise bad_request(
-            f"Say why you must see this patient, in {REASON_MIN} characters or more: parameter reason, valueString.",
-            "Parameters.parameter.where(name='reason')",
-            "required",
-        )
-    if not isinstance(named, dict) or not isinstance(named.get("value"), str) or "\x00" in str(named):
-        raise bad_request(
-            "Name the patient: parameter patient, valueIdentifier with system and value.",
-            "Parameters.parameter.where(name='patient')",
-            "required",
-        )
-    token = Token(canonical_system(str(named.get("system") or NHS_NUMBER)), named["value"])
-    persons = await search.persons(facade.engine, caller.trust, token)
-    if not persons:
-        await facade.denied(caller, served, "unknown")
-        raise not_found()
-    now = facade.now()
-    given = Grant(
-        time_ordered_id(now, "break-glass", caller.client_id, uuid.uuid4().hex),
-        caller.trust,
-        caller.person.id,
-        caller.person.role_id,
-        persons[0],
-        reason[:2000],
-        now,
-    )
-    await break_glass.grant(facade.engine, given, persons, "rest", facade.directory)
-    answer_: Tree = {
-        "resourceType": "Parameters",
-        "parameter": [
-            {"name": "grant", "valueId": given.id},
-            {"name": "until", "valueInstant": instant(given.expires_at)},
-            *({"name": "patient", "valueReference": {"reference": f"Patient/{each}"}} for each in persons),
-        ],
-    }
-    return fhir(answer_)
-
-
-async def inbox(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
-    del served, body
-    _systems_only(caller)
-    profile = facade.directory[caller.trust]
-    if profile.doors.outward != "polled":
-        raise FacadeError(
-            422,
-            "SEND_UNPROCESSABLE_ENTITY",
-            "not-supported",
-            f"Your trust's messages go to its Kafka topic {profile.inbox_topic}. To fetch them here instead, ask the hub team "
-            "to set doors.outward to polled in your trust's profile.",
-        )
-    count = _count(request.query_params.get("_count", str(searching.COUNT)))
-    rows = await outbox.pending(facade.engine, caller.trust, count, facade.now())
-    entries = [
-        {"fullUrl": f"{facade.base}/Bundle/{row.seq}", "resource": _numbered(row.payload, row.seq)}
-        for row in rows
-    ]
-    bundle: Tree = {
-        "resourceType": "Bundle",
-        "type": "collection",
-        "link": [{"relation": "self", "url": f"{facade.base}/$inbox?_count={count}"}],
-    }
-    return fhir(bundle | ({"entry": entries} if entries else {}))
-
-
-async def acknowledge(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del request
-    _systems_only(caller)
-    seqs = _named_messages(body)
-    if not seqs:
-        raise bad_request(
-            'Send Parameters: {"resourceType": "Parameters", "parameter": [{"name": "message", "valueId": "17"}]}, with the id of '
-            "each Bundle that you have.",
-            "Parameters.parameter",
-        )
-    done, strange = await outbox.fetched(facade.engine, caller.trust, seqs, caller.client_id, facade.now())
-    if strange:
-        await facade.denied(caller, served, "unknown")
-        raise not_found()
-    return fhir(information(f"{done} acknowledged, {len(set(seqs)) - done} had been before."))
-
-
-async def read_bundle(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body
-    seq = _seq(request.path_params["id"]) or 0
-    found = await outbox.message_of(facade.engine, caller.trust, seq)
-    if found is None:
-        await facade.denied(caller, served, "unknown")
-        raise not_found()
-    payload, transfer_id = found
-    transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
-    # What waits in the inbox is given whatever has become of its transfer; looking back later is reading like any other.
-    if transfer and sees(transfer, caller.reader, facade.now()) is not Sees.CLINICAL:
-        await facade.denied(caller, served, "not-readable", transfer)
-        raise not_found()
-    await facade.seen(caller, served, transfer, message=seq)
-    return fhir(_numbered(payload, seq))
-
-
-async def read_message_header(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    """The header of a message of your inbox, under the message's number."""
-    del body
-    seq = _seq(request.path_params["id"]) or 0
-    found = await outbox.message_of(facade.engine, caller.trust, seq)
-    payload, transfer_id = found or (b"", None)
-    transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
-    if transfer is None:
-        await facade.denied(caller, served, "unknown")
-        raise not_found()
-    await facade.seen(caller, served, transfer, message=seq)
-    return fhir(_header(payload, seq, transfer.id))
-
-
-async def search_message_header(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    """The headers of your inbox's messages, waiting or had, the last first; `focus` narrows to one transfer."""
-    del body
-    said = request.query_params
-    count = _count(said.get("_count", str(searching.COUNT)))
-    before = said.get("_page", "")
-    if before and _seq(before) is None:
-        raise bad_request(
-            "_page is not one of this server's: follow the link `next` as it is.", "_page", "value"
-        )
-    focus = said.get("focus", "").removeprefix(f"{facade.base}/").removeprefix("Task/") or None
-    rows = await outbox.of_trust(
-        facade.engine, caller.trust, int(before) if before else None, count + 1, focus
-    )
-    shown: list[Row[Any]] = []
-    for row in rows[:count]:
-        transfer = await queries.transfer(facade.engine, row.transfer_id)
-        if sees(transfer, caller.reader, facade.now()) > Sees.NOTHING:
-            shown.append(row)
-    await facade.seen(caller, served, parameters=sorted({*said} & {"focus", "_count"}), found=len(shown))
-    address = f"{facade.base}/MessageHeader"
-    kept = [(name, value) for name, value in said.multi_items() if name in {"focus", "_count"}]
-    links = [{"relation": "self", "url": f"{address}?{urlencode(kept)}" if kept else address}]
-    if len(rows) > count:
-        following = [*kept, ("_page", str(rows[count - 1].seq))]
-        links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
-    entries = [
-        {
-            "fullUrl": f"{address}/{row.seq}",
-            "resource": _header(row.payload, row.seq, row.transfer_id),
-            "search": {"mode": "match"},
-        }
-        for row in shown
-    ]
-    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "link": links}
-    return fhir(bundle | ({"entry": entries} if entries else {}))
-
-
-def _header(payload: bytes, seq: int, transfer_id: str) -> Tree:
-    """A message's header by itself: what it is about can be read here."""
-    header: Tree = decimals.loads(payload)["entry"][0]["resource"]
-    return {**header, "id": str(seq), "focus": [{"reference": f"Task/{transfer_id}"}]}
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= searching.COUNT_MAX:
-        raise bad_request(f"_count must be a number from 1 to {searching.COUNT_MAX}.", "_count", "value")
-    return int(text)
-
-
-def _sites(facade: Facade) -> list[Tree]:
-    return [
-        {
-            "resourceType": "Location",
-            "id": site.ods,
-            "identifier": [{"system": ODS_SITE, "value": site.ods}],
-            "status": "active",
-            "name": site.name,
-            "mode": "instance",
-            "managingOrganization": {"reference": f"Organization/{profile.ods}", "type": "Organization"},
-        }
-        for profile in facade.directory
-        for site in profile.sites
-    ]
-
-
-async def search_location(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    """The places that the trusts run, as their profiles say."""
-    del body, caller, served
-    found = _sites(facade)
-    if wanted := request.query_params.get("identifier"):
-        codes = {each.rpartition("|")[2].upper() for each in wanted.split(",")}
-        found = [each for each in found if each["id"] in codes]
-    if name := request.query_params.get("name"):
-        found = [each for each in found if each["name"].lower().startswith(name.lower())]
-    if organisation := request.query_params.get("organization"):
-        owners = {f"Organization/{each.rpartition('/')[2].upper()}" for each in organisation.split(",")}
-        found = [each for each in found if each["managingOrganization"]["reference"] in owners]
-    entries = [
-        {"fullUrl": f"{facade.base}/Location/{each['id']}", "resource": each, "search": {"mode": "match"}}
-        for each in found
-    ]
-    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "total": len(entries)}
-    return fhir(bundle | ({"entry": entries} if entries else {}))
-
-
-async def read_location(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body, caller, served
-    found = [each for each in _sites(facade) if each["id"] == request.path_params["id"]]
-    if not found:
-        raise not_found()
-    return fhir(found[0])
-
-
-async def search_organization(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body, caller, served
-    found = list(facade.directory)
-    if wanted := request.query_params.get("identifier"):
-        codes = {each.rpartition("|")[2].upper() for each in wanted.split(",")}
-        found = [each for each in found if each.ods in codes]
-    if name := request.query_params.get("name"):
-        found = [each for each in found if each.name.lower().startswith(name.lower())]
-    entries = [
-        {
-            "fullUrl": f"{facade.base}/Organization/{each.ods}",
-            "resource": _organisation(each),
-            "search": {"mode": "match"},
-        }
-        for each in found
-    ]
-    bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "total": len(entries)}
-    return fhir(bundle | ({"entry": entries} if entries else {}))
-
-
-async def read_organization(
-    facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
-) -> Response:
-    del body, caller, served
-    if (ods := request.path_params["id"]) not in facade.directory:
-        raise not_found()
-    return fhir(_organisation(facade.directory[ods]))
-
-
 def _only_version(read: Handler) -> Handler:
     """History and vread of what has one version here."""
 
@@ -532,20 +263,20 @@ def _only_version(read: Handler) -> Handler:
 
 
 _READ: Mapping[str, Handler] = {
-    "Bundle": read_bundle,
-    "MessageHeader": read_message_header,
+    "Bundle": inbox.read_bundle,
+    "MessageHeader": inbox.read_message_header,
     "Provenance": read_provenance,
-    "Organization": read_organization,
-    "Location": read_location,
+    "Organization": places.read_organization,
+    "Location": places.read_location,
 }
 
 HANDLERS: Mapping[str, Handler] = {
     "process_message": process_message,
     "create_bundle": process_message,
-    "read_bundle": read_bundle,
-    "inbox": inbox,
-    "acknowledge": acknowledge,
-    "break_glass": break_the_glass,
+    "read_bundle": inbox.read_bundle,
+    "inbox": inbox.inbox,
+    "acknowledge": inbox.acknowledge,
+    "break_glass": glass.break_the_glass,
     "update_encounter": update_encounter,
     "search_task": search_transfers,
     "search_task_post": search_transfers,
@@ -571,58 +302,18 @@ HANDLERS: Mapping[str, Handler] = {
     "read_encounter": read_encounter,
     "search_provenance": search_transfers,
     "read_provenance": read_provenance,
-    "search_message_header": search_message_header,
-    "read_message_header": read_message_header,
+    "search_message_header": inbox.search_message_header,
+    "read_message_header": inbox.read_message_header,
     "history_request": history,
     "vread_request": vread,
     "history_encounter": history,
     "vread_encounter": vread,
     "history_patient": history,
     "vread_patient": vread,
-    "search_location": search_location,
-    "read_location": read_location,
-    "search_organization": search_organization,
-    "read_organization": read_organization,
+    "search_location": places.search_location,
+    "read_location": places.read_location,
+    "search_organization": places.search_organization,
+    "read_organization": places.read_organization,
     **{f"history_{name}": _only_version(_READ[resource]) for resource, name in ONE_VERSION.items()},
     **{f"vread_{name}": _only_version(_READ[resource]) for resource, name in ONE_VERSION.items()},
 }
-
-
-def _systems_only(caller: Caller) -> None:
-    """What a trust's systems fetch holds whole messages. Raises FacadeError (403)."""
-    if caller.person is not None:
-        raise forbidden("Messages are fetched by your trust's systems, not by people.")
-
-
-def _parameters(body: bytes) -> list[Tree]:
-    """What a Parameters resource holds; nothing if it is none."""
-    found = (tree_of(body) or {}).get("parameter")
-    sound = isinstance(found, list) and all(isinstance(each, dict) for each in found)
-    return found if sound and found else []
-
-
-def _named_messages(body: bytes) -> list[int]:
-    """The numbers in a Parameters resource; none if one of them cannot be a number of ours."""
-    named = [str(each.get("valueId")) if each.get("name") == "message" else "" for each in _parameters(body)]
-    return [] if any(_seq(each) is None for each in named) else [int(each) for each in named]
-
-
-def _seq(text: str) -> int | None:
-    """A number of the outbox, which is a bigint."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-def _numbered(payload: bytes, seq: int) -> Tree:
-    """A message of the inbox under its number: that is its address and what is acknowledged."""
-    bundle: Tree = decimals.loads(payload)
-    return bundle | {"id": str(seq)}
-
-
-def _organisation(profile: TrustProfile) -> Tree:
-    return {
-        "resourceType": "Organization",
-        "id": profile.ods,
-        "identifier": [{"system": ODS_ORGANISATION, "value": OdsCode(profile.ods)}],
-        "active": True,
-        "name": profile.name,
-    }

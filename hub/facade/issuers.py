@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import orjson
-from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, import_key
 from joserfc.jws import extract_compact
@@ -23,11 +22,11 @@ from joserfc.jws import extract_compact
 from hub.domain.ids import OdsCode
 from hub.domain.trust import Directory, Issuer
 from hub.facade.errors import FacadeError
-from hub.facade.tokens import Caller, Person, TokenError, checked_claims
+from hub.facade.tokens import Caller, Person, TokenError, checked_claims, verified
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384")
 ASSURANCE_MIN, ASSURANCE_TO_WRITE = 2, 3
-"""Authenticator assurance levels: below the first nobody gets in, below the second nothing is decided (DOMAIN, 1.9)."""
+"""Authenticator assurance levels: below the first nobody gets in, below the second nothing is decided (DOMAIN, 1.11)."""
 
 _KEPT_S = 300.0
 """Keys this old are fetched again: a key that was withdrawn is believed no longer."""
@@ -91,13 +90,14 @@ class Issuers:
             checked_claims(claims, issuer, self._audience, now)
             # Who may say where an issuer's keys are is the trust: another trust's address proves nothing for it.
             here = {ods: each for ods, each in registered.items() if each.jwks_url == address}
-            return _person(claims, here, self._directory) if _is_person(here) else _system(claims, here)
+            is_of_people = any(each.people for each in here.values())
+            return _person(claims, here, self._directory) if is_of_people else _system(claims, here)
         raise next((each for each in reasons if isinstance(each, FacadeError)), reasons[0])
 
     async def _claims(self, token: str, address: str) -> Mapping[str, Any]:
         kid = _key_id(token)
         keys = await self._key_set(address, kid)
-        return verified_by(token, keys, kid)
+        return verified(token, keys, ALGORITHMS)
 
     async def _key_set(self, address: str, kid: str) -> KeySet:
         kept = self._keys.setdefault(address, _Keys())
@@ -119,25 +119,6 @@ class Issuers:
                     headers={"Retry-After": str(int(_BETWEEN_S))},
                 )
             return kept.known
-
-
-def verified_by(token: str, keys: KeySet, kid: str) -> Mapping[str, Any]:
-    """The claims of a token that one of these keys signed. Raises TokenError."""
-    try:
-        return jwt.decode(token, keys.get_by_kid(kid), algorithms=list(ALGORITHMS)).claims
-    except (JoseError, ValueError, TypeError, KeyError) as error:
-        raise TokenError("signature", "The signature does not fit a key of its issuer.") from error
-
-
-def claimed_issuer(token: str) -> str:
-    """Whom a token says it is from; nothing is proved yet. Raises TokenError."""
-    try:
-        found = orjson.loads(extract_compact(token.encode()).payload).get("iss")
-    except (JoseError, ValueError, AttributeError) as error:
-        raise TokenError("malformed", "It is not a signed JWT.") from error
-    if not isinstance(found, str):
-        raise TokenError("issuer", "It does not say who issued it.")
-    return found
 
 
 def _key_id(token: str) -> str:
@@ -169,10 +150,6 @@ def _read(text: bytes) -> KeySet:
         if key.key_type in {"RSA", "EC"} and not key.is_private and key.kid and each.get("use") != "enc":
             found.append(key)
     return KeySet(found)
-
-
-def _is_person(registered: Mapping[OdsCode, Issuer]) -> bool:
-    return any(each.people for each in registered.values())
 
 
 def _system(claims: Mapping[str, Any], registered: Mapping[OdsCode, Issuer]) -> Caller:

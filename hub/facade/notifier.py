@@ -17,12 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hub.destinations.push import PushAccess
 from hub.domain.delivery import backoff_s
+from hub.domain.transfer import Transfer
 from hub.facade import subscribing, tasks
 from hub.facade.access import Reader
 from hub.facade.service import Facade
 from hub.fhir import decimals
 from hub.fhir.tree import Tree
-from hub.store import outbox, queries, subscriptions
+from hub.store import outbox, search, subscriptions
+from hub.store.search import Wanted
 from hub.store.subscriptions import Event, Subscription
 from hub.telemetry.log import fault_of
 
@@ -92,11 +94,11 @@ class Notifier:
     async def _tell(self, wish: Subscription) -> None:
         try:
             await self._tell_all(wish)
-        except SQLAlchemyError as error:
+        except (OSError, TimeoutError, SQLAlchemyError) as error:
+            # The database is away, and that is no fault of the receiver's.
             self._facade.log.warning("store.unavailable", fault=fault_of(error))
-        except (httpx.HTTPError, _NotTakenError, OSError) as error:
-            said = str(error) if isinstance(error, _NotTakenError) else type(error).__name__
-            await self._wait_after(wish, said)
+        except _NotTakenError as error:
+            await self._wait_after(wish, str(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the telling of others
             self._facade.log.error("fault", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
             await self._wait_after(wish, "a fault in the hub")
@@ -139,19 +141,22 @@ class Notifier:
             await subscriptions.took(engine, wish, now)
 
     async def _post(self, wish: Subscription, bundle: Tree) -> None:
-        """Raises _NotTakenError, httpx.HTTPError, OSError."""
+        """Raises _NotTakenError."""
         url = wish.resource["channel"]["endpoint"]
         # Looked at again each time: a host can have been taken out of the profile since.
         trusts = self._facade.directory
         if wish.trust not in trusts or not subscribing.is_registered(url, trusts[wish.trust]):
             raise _NotTakenError("the endpoint's host is not registered in the trust's profile")
-        if self._http is None:
-            self._http = httpx.AsyncClient(
-                verify=self._access.context(), follow_redirects=False, trust_env=False
-            )
         said = {**subscribing.headers_of(wish.resource), "content-type": "application/fhir+json"}
         timeout = subscribing.timeout_s(wish.resource)
-        answer = await self._http.post(url, content=decimals.dumps(bundle), headers=said, timeout=timeout)
+        try:
+            if self._http is None:
+                self._http = httpx.AsyncClient(
+                    verify=self._access.context(), follow_redirects=False, trust_env=False
+                )
+            answer = await self._http.post(url, content=decimals.dumps(bundle), headers=said, timeout=timeout)
+        except (httpx.HTTPError, OSError) as error:
+            raise _NotTakenError(type(error).__name__) from error
         if not answer.is_success:
             raise _NotTakenError(f"the endpoint answered HTTP {answer.status_code}")
 
@@ -173,11 +178,15 @@ async def notification_of(
 ) -> Tree:
     """What these events are told with; for ``full-resource`` each Task as it stood, where the trust may still read it."""
     resources: dict[int, Tree] = {}
-    if content == "full-resource":
-        reader = Reader(wish.trust)
-        for each in events:
-            transfer = await queries.transfer(facade.engine, each.transfer_id)
-            then = [v for v in tasks.versions(transfer, reader) if v.version == each.version]
-            for task in await facade.as_tasks(then, reader):
-                resources[each.number] = task
+    if content == "full-resource" and events:
+        reader, wanted = Reader(wish.trust), {each.transfer_id for each in events}
+        found, _ = await search.search(
+            facade.engine, wish.trust, Wanted(ids=tuple(wanted), limit=len(wanted))
+        )
+        then: dict[tuple[str, int], Transfer] = {
+            (t.id, v.version): v for t in found for v in tasks.versions(t, reader)
+        }
+        visible = [each for each in events if (each.transfer_id, each.version) in then]
+        shown = await facade.as_tasks([then[each.transfer_id, each.version] for each in visible], reader)
+        resources = {each.number: task for each, task in zip(visible, shown, strict=True)}
     return subscribing.notification(wish, kind, facade.base, facade.now(), events, resources, content)

@@ -252,6 +252,16 @@ def _states(
     return tuple(sorted(states if before is None else states & set(before)))
 
 
+def token_of_identifier(identifier: object) -> Token | None:
+    """A FHIR Identifier as a search token; None if it is none, or holds what no identifier has."""
+    if not isinstance(identifier, dict) or "\x00" in str(identifier):
+        return None
+    system, value = identifier.get("system"), identifier.get("value")
+    if not isinstance(value, str) or not isinstance(system, str | None):
+        return None
+    return Token(canonical_system(system) if system else None, value)
+
+
 def _token_of(text: str) -> Token:
     system, bar, value = text.rpartition("|")
     if not bar:

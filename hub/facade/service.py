@@ -17,16 +17,18 @@ from hub.domain.trust import Directory
 from hub.facade import clinical, tasks
 from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
 from hub.facade.capability import Served
+from hub.facade.clinical import View
 from hub.facade.errors import FacadeError, forbidden, not_found, unauthorised
-from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers, claimed_issuer
+from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers
 from hub.facade.send import received
 from hub.facade.together import Together, UnderWayError
-from hub.facade.tokens import Caller, TokenError, TokenOffice
+from hub.facade.tokens import Caller, TokenError, TokenOffice, claimed_issuer
 from hub.fhir.headers import REQUEST_ID
 from hub.fhir.tree import Tree
 from hub.journey.effects import Effects
 from hub.store import break_glass, clients, queries, search
 from hub.store.clients import Client
+from hub.store.search import Said
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import Log, fault_of
 
@@ -208,78 +210,48 @@ class Facade:
         ]
 
     async def as_requests(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
-        """The requests of those transfers of which this trust may read them and that were asked for."""
-        readable = self._readable(transfers, reader)
-        said = await search.said_of(self.engine, readable)
-        secret = await search.restricted(self.engine, {each.person_id for each in readable})
+        """The requests of those transfers of which this reader may see them and that were asked for."""
+        found = [clinical.service_request(each) for each in await self._views(transfers, reader)]
+        return [each for each in found if each is not None]
+
+    async def as_requests_then(self, transfer: Transfer, reader: Reader) -> list[Tree]:
+        """The request as it stood at each version of its transfer, oldest first."""
+        then = [v for v in tasks.versions(transfer, reader) if sees(v, reader, self.now()) >= Sees.MINIMUM]
         found = [
             clinical.service_request(
-                each,
-                reader.trust,
-                said,
-                sensitive=each.person_id in secret,
-                level=sees(each, reader, self.now()),
+                replace(
+                    view,
+                    transfer=each,
+                    said=[
+                        s for s in view.said if each.changed_at is None or s.received_at <= each.changed_at
+                    ],
+                )
             )
-            for each in readable
+            for view in await self._views([transfer], reader)
+            for each in then
         ]
         return [each for each in found if each is not None]
 
     async def as_patients(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
-        """The patients of those transfers of which this trust may read them, each once, by the transfer that comes first."""
-        readable = list(
-            {each.person_id: each for each in reversed(self._readable(transfers, reader))}.values()
-        )
-        said = await search.said_of(self.engine, readable)
-        persons = {each.person_id for each in readable}
-        secret = await search.restricted(self.engine, persons)
-        numbers = await search.nhs_numbers(self.engine, persons)
-        return [
-            clinical.patient(
-                each,
-                reader.trust,
-                said,
-                numbers.get(each.person_id),
-                sensitive=each.person_id in secret,
-                level=sees(each, reader, self.now()),
-            )
-            for each in reversed(readable)
-        ]
+        """The patients of those transfers of which this reader may see them, each once, by the transfer that comes first."""
+        first = {each.person_id: each for each in reversed(self._readable(transfers, reader))}
+        then = await self.as_patients_then(list(first.values())[::-1], reader)
+        return [each[-1] for each in then]
 
-    async def as_encounters(
-        self, transfers: Sequence[Transfer], reader: Reader, *, every: bool = False
-    ) -> list[Tree]:
-        """The stays of those transfers of which this trust may read them: at the sender's, at the receiver's; as they are, or
-        ``every`` version, oldest first.
-        """
-        readable = self._readable(transfers, reader)
-        said = await search.said_of(self.engine, readable)
-        secret = await search.restricted(self.engine, {each.person_id for each in readable})
-        found = [
-            clinical.encounter_then(
-                each,
-                end,
-                reader.trust,
-                said,
-                sensitive=each.person_id in secret,
-                level=sees(each, reader, self.now()),
-            )
-            for each in readable
-            for end in ("sender", "receiver")
-        ]
-        return [each for then in found for each in (then if every else then[-1:])]
+    async def as_patients_then(self, transfers: Sequence[Transfer], reader: Reader) -> list[list[Tree]]:
+        """The patients as each message of their transfer told of them, oldest first."""
+        views = await self._views(transfers, reader)
+        numbers = await search.nhs_numbers(self.engine, {each.transfer.person_id for each in views})
+        return [clinical.patient_then(each, numbers.get(each.transfer.person_id)) for each in views]
 
-    async def as_patient_then(self, transfer: Transfer, reader: Reader) -> list[Tree]:
-        """The patient as each message of this transfer told of them, oldest first."""
-        now = await self.as_patients([transfer], reader)
-        if not now:
-            return []
-        said = await search.said_of(self.engine, [transfer])
-        secret = await search.restricted(self.engine, {transfer.person_id})
-        level = sees(transfer, reader, self.now())
-        then = clinical.patient_then(
-            transfer, reader.trust, said, sensitive=transfer.person_id in secret, level=level
-        )
-        return then or now
+    async def as_encounters(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
+        """The stays of those transfers of which this reader may see them: at the sender's, at the receiver's."""
+        return [each[-1] for each in await self.as_encounters_then(transfers, reader) if each]
+
+    async def as_encounters_then(self, transfers: Sequence[Transfer], reader: Reader) -> list[list[Tree]]:
+        """The stays as each message told them, oldest first."""
+        views = await self._views(transfers, reader)
+        return [clinical.encounter_then(each, end) for each in views for end in ("sender", "receiver")]
 
     async def as_provenance(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """Who made each version of these transfers that this trust may see."""
@@ -289,28 +261,23 @@ class Facade:
             for version in tasks.versions(each, reader)
         ]
 
-    async def as_requests_then(self, transfer: Transfer, reader: Reader) -> list[Tree]:
-        """The request as it stood at each version of its transfer, oldest first."""
-        now = await self.as_requests([transfer], reader)
-        if not now:
-            return []
-        readable = [
-            v for v in tasks.versions(transfer, reader) if sees(v, reader, self.now()) >= Sees.MINIMUM
-        ]
-        said = await search.said_of(self.engine, [transfer])
-        secret = await search.restricted(self.engine, {transfer.person_id})
-        level = sees(transfer, reader, self.now())
-        found = [
-            clinical.service_request(
+    async def _views(self, transfers: Sequence[Transfer], reader: Reader) -> list[View]:
+        """Those of the transfers that are more than a state for this reader, with what was told of them."""
+        readable = self._readable(transfers, reader)
+        said: dict[str, list[Said]] = {each.id: [] for each in readable}
+        for each in await search.said_of(self.engine, readable):
+            said[each.transfer_id].append(each)
+        secret = await search.restricted(self.engine, {each.person_id for each in readable})
+        return [
+            View(
                 each,
                 reader.trust,
-                [one for one in said if each.changed_at is None or one.received_at <= each.changed_at],
-                sensitive=transfer.person_id in secret,
-                level=level,
+                sees(each, reader, self.now()),
+                said[each.id],
+                sensitive=each.person_id in secret,
             )
             for each in readable
         ]
-        return [each for each in found if each is not None]
 
     def _readable(self, transfers: Sequence[Transfer], reader: Reader) -> list[Transfer]:
         return [each for each in transfers if sees(each, reader, self.now()) >= Sees.MINIMUM]

@@ -25,7 +25,7 @@ _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 _FILTER, _CONTENT = f"{_BACKPORT}/backport-filter-criteria", f"{_BACKPORT}/backport-payload-content"
 _HEARTBEAT, _TIMEOUT = f"{_BACKPORT}/backport-heartbeat-period", f"{_BACKPORT}/backport-timeout"
 _MAX_COUNT, _STATUS = f"{_BACKPORT}/backport-max-count", f"{_BACKPORT}/backport-subscription-status-r4"
-_CONTENTS = ("empty", "id-only", "full-resource")
+CONTENTS = ("empty", "id-only", "full-resource")
 _FILTERS = ("status", "business-status", "requester", "owner")
 _HEARTBEAT_MIN_S, _TIMEOUT_MAX_S, _MAX_COUNT_MAX = 10, 30, 100
 _HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,60}): ?([\x20-\x7e]{0,2000})")
@@ -51,9 +51,9 @@ def wanted_of(resource: Mapping[str, Any], profile: TrustProfile) -> dict[str, A
             "add it to callback_hosts in your trust's profile.",
             "Subscription.channel.endpoint",
         )
-    if content_of(resource) not in _CONTENTS:
+    if content_of(resource) not in CONTENTS:
         raise _refused(
-            f"The payload's content must be of: {', '.join(_CONTENTS)}.",
+            f"The payload's content must be of: {', '.join(CONTENTS)}.",
             "Subscription.channel.payload.extension",
         )
     _headers_hold(channel)
@@ -69,7 +69,7 @@ def wanted_of(resource: Mapping[str, Any], profile: TrustProfile) -> dict[str, A
             raise _refused(
                 f"The {name} must be a whole number from {least} to {most}.", "Subscription.channel.extension"
             )
-    _ = ends_at(resource)
+    ends_at(resource)
     return _filters(resource)
 
 
@@ -197,17 +197,17 @@ def notification(
         }
     ]
     for each in events if content != "empty" else ():
-        task = (resources or {}).get(each.number)
+        task, is_new = (resources or {}).get(each.number), each.version == 1
         entries.append(
             {
                 "fullUrl": f"{base}/Task/{each.transfer_id}",
                 **({"resource": task} if task else {}),
                 "request": {
-                    "method": "PUT" if each.version > 1 else "POST",
-                    "url": f"Task/{each.transfer_id}" if each.version > 1 else "Task",
+                    "method": "POST" if is_new else "PUT",
+                    "url": "Task" if is_new else f"Task/{each.transfer_id}",
                 },
                 "response": {
-                    "status": "200" if each.version > 1 else "201",
+                    "status": "201" if is_new else "200",
                     "etag": f'W/"{each.version}"',
                     "lastModified": instant(each.at),
                 },

@@ -75,6 +75,11 @@ class Caller:
             named |= {"user": self.person.id, "role": self.person.role_id, "as": self.person.role.value}
         return named
 
+    def must_be_a_system(self, why: str) -> None:
+        """Raises FacadeError (403), with ``why``, for a person."""
+        if self.person is not None:
+            raise forbidden(why)
+
     def must(self, resource_type: str, verb: str) -> None:
         """``verb`` is one of SMART's letters: c, r, u, d, s. Raises FacadeError (403)."""
         whose = "user" if self.person else "system"
@@ -120,21 +125,28 @@ def granted(wanted: str, client: Client) -> str:
     return " ".join(given)
 
 
-def claimed_client(assertion: str) -> str:
-    """Whom an assertion says it is from; nothing is proved yet. Raises TokenError."""
+def claimed_issuer(token: str, what: str = "It") -> str:
+    """Whom a token says it is from, to learn whose key to try; nothing is proved yet. Raises TokenError."""
     try:
-        # Read to learn whose key to try: `checked_assertion` proves the signature before anything is believed.
-        issuer = orjson.loads(extract_compact(assertion.encode()).payload).get("iss")
+        issuer = orjson.loads(extract_compact(token.encode()).payload).get("iss")
     except (JoseError, ValueError, AttributeError) as error:
-        raise TokenError("malformed", "The assertion is not a signed JWT.") from error
-    if not isinstance(issuer, str) or not 0 < len(issuer) <= 64 or not issuer.isprintable():
+        raise TokenError("malformed", f"{what} is not a signed JWT.") from error
+    if not isinstance(issuer, str):
+        raise TokenError("issuer", f"{what} must say who it is from (iss).")
+    return issuer
+
+
+def claimed_client(assertion: str) -> str:
+    """Which client an assertion says it is from; nothing is proved yet. Raises TokenError."""
+    issuer = claimed_issuer(assertion, "The assertion")
+    if not 0 < len(issuer) <= 64 or not issuer.isprintable():
         raise TokenError("issuer", "The assertion's iss must be the client's id.")
     return issuer
 
 
 def checked_assertion(assertion: str, client: Client, token_url: str, now: datetime) -> tuple[str, datetime]:
     """Prove a client's assertion; its ``jti`` and when it expires. Raises TokenError."""
-    claims = _verified(assertion, key_set(client.keys), ASSERTION_ALGORITHMS)
+    claims = verified(assertion, key_set(client.keys), ASSERTION_ALGORITHMS)
     checked_claims(claims, client.id, token_url, now)
     if claims.get("sub") != client.id:
         raise TokenError("subject", "iss and sub must both be the client's id.")
@@ -188,12 +200,13 @@ class TokenOffice:
 
     def caller(self, token: str, now: datetime) -> Caller:
         """Who shows this token. Raises TokenError."""
-        claims = _verified(token, self._key, (TOKEN_ALGORITHM,))
+        claims = verified(token, self._key, (TOKEN_ALGORITHM,))
         checked_claims(claims, self.url, f"{self.url}/fhir", now)
         return Caller(str(claims["sub"]), OdsCode(str(claims["ods"])), str(claims["scope"]))
 
 
-def _verified(token: str, key: Any, algorithms: tuple[str, ...]) -> Mapping[str, Any]:
+def verified(token: str, key: Any, algorithms: tuple[str, ...]) -> Mapping[str, Any]:
+    """The claims of a token that this key, or one of this set, signed. Raises TokenError."""
     try:
         return jwt.decode(token, key, algorithms=list(algorithms)).claims
     except (JoseError, ValueError, TypeError, KeyError) as error:

@@ -7,17 +7,17 @@ from typing import Any
 from fastapi import Request, Response
 
 from hub.facade import subscribing
-from hub.facade.answers import fhir, tree_of
+from hub.facade.answers import fhir, searchset, tree_of
 from hub.facade.capability import Served
-from hub.facade.errors import bad_request, forbidden, information, not_found
+from hub.facade.errors import bad_request, information, not_found
 from hub.facade.notifier import notification_of
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
-from hub.fhir.tree import Tree
 from hub.store import subscriptions
 from hub.store.subscriptions import Subscription
 
 _EVENTS_MAX = 200
+_WHY = "Your trust's systems subscribe, not people: a subscription goes on when its author has gone home."
 
 
 async def create_subscription(
@@ -53,14 +53,16 @@ async def search_subscription(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     del body, served
-    _systems_only(caller)
+    caller.must_be_a_system(_WHY)
     wanted = request.query_params.get("status")
     found = [
         each
         for each in await subscriptions.all_of(facade.engine, caller.trust)
         if not wanted or each.status in wanted.split(",")
     ]
-    return fhir(_searchset([subscribing.shown(each) for each in found], f"{facade.base}/Subscription"))
+    links = [{"relation": "self", "url": f"{facade.base}/Subscription"}]
+    shown = [subscribing.shown(each) for each in found]
+    return fhir(searchset(shown, facade.base, links=links, total=len(shown)))
 
 
 async def update_subscription(
@@ -99,7 +101,15 @@ async def subscription_status(
     wish = await _found(facade, request, caller, served)
     last = await subscriptions.number_events(facade.engine, wish.id)
     status = subscribing.status(replace(wish, last_number=last), "query-status", facade.base)
-    return fhir(_searchset([status], f"{facade.base}/Subscription/{wish.id}/$status"))
+    bundle = searchset(
+        [status],
+        facade.base,
+        links=[{"relation": "self", "url": f"{facade.base}/Subscription/{wish.id}/$status"}],
+        total=1,
+    )
+    # It is made for this answer and can be read nowhere.
+    bundle["entry"][0]["fullUrl"] = f"urn:uuid:{status['id']}"
+    return fhir(bundle)
 
 
 async def subscription_events(
@@ -112,7 +122,7 @@ async def subscription_events(
     since = _number(request, "eventsSinceNumber", 1)
     until = min(_number(request, "eventsUntilNumber", last), last)
     content = request.query_params.get("content") or subscribing.content_of(wish.resource)
-    if content not in {"empty", "id-only", "full-resource"}:
+    if content not in subscribing.CONTENTS:
         raise bad_request("content must be empty, id-only or full-resource.", "content", "value")
     found = await subscriptions.events(facade.engine, wish.id, since, until, _EVENTS_MAX)
     bundle = await notification_of(facade, replace(wish, last_number=last), "query-event", found, content)
@@ -121,7 +131,7 @@ async def subscription_events(
 
 
 async def _found(facade: Facade, request: Request, caller: Caller, served: Served) -> Subscription:
-    _systems_only(caller)
+    caller.must_be_a_system(_WHY)
     wish = await subscriptions.find(facade.engine, caller.trust, request.path_params["id"])
     if wish is None:
         await facade.denied(caller, served, "unknown")
@@ -129,14 +139,8 @@ async def _found(facade: Facade, request: Request, caller: Caller, served: Serve
     return wish
 
 
-def _systems_only(caller: Caller) -> None:
-    """A subscription goes on when its author has gone home. Raises FacadeError (403)."""
-    if caller.person is not None:
-        raise forbidden("Your trust's systems subscribe, not people.")
-
-
 def _resource(caller: Caller, body: bytes) -> dict[str, Any]:
-    _systems_only(caller)
+    caller.must_be_a_system(_WHY)
     resource = tree_of(body)
     if resource is None:
         raise bad_request("Send a Subscription.", "resourceType")
@@ -150,23 +154,3 @@ def _number(request: Request, name: str, otherwise: int) -> int:
     if not said.isascii() or not said.isdigit() or len(said) > 15:
         raise bad_request(f"{name} must be a whole number.", name, "value")
     return int(said)
-
-
-def _searchset(found: list[Tree], url: str) -> Tree:
-    entries = [
-        {
-            "fullUrl": f"urn:uuid:{each['id']}"
-            if each["resourceType"] == "Parameters"
-            else f"{url}/{each['id']}",
-            "resource": each,
-            "search": {"mode": "match"},
-        }
-        for each in found
-    ]
-    bundle: Tree = {
-        "resourceType": "Bundle",
-        "type": "searchset",
-        "total": len(entries),
-        "link": [{"relation": "self", "url": url}],
-    }
-    return bundle | ({"entry": entries} if entries else {})

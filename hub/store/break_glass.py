@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -19,6 +19,7 @@ from hub.store.bulk import insert_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.load import with_facts
 from hub.store.queries import NotFoundError
+from hub.store.search import one_record
 from hub.store.write import outbox_row, write_audit
 
 LASTS = timedelta(minutes=60)
@@ -48,25 +49,11 @@ class Grant:
 
 async def open_for(engine: AsyncEngine, trust: str, user_id: str, now: datetime) -> frozenset[str]:
     """The patients, merged records included, for whom this user's grant holds at ``now``."""
-    person = t.person.c
+    query = select(_b.person_id).where(
+        _b.user_id == user_id, _b.trust == trust, _b.granted_at <= now, _b.expires_at > now
+    )
     async with engine.connect() as connection:
-        held = set(
-            (
-                await connection.execute(
-                    select(_b.person_id).where(
-                        _b.user_id == user_id, _b.trust == trust, _b.granted_at <= now, _b.expires_at > now
-                    )
-                )
-            ).scalars()
-        )
-        if not held:
-            return frozenset()
-        merged = await connection.execute(
-            select(person.person_id, person.merged_into).where(
-                or_(person.person_id.in_(held), person.merged_into.in_(held))
-            )
-        )
-        return frozenset(held | {each for row in merged for each in row if each})
+        return await one_record(connection, set((await connection.execute(query)).scalars()))
 
 
 async def grant(

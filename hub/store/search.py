@@ -191,7 +191,7 @@ async def persons_named(
 
     Another hospital's numbers find nobody: they mean nothing outside it.
     """
-    p, person = t.person_identifier.c, t.person.c
+    p = t.person_identifier.c
     ways = []
     for each in tokens:
         nhs = and_(p.authority == NHS_AUTHORITY, p.value == parse_nhs_number(each.value).digits)
@@ -201,12 +201,18 @@ async def persons_named(
         known = [nhs] if each.system in {None, NHS_NUMBER} else []
         ways.append(or_(*known, and_(own, p.value == each.value)))
     named = {row.person_id for row in await connection.execute(select(p.person_id).where(or_(*ways)))}
-    if not named:
+    return await one_record(connection, named)
+
+
+async def one_record(connection: AsyncConnection, persons: set[str]) -> frozenset[str]:
+    """These persons with everybody merged into or out of the same record."""
+    person = t.person.c
+    if not persons:
         return frozenset()
     merged = select(person.merged_into).where(
-        among(person.person_id, named, connection), person.merged_into.is_not(None)
+        among(person.person_id, persons, connection), person.merged_into.is_not(None)
     )
-    survivors = named | set((await connection.execute(merged)).scalars())
+    survivors = persons | set((await connection.execute(merged)).scalars())
     losers = select(person.person_id).where(among(person.merged_into, survivors, connection))
     return frozenset(survivors | set((await connection.execute(losers)).scalars()))
 
@@ -222,19 +228,24 @@ def _ends(
 ) -> list[Select[tuple[object, ...]]]:
     narrowed = and_(*_narrowed(connection, wanted, found, paged=paged))
     others = sorted(broken)
-    for_broken = select(t.transfer).where(
-        among(_t.person_id, others, connection),
-        _t.state != State.DRAFT.value,
-        _t.sender != trust,
-        _t.receiver != trust,
-        narrowed,
-    )
     return [
-        *([for_broken] if others else []),
+        *([_of_others(connection, trust, others).where(narrowed)] if others else []),
         select(t.transfer).where(_t.sender == trust, narrowed),
         # What the receiver was not asked yet is not there for it.
         select(t.transfer).where(_t.receiver == trust, _t.state != State.DRAFT.value, narrowed),
     ]
+
+
+def _of_others(
+    connection: AsyncConnection, trust: OdsCode, persons: Sequence[str]
+) -> Select[tuple[object, ...]]:
+    """What other hospitals ask of each other for these patients."""
+    return select(t.transfer).where(
+        among(_t.person_id, persons, connection),
+        _t.state != State.DRAFT.value,
+        _t.sender != trust,
+        _t.receiver != trust,
+    )
 
 
 def _narrowed(

@@ -5,22 +5,19 @@ import contextlib
 import hashlib
 import json
 import socket
-import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
-from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from hub.demo.epr import Message, correlation_of
+from hub.demo.rest_client import RestClient
 from tests.chaos.fleet import hub_command
 from tests.chaos.ledger import Fetched, Ledger, Sent
 
-_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503})
 _TOKEN_LIFE_S = 3600
 
@@ -41,7 +38,7 @@ class RestDoor:
             "token_key_file": str(token_key),
             "token_life_s": f"{_TOKEN_LIFE_S}",
         }
-        self._key = ECKey.generate_key("P-384", {"kid": "chaos"})
+        self._key = ECKey.generate_key("P-384", {"kid": "demo"})
         self._clients: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
         self._sent: Counter[str] = Counter()
@@ -141,27 +138,10 @@ class RestDoor:
         await self._http.aclose()
 
     async def _token(self, trust: str) -> str:
-        """Raises httpx.HTTPError while the facade is away."""
+        """Raises OSError while the facade is away."""
         if trust not in self._tokens:
-            now = int(time.time())
-            client_id = self._clients[trust]
-            claims = {
-                "iss": client_id,
-                "sub": client_id,
-                "aud": f"{self._url}/oauth2/token",
-                "iat": now,
-                "exp": now + 240,
-                "jti": str(uuid.uuid4()),
-            }
-            form = {
-                "grant_type": "client_credentials",
-                "client_assertion_type": _ASSERTION,
-                "client_assertion": jwt.encode(
-                    {"alg": "ES384", "kid": "chaos"}, claims, self._key, algorithms=["ES384"]
-                ),
-            }
-            answer = (await self._http.post("/oauth2/token", data=form)).raise_for_status()
-            self._tokens[trust] = str(answer.json()["access_token"])
+            client = RestClient(self._url, self._clients[trust], self._key)
+            self._tokens[trust] = await asyncio.to_thread(client.token)
         return self._tokens[trust]
 
 

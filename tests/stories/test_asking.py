@@ -174,8 +174,8 @@ async def test_a_request_in_a_bundle_without_a_header(hub, torbay, at_torbay, at
         "identifier": [{"system": NHS_NUMBER, "value": FENNIMOSS.nhs_number}],
         "name": [{"family": FENNIMOSS.family}],
     }
-    request = service_request(torbay) | {"subject": {"reference": "urn:uuid:1"}}
-    request["subject"] = {"reference": "urn:uuid:0ad5f4d6-2a9f-4f0e-8f43-0d6f2b1a9c01"}
+    subject = {"reference": "urn:uuid:0ad5f4d6-2a9f-4f0e-8f43-0d6f2b1a9c01"}
+    request = service_request(torbay) | {"subject": subject}
     entries = [
         {"fullUrl": "urn:uuid:0ad5f4d6-2a9f-4f0e-8f43-0d6f2b1a9c01", "resource": patient},
         {"fullUrl": "urn:uuid:0ad5f4d6-2a9f-4f0e-8f43-0d6f2b1a9c02", "resource": request},
