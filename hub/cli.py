@@ -1,35 +1,42 @@
 """One command line for everything. Each command is a thin wrapper: it reads settings, calls, prints."""
 
 import asyncio
-import functools
 import getpass
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
-from sqlalchemy.exc import DBAPIError
 
 from hub import wiring
+from hub.commands.terminal import (
+    AsJson,
+    Because,
+    Failure,
+    Ods,
+    cell,
+    fail,
+    logging_settings,
+    run_it,
+    settings_now,
+    show,
+)
 from hub.domain.ids import OdsCode, PersonId, TransferId, parse_ods
 from hub.domain.message import Received
 from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
 from hub.domain.trust import TrustProfile
 from hub.journey.decide import Choice
 from hub.services.health import untried
-from hub.services.supervisor import end_with_the_supervisor
 from hub.settings import HubSettings
 from hub.store import outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
-from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
-from hub.telemetry.log import get_log, set_up
+from hub.telemetry.log import get_log
 from hub.trusts import TrustsError, check_codes, check_trusts, load_clocks, load_profile
 
 app = typer.Typer(
@@ -79,115 +86,47 @@ incidents = _group("incidents", "What is wrong and not yet acknowledged.", "unta
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
 positions = _group("positions", "How far each partition has been taken in.", "untangle")
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
-Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
-Result = TypeVar("Result")
-
-
-class _Failure(Exception):  # noqa: N818 - it is an answer to the person at the terminal
-    """Ends the command with one clear line and exit code 1."""
-
-
-def _run(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
-    """Run a coroutine; what the person can mend is one line, not a traceback."""
-    try:
-        return asyncio.run(work(*arguments))
-    except (schema.SchemaError, TrustsError, wiring.SecondWorkerError, _Failure) as error:
-        _fail(str(error))
-    except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
-        kind = type(getattr(error, "orig", None) or error).__name__
-        _fail(
-            f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
-        )
-
-
-def _fail(line: str) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"hub: {line}", style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(1)
-
-
-def _print(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str], empty: str) -> None:
-    if as_json:
-        for row in rows:
-            print(orjson.dumps(row, default=str).decode())
-        return
-    if not rows:
-        print(empty)
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console(highlight=False).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-    return (
-        ""
-        if value is None
-        else orjson.dumps(value, default=str).decode()
-        if isinstance(value, dict | list)
-        else str(value)
-    )
-
-
-@functools.cache
-def _settings() -> HubSettings:
-    return HubSettings()
-
-
-def _logging() -> HubSettings:
-    settings = _settings()
-    set_up(settings.log_format, settings.log_level)
-    end_with_the_supervisor()
-    return settings
-
-
 # ---------------------------------------------------------------- Run
 
 
 @app.command(rich_help_panel=_PANELS["run"])
 def worker() -> None:
     """Read the trusts' events and take them in. Start as many as there are partitions; SQLite allows one."""
-    settings = _logging()
+    settings = logging_settings()
 
     async def check() -> None:
         async with wiring.opened(settings):
             wiring.directory(settings)
 
-    _run(check)
+    run_it(check)
     try:
         raise typer.Exit(wiring.run_worker(settings))
     except (schema.SchemaError, TrustsError, wiring.SecondWorkerError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command(rich_help_panel=_PANELS["run"])
 def dispatcher() -> None:
     """Deliver what the outbox holds to the trusts' inboxes and receipts."""
-    _run(wiring.run_dispatcher, _logging())
+    run_it(wiring.run_dispatcher, logging_settings())
 
 
 @app.command(rich_help_panel=_PANELS["run"])
 def clock() -> None:
     """Tell both hospitals when a transfer has waited too long (`schemas/clocks.yaml`)."""
     try:
-        _run(wiring.run_clock, _logging())
+        run_it(wiring.run_clock, logging_settings())
     except TrustsError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command(rich_help_panel=_PANELS["run"])
 def serve() -> None:
     """The FHIR REST facade, for systems without Kafka: `hub/facade/README.md` shows how to use it."""
     try:
-        _run(wiring.run_facade, _logging())
+        run_it(wiring.run_facade, logging_settings())
     except (TrustsError, wiring.TokenKeyError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 SERVICES = ("worker", "dispatcher", "clock")
@@ -198,14 +137,14 @@ def run() -> None:
     """All services on this machine under one supervisor, which restarts what dies and says so."""
     from hub.services.supervisor import Supervisor
 
-    settings = _logging()
+    settings = logging_settings()
     supervisor = Supervisor(
         (*SERVICES, "serve") if settings.facade_port else SERVICES,
         get_log(service="run"),
         backoff_s=settings.restart_backoff_s,
         backoff_max_s=settings.restart_backoff_max_s,
     )
-    _run(supervisor.run)
+    run_it(supervisor.run)
 
 
 @app.command(rich_help_panel=_PANELS["run"])
@@ -217,12 +156,12 @@ def health() -> None:
             patience = timedelta(seconds=settings.watchdog_s)
             stuck = await untried(engine, wiring.directory(settings), patience, wiring.now())
             if stuck:
-                raise _Failure(
+                raise Failure(
                     f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?"
                 )
         print("well")
 
-    _run(check, _settings())
+    run_it(check, settings_now())
 
 
 @app.command(rich_help_panel=_PANELS["run"])
@@ -261,7 +200,7 @@ def send(
     """Send a file to a trust's events topic with the right headers, and print the receipt."""
     from hub.demo.join_in import send_file
 
-    settings = _settings()
+    settings = settings_now()
     _kafka(
         lambda: send_file(
             wiring.kafka_access(settings),
@@ -284,7 +223,7 @@ def tail(
     """Show a trust's inbox and receipts as they come, until Ctrl-C."""
     from hub.demo.join_in import tail_topics
 
-    settings = _settings()
+    settings = settings_now()
     _kafka(
         lambda: tail_topics(
             wiring.kafka_access(settings), wiring.directory(settings), ods.upper(), from_start, as_json
@@ -303,12 +242,12 @@ def _kafka(work: Callable[[], Awaitable[int]]) -> None:
     except KeyboardInterrupt:
         code = 0
     except KeyError as error:
-        _fail(f"No trust {error} has joined. `hub trust list` shows those that have.")
+        fail(f"No trust {error} has joined. `hub trust list` shows those that have.")
     except TrustsError as error:
-        _fail(str(error))
+        fail(str(error))
     except (KafkaError, OSError, TimeoutError) as error:
-        _fail(
-            f"Kafka at {_settings().kafka_bootstrap_servers} did not answer or refused ({type(error).__name__}). "
+        fail(
+            f"Kafka at {settings_now().kafka_bootstrap_servers} did not answer or refused ({type(error).__name__}). "
             "Check HUB_KAFKA_BOOTSTRAP_SERVERS, and `hub topics list`."
         )
     raise typer.Exit(code)
@@ -320,7 +259,7 @@ def _kafka(work: Callable[[], Awaitable[int]]) -> None:
 @app.command("settings", rich_help_panel=_PANELS["prepare"])
 def settings_(as_json: AsJson = False) -> None:
     """Every setting with its value, unit, reason and source; secrets are masked."""
-    found = _settings()
+    found = settings_now()
     rows = []
     for name, field in HubSettings.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
@@ -334,7 +273,7 @@ def settings_(as_json: AsJson = False) -> None:
                 "reason": field.description,
             }
         )
-    _print(rows, as_json, ("setting", "value", "unit", "source", "reason"), "")
+    show(rows, as_json, ("setting", "value", "unit", "source", "reason"), "")
 
 
 def _masked(name: str, value: Any) -> str:
@@ -360,18 +299,18 @@ def db_upgrade() -> None:
             else f"The database went from version {before or 'none'} to {after}."
         )
 
-    _run(upgrade, _settings())
+    run_it(upgrade, settings_now())
 
 
 @db.command("current")
 def db_current() -> None:
     """The version the database is at, and the one this program needs."""
 
-    async def show(settings: HubSettings) -> None:
+    async def found(settings: HubSettings) -> None:
         async with wiring.opened(settings, check_schema=False) as engine:
             print(f"database: {await schema.current(engine) or 'none'}, program: {schema.head()}")
 
-    _run(show, _settings())
+    run_it(found, settings_now())
 
 
 @topics.command("list")
@@ -389,7 +328,7 @@ def topics_apply(as_json: AsJson = False) -> None:
 def _topics(as_json: bool, *, apply: bool) -> None:
     from hub.destinations import topics as kafka_topics
 
-    settings = _settings()
+    settings = settings_now()
     access = wiring.kafka_access(settings)
     try:
         wanted = kafka_topics.wanted_topics(
@@ -408,8 +347,8 @@ def _topics(as_json: bool, *, apply: bool) -> None:
         )
         rows = kafka_topics.apply(admin, wanted) if apply else kafka_topics.compare(admin, wanted)
     except (kafka_topics.KafkaUnavailableError, TrustsError) as error:
-        _fail(str(error))
-    _print(
+        fail(str(error))
+    show(
         [row._asdict() for row in rows],
         as_json,
         ("topic", "state", "detail"),
@@ -423,9 +362,9 @@ def _topics(as_json: bool, *, apply: bool) -> None:
 def trust_list(as_json: AsJson = False) -> None:
     """The trusts that have joined."""
     try:
-        found = wiring.directory(_settings())
+        found = wiring.directory(settings_now())
     except TrustsError as error:
-        _fail(str(error))
+        fail(str(error))
     rows = [
         {
             "ods": each.ods,
@@ -436,7 +375,7 @@ def trust_list(as_json: AsJson = False) -> None:
         }
         for each in found
     ]
-    _print(rows, as_json, ("ods", "name", "sites", "dialect", "events_topic"), "No trust has joined.")
+    show(rows, as_json, ("ods", "name", "sites", "dialect", "events_topic"), "No trust has joined.")
 
 
 @trust.command("check")
@@ -452,7 +391,7 @@ def trust_check(
     """Prove the trusts' folders: profile, codes claimed once, worked examples. Exit 1 and say what is wrong, where, and who can mend it."""
     from hub.onboarding import examples
 
-    settings = _settings()
+    settings = settings_now()
     findings = [
         f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
     ]
@@ -468,7 +407,7 @@ def trust_check(
         rules = wiring.journey(settings, trusts)
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:
-                _fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
+                fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
             for file in examples.sign_off(settings.schemas_dir, each, rules) if sign_off else ():
                 print(f"written: {file}")
             findings += examples.check_examples(settings.schemas_dir, each, rules)
@@ -490,11 +429,11 @@ def trust_new(
 
     code = parse_ods(ods)
     if code is None:
-        _fail(f"{ods} is no ODS code: three to six letters and digits.")
+        fail(f"{ods} is no ODS code: three to six letters and digits.")
     try:
-        made = new_trust(_settings().schemas_dir, code, name)
+        made = new_trust(settings_now().schemas_dir, code, name)
     except FileExistsError:
-        _fail(f"{code} has a folder already.")
+        fail(f"{code} has a folder already.")
     for file in made:
         print(f"made: {file}")
     print(f"Fill in the profile, add examples, then: hub trust check {code}")
@@ -506,7 +445,7 @@ def trust_repairs(as_json: AsJson = False) -> None:
     from hub.journey.repair import RULES
 
     rows = [{"rule": rule.value, "does": each.does, "because": each.because} for rule, each in RULES.items()]
-    _print(rows, as_json, ("rule", "does", "because"), "")
+    show(rows, as_json, ("rule", "does", "because"), "")
 
 
 @trust.command("schema")
@@ -531,7 +470,7 @@ def _keys(path: Path) -> dict[str, Any]:
         keys: dict[str, Any] = orjson.loads(path.read_bytes())
         key_set(keys)
     except ValueError as error:
-        _fail(f"{path.name}: {error}.")
+        fail(f"{path.name}: {error}.")
     return keys
 
 
@@ -546,20 +485,20 @@ def clients_add(
     from hub.facade.tokens import is_scopes
     from hub.store.clients import Client, add
 
-    settings, keys = _settings(), _keys(jwks)
+    settings, keys = settings_now(), _keys(jwks)
     if not is_scopes(scopes):
-        _fail("--scopes are SMART system scopes: system/Task.ru, system/Bundle.cs or system/*.cruds.")
+        fail("--scopes are SMART system scopes: system/Task.ru, system/Bundle.cs or system/*.cruds.")
 
     async def work() -> str:
         profiles = wiring.directory(settings)
         if (trust_code := parse_ods(ods)) is None or trust_code not in profiles:
-            raise _Failure(f"No trust {ods} has joined: see `hub trust list`.")
+            raise Failure(f"No trust {ods} has joined: see `hub trust list`.")
         async with wiring.opened(settings) as engine:
             client = Client(str(uuid.uuid4()), trust_code, name, keys, scopes, wiring.now())
             await add(engine, client)
             return client.id
 
-    print(_run(work))
+    print(run_it(work))
 
 
 @clients.command("list")
@@ -568,7 +507,7 @@ def clients_list(as_json: AsJson = False) -> None:
     from hub.store.clients import all_of
 
     async def work() -> list[dict[str, Any]]:
-        async with wiring.opened(_settings()) as engine:
+        async with wiring.opened(settings_now()) as engine:
             return [
                 {
                     "client_id": each.id,
@@ -583,7 +522,7 @@ def clients_list(as_json: AsJson = False) -> None:
             ]
 
     columns = ["client_id", "trust", "name", "scopes", "keys", "revoked_at"]
-    _print(_run(work), as_json, columns, "No client yet: `hub clients add`.")
+    show(run_it(work), as_json, columns, "No client yet: `hub clients add`.")
 
 
 @clients.command("rotate")
@@ -612,11 +551,11 @@ def glass_list(
     from hub.store.break_glass import grants
 
     async def work() -> list[dict[str, Any]]:
-        async with wiring.opened(_settings()) as engine:
+        async with wiring.opened(settings_now()) as engine:
             return await grants(engine, open_only=open_only)
 
     columns = ["grant_id", "granted_at", "trust", "user_id", "role_id", "person_id", "reason", "verdict"]
-    _print(_run(work), as_json, columns, "Nobody broke the glass.")
+    show(run_it(work), as_json, columns, "Nobody broke the glass.")
 
 
 @glass.command("review")
@@ -628,7 +567,7 @@ def glass_review(
     from hub.store.break_glass import review
 
     if verdict not in {"justified", "not-justified"}:
-        _fail("The verdict is justified or not-justified.")
+        fail("The verdict is justified or not-justified.")
     _change(
         lambda engine: review(engine, grant_id, getpass.getuser(), verdict, wiring.now()),
         f"No grant {grant_id} that waits to be looked at.",
@@ -640,25 +579,25 @@ def token(client_id: str) -> None:
     """An access token for a client, without its key: in development only (HUB_DEVELOPMENT, HUB_TOKEN_KEY_FILE)."""
     from hub.store.clients import find
 
-    settings = _settings()
+    settings = settings_now()
     if not settings.development:
-        _fail(
+        fail(
             "Tokens are given out here in development only (HUB_DEVELOPMENT=true). A system asks oauth2/token."
         )
     if settings.token_key_file is None:
-        _fail("Set HUB_TOKEN_KEY_FILE for this command and for `hub serve`, so that it knows the token.")
+        fail("Set HUB_TOKEN_KEY_FILE for this command and for `hub serve`, so that it knows the token.")
 
     async def work() -> str:
         async with wiring.opened(settings) as engine:
             client = await find(engine, client_id)
             if client is None or client.revoked_at is not None:
-                raise _Failure(f"No client {client_id}: see `hub clients list`.")
+                raise Failure(f"No client {client_id}: see `hub clients list`.")
             return wiring.token_office(settings).issue(client, client.scopes, wiring.now())
 
     try:
-        print(_run(work))
+        print(run_it(work))
     except wiring.TokenKeyError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command(rich_help_panel=_PANELS["prepare"])
@@ -667,10 +606,10 @@ def openapi() -> None:
     from hub.facade.app import openapi_document
 
     async def work() -> bytes:
-        async with wiring.opened(_settings(), check_schema=False) as engine:
-            return openapi_document(wiring.facade_app(_settings(), engine))
+        async with wiring.opened(settings_now(), check_schema=False) as engine:
+            return openapi_document(wiring.facade_app(settings_now(), engine))
 
-    print(_run(work).decode(), end="")
+    print(run_it(work).decode(), end="")
 
 
 @app.command(rich_help_panel=_PANELS["join"])
@@ -685,16 +624,16 @@ def explain(
     from hub.onboarding.examples import as_text, explain_file
     from hub.onboarding.telling import tell
 
-    settings = _settings()
+    settings = settings_now()
     try:
         trusts = wiring.directory(settings)
         explanation = explain_file(file, OdsCode(ods.upper()), wiring.journey(settings, trusts), wiring.now())
     except TrustsError as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyError:
-        _fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+        fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
     except OSError as error:
-        _fail(f"{file} cannot be read: {error.strerror}.")
+        fail(f"{file} cannot be read: {error.strerror}.")
     if as_json:
         sys.stdout.buffer.write(as_text(explanation))
     else:
@@ -732,8 +671,8 @@ def audit_search(
                 limit=limit,
             )
 
-    rows = _run(search, _settings())
-    _print(
+    rows = run_it(search, settings_now())
+    show(
         rows,
         as_json,
         ("at", "code", "outcome", "trust", "counterpart", "transfer_id", "detail"),
@@ -753,16 +692,16 @@ def audit_trail(
             try:
                 row = await queries.transfer_row(engine, transfer)
             except queries.NotFoundError:
-                raise _Failure(f"There is no transfer {transfer}.") from None
+                raise Failure(f"There is no transfer {transfer}.") from None
             return row, await queries.audit_search(
                 engine, now=wiring.now(), reader=getpass.getuser(), transfer_id=transfer
             )
 
-    found, entries = _run(load, _settings())
+    found, entries = run_it(load, settings_now())
     if as_json:
-        _print(entries, True, (), "")
+        show(entries, True, (), "")
         return
-    names = {each.ods: each.name for each in wiring.directory(_settings())}
+    names = {each.ods: each.name for each in wiring.directory(settings_now())}
     for line in tell(found, entries, names):
         print(line)
 
@@ -792,7 +731,7 @@ def transfers_list(
         "changed_at",
         "due_at",
     )
-    _print(_run(load, _settings()), as_json, columns, "No transfer is open.")
+    show(run_it(load, settings_now()), as_json, columns, "No transfer is open.")
 
 
 @transfers.command("due")
@@ -807,7 +746,7 @@ def transfers_due(
             return await queries.transfers_due(engine, wiring.now() + timedelta(hours=within))
 
     columns = ("due_at", "due_clock", "transfer_id", "sender", "receiver", "state", "priority", "kind")
-    _print(_run(load, _settings()), as_json, columns, "Nothing is due.")
+    show(run_it(load, settings_now()), as_json, columns, "Nothing is due.")
 
 
 @transfers.command("show")
@@ -822,12 +761,12 @@ def transfers_show(
             try:
                 return await queries.transfer_row(engine, transfer), await queries.transfer(engine, transfer)
             except queries.NotFoundError:
-                raise _Failure(f"There is no transfer {transfer}.") from None
+                raise Failure(f"There is no transfer {transfer}.") from None
 
-    row, found = _run(load, _settings())
+    row, found = run_it(load, settings_now())
     if as_json:
         fhir = {"Task.status": TASK_STATUS[found.state], "ServiceRequest.status": REQUEST_STATUS[found.state]}
-        _print([row | {"fhir": fhir, "facts": list(facts(found))}], True, (), "")
+        show([row | {"fhir": fhir, "facts": list(facts(found))}], True, (), "")
         return
     for line in timeline(found, row["due_at"], row["due_clock"]):
         print(line)
@@ -844,7 +783,7 @@ def transfers_history(
             return await queries.transfer_history(engine, transfer)
 
     columns = ("version", "received_at", "by", "step", "from_state", "to_state", "because")
-    _print(_run(load, _settings()), as_json, columns, f"There is no transfer {transfer}.")
+    show(run_it(load, settings_now()), as_json, columns, f"There is no transfer {transfer}.")
 
 
 @transfers.command("lifecycle")
@@ -870,13 +809,13 @@ def transfers_expire(
                     engine, transfer, because, load_clocks(settings.schemas_dir, trusts), trusts, wiring.now()
                 )
             except queries.NotFoundError:
-                raise _Failure(f"There is no transfer {transfer}.") from None
+                raise Failure(f"There is no transfer {transfer}.") from None
             except NotExpiredError:
-                raise _Failure(
+                raise Failure(
                     f"Transfer {transfer} may not be closed: it is over, or its clocks have not reached level 3."
                 ) from None
 
-    _run(expire, _settings())
+    run_it(expire, settings_now())
 
 
 # ---------------------------------------------------------------- Untangle
@@ -895,7 +834,7 @@ def replay(
     """Try a new version of a trust's profile on the messages it sent: what would differ, field by field. Changes nothing; audited."""
     from hub.onboarding.replay import compare, with_profile
 
-    settings = _settings()
+    settings = settings_now()
 
     async def load(settings: HubSettings) -> list[Received]:
         async with wiring.opened(settings) as engine:
@@ -911,12 +850,12 @@ def replay(
         rules = wiring.journey(settings, wiring.directory(settings))
         new = load_profile(profile)
     except TrustsError as error:
-        _fail(str(error))
+        fail(str(error))
     if ods.upper() not in rules.directory:
-        _fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+        fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
     if new.ods != ods.upper():
-        _fail(f"{profile} is a profile of {new.ods}, not of {ods.upper()}.")
-    messages = _run(load, settings)
+        fail(f"{profile} is a profile of {new.ods}, not of {ods.upper()}.")
+    messages = run_it(load, settings)
     rows = [
         {"event_id": received.event_id, "path": each.path}
         | ({"before": each.before, "after": each.after} if values else {})
@@ -924,7 +863,7 @@ def replay(
         for each in differing
     ]
     columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")
-    _print(rows, as_json, columns, "Nothing would differ.")
+    show(rows, as_json, columns, "Nothing would differ.")
     if not as_json:
         print(f"{len({row['event_id'] for row in rows})} of {len(messages)} messages would differ.")
 
@@ -941,8 +880,8 @@ def quarantine_list(
         async with wiring.opened(settings) as engine:
             return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=why)
 
-    rows = _run(load, _settings())
-    _print(
+    rows = run_it(load, settings_now())
+    show(
         rows,
         as_json,
         ("event_id", "trust", "received_at", "why", "at", "owner", "retries"),
@@ -968,17 +907,17 @@ def quarantine_show(
             try:
                 return await queries.message(engine, event_id)
             except queries.NotFoundError:
-                raise _Failure(f"There is no message {event_id}.") from None
+                raise Failure(f"There is no message {event_id}.") from None
 
-    row, content = _run(load, _settings())
+    row, content = run_it(load, settings_now())
     if raw:
         sys.stdout.buffer.write(content or b"")
         return
     if as_json:
-        _print([row], True, (), "")
+        show([row], True, (), "")
         return
     for name, value in row.items():
-        print(f"{name:>16}  {_cell(value)}")
+        print(f"{name:>16}  {cell(value)}")
 
 
 @quarantine.command("retry")
@@ -992,7 +931,7 @@ def quarantine_retry(
     """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined."""
     choice = Choice(TransferId(transfer) if transfer else None, PersonId(person) if person else None)
     if (transfer or person) and len(event_ids) > 1:
-        _fail("An answer is for one message: give one event id with --transfer or --person.")
+        fail("An answer is for one message: give one event id with --transfer or --person.")
 
     async def retry(settings: HubSettings) -> bool:
         async with wiring.opened(settings) as engine:
@@ -1002,13 +941,13 @@ def quarantine_retry(
                 try:
                     effects = await work.retry(event_id, operator=getpass.getuser(), choice=choice)
                 except NotQuarantinedError:
-                    raise _Failure(f"There is no quarantined message {event_id}.") from None
+                    raise Failure(f"There is no quarantined message {event_id}.") from None
                 why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
                 print(f"{event_id}  {effects.disposition}{why}")
                 well = well and effects.rejection is None
             return well
 
-    if not _run(retry, _settings()):
+    if not run_it(retry, settings_now()):
         raise typer.Exit(1)
 
 
@@ -1022,8 +961,8 @@ def outbox_(as_json: AsJson = False) -> None:
         names = ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error")
         return [{name: getattr(each, name) for name in names} for each in waiting]
 
-    rows = _run(load, _settings())
-    _print(
+    rows = run_it(load, settings_now())
+    show(
         rows,
         as_json,
         ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"),
@@ -1042,8 +981,8 @@ def incidents_list(
         async with wiring.opened(settings) as engine:
             return await queries.incidents(engine, closed=closed)
 
-    rows = _run(load, _settings())
-    _print(
+    rows = run_it(load, settings_now())
+    show(
         rows,
         as_json,
         ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"),
@@ -1068,8 +1007,8 @@ def brake_list(as_json: AsJson = False) -> None:
         async with wiring.opened(settings) as engine:
             return await queries.brakes(engine)
 
-    _print(
-        _run(load, _settings()),
+    show(
+        run_it(load, settings_now()),
         as_json,
         ("trust", "pulled", "in_a_row", "pulled_at", "why"),
         "No brake is on.",
@@ -1093,8 +1032,8 @@ def positions_list(as_json: AsJson = False) -> None:
         async with wiring.opened(settings) as engine:
             return await queries.positions(engine)
 
-    _print(
-        _run(load, _settings()),
+    show(
+        run_it(load, settings_now()),
         as_json,
         ("topic", "partition", "next_offset", "moved_at"),
         "Nothing was read yet.",
@@ -1118,10 +1057,10 @@ def _change(work: Callable[[Any], Awaitable[None]], missing: str) -> None:
             try:
                 await work(engine)
             except queries.NotFoundError:
-                raise _Failure(missing) from None
+                raise Failure(missing) from None
         print("done")
 
-    _run(change, _settings())
+    run_it(change, settings_now())
 
 
 def main() -> None:

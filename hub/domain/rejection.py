@@ -204,6 +204,8 @@ class Rejection:
     detail: str = ""
     candidates: tuple[str, ...] = ()
     """The hub's ids of whom or what could be meant, for the duty team's eyes: the sender may not be told who exists."""
+    claimed: str = ""
+    """Which organisation the message says it is from, where that is not who sent it: an ODS code."""
 
     @property
     def ruling(self) -> Ruling:

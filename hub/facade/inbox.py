@@ -79,7 +79,10 @@ async def read_bundle(
     if transfer and sees(transfer, caller.reader, facade.now()) is not Sees.CLINICAL:
         await facade.denied(caller, served, "not-readable", transfer)
         raise not_found()
-    await facade.seen(caller, served, transfer, message=seq)
+    if transfer:
+        await facade.seen(caller, served, transfer, message=seq)
+    else:
+        await facade.searched(caller, served, message=seq)
     return fhir(_numbered(payload, seq))
 
 
@@ -120,7 +123,13 @@ async def search_message_header(
     found, _ = await search.search(facade.engine, caller.trust, wanted) if about else ([], False)
     seen = {each.id for each in found if sees(each, caller.reader, facade.now()) > Sees.NOTHING}
     shown = [_header(r.payload, r.seq, r.transfer_id) for r in rows[:count] if r.transfer_id in seen]
-    await facade.seen(caller, served, parameters=sorted({*said} & {"focus", "_count"}), found=len(shown))
+    shown_of = {r.transfer_id for r in rows[:count] if r.transfer_id in seen}
+    await facade.searched(
+        caller,
+        served,
+        [each for each in found if each.id in shown_of],
+        parameters=sorted({*said} & {"focus", "_count"}),
+    )
     address = f"{facade.base}/MessageHeader"
     kept = [(name, value) for name, value in said.multi_items() if name in {"focus", "_count"}]
     links = [{"relation": "self", "url": f"{address}?{urlencode(kept)}" if kept else address}]

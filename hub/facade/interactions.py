@@ -76,7 +76,7 @@ async def search_transfers(
     total = None
     if asked.count_only or asked.total:
         total = await search.count(facade.engine, caller.trust, asked.wanted, caller.broken)
-    await facade.seen(caller, served, parameters=sorted({name for name, _ in asked.asked}), found=len(found))
+    await facade.searched(caller, served, found, parameters=sorted({name for name, _ in asked.asked}))
     shown = await _SHOWN_AS[served.resource](facade, found, caller.reader)
     if served.resource in searching.PARTS and (ids := {v for n, v in asked.asked if n == "_id"}):
         named = {each for several in ids for each in several.split(",")}

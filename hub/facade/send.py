@@ -94,8 +94,13 @@ def received(
     for name in _ABOUT_THE_CALLER:
         _is_base64_json(said, name)
     kept = {name: said[name] for name in _KEPT if said.get(name)}
+    kept[headers.CLIENT] = caller.client_id
     if caller.person is not None:
-        kept |= {headers.USER: caller.person.id, headers.ROLE: caller.person.role.value}
+        kept |= {
+            headers.USER: caller.person.id,
+            headers.ROLE: caller.person.role.value,
+            headers.ROLE_ID: caller.person.role_id,
+        }
     return Received(
         event_id=EventId(time_ordered_id(now, caller.client_id, request_id, uuid.uuid4().hex)),
         trust=caller.trust,

@@ -22,7 +22,7 @@ from hub.facade.errors import FacadeError, forbidden, not_found, unauthorised
 from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers
 from hub.facade.send import received
 from hub.facade.together import Together, UnderWayError
-from hub.facade.tokens import Caller, TokenError, TokenOffice, claimed_issuer
+from hub.facade.tokens import Caller, TokenError, TokenOffice, Who, claimed_issuer
 from hub.fhir.headers import REQUEST_ID
 from hub.fhir.tree import Tree
 from hub.journey.effects import Effects
@@ -89,7 +89,8 @@ class Facade:
             issue = "expired" if error.reason == "expired" else "security"
             raise unauthorised(f"The access token is not good. {error}", issue) from error
         self._spend(caller.client_id)
-        return caller
+        said = request.headers.get(REQUEST_ID, "").strip()[:255]
+        return replace(caller, request_id=said or None)
 
     async def _proved(self, token: str) -> Caller:
         """By the hub's own token, or by one of an issuer that a trust has registered. Raises TokenError, FacadeError (401, 503)."""
@@ -132,16 +133,17 @@ class Facade:
 
     async def refused(self, why: str, caller: Caller | None = None) -> None:
         """Audit that somebody was not let in. A client's name is written only where a signature has proved it."""
-        detail = {"why": why, **(caller.who if caller else {})}
         await self._write(
-            AuditEntry(
-                Code.AUTHENTICATION_FAILED,
-                self.now(),
-                "rest",
-                Outcome.SERIOUS_FAILURE,
-                trust=caller.trust if caller else None,
-                detail=detail,
-            )
+            [
+                AuditEntry(
+                    Code.AUTHENTICATION_FAILED,
+                    self.now(),
+                    "rest",
+                    Outcome.SERIOUS_FAILURE,
+                    detail={"why": why},
+                    **(caller.who if caller else Who()),
+                )
+            ]
         )
 
     async def denied(
@@ -149,32 +151,57 @@ class Facade:
     ) -> None:
         """Audit that a client asked for what it may not have."""
         await self._write(
-            AuditEntry(
-                Code.ACCESS_DENIED,
-                self.now(),
-                "rest",
-                Outcome.SERIOUS_FAILURE,
-                trust=caller.trust,
-                person_id=transfer.person_id if transfer else None,
-                transfer_id=transfer.id if transfer else None,
-                detail={**caller.who, "interaction": served.name, "why": why},
-            )
+            [
+                AuditEntry(
+                    Code.ACCESS_DENIED,
+                    self.now(),
+                    "rest",
+                    Outcome.SERIOUS_FAILURE,
+                    person_id=transfer.person_id if transfer else None,
+                    transfer_id=transfer.id if transfer else None,
+                    detail={"interaction": served.name, "as": caller.role, "why": why},
+                    **caller.who,
+                )
+            ]
         )
 
-    async def seen(
-        self, caller: Caller, served: Served, transfer: Transfer | None = None, **said: Any
+    async def seen(self, caller: Caller, served: Served, transfer: Transfer, **said: Any) -> None:
+        """Audit that a client has read something of one transfer."""
+        await self._write([self._looked(Code.RECORD_READ, caller, served, transfer, said)])
+
+    async def searched(
+        self, caller: Caller, served: Served, found: Sequence[Transfer] = (), **said: Any
     ) -> None:
-        """Audit that a client has read something."""
+        """Audit that a client has searched: an entry for each patient that it found (BALP), one if it found nobody."""
+        told = {each.person_id: each for each in found}.values()
         await self._write(
-            AuditEntry(
-                Code.RECORD_READ if transfer else Code.RECORD_SEARCHED,
-                self.now(),
-                "rest",
-                trust=caller.trust,
-                person_id=transfer.person_id if transfer else None,
-                transfer_id=transfer.id if transfer else None,
-                detail={**caller.who, "interaction": served.name, **said, **self._glass(caller, transfer)},
-            )
+            [
+                self._looked(Code.RECORD_SEARCHED, caller, served, each, said | {"found": len(found)})
+                for each in told or [None]
+            ]
+        )
+
+    def _looked(
+        self,
+        code: Code,
+        caller: Caller,
+        served: Served,
+        transfer: Transfer | None,
+        said: Mapping[str, Any],
+    ) -> AuditEntry:
+        return AuditEntry(
+            code,
+            self.now(),
+            "rest",
+            person_id=transfer.person_id if transfer else None,
+            transfer_id=transfer.id if transfer else None,
+            detail={
+                "interaction": served.name,
+                "as": caller.role,
+                **said,
+                **self._glass(caller, transfer),
+            },
+            **caller.who,
         )
 
     @staticmethod
@@ -182,8 +209,8 @@ class Facade:
         """Whether it was seen only because the glass was broken."""
         return {"glass_broken": True} if transfer and transfer.person_id in caller.broken else {}
 
-    async def _write(self, entry: AuditEntry) -> None:
-        await search.write_down(self.engine, entry)
+    async def _write(self, entries: Sequence[AuditEntry]) -> None:
+        await search.write_down(self.engine, entries)
 
     # -- what is read ---------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import orjson
 from joserfc import jwt
@@ -47,6 +47,16 @@ class Person:
     may_write: bool
 
 
+class Who(TypedDict, total=False):
+    """Who acted, as `hub.audit.entries.AuditEntry` names it."""
+
+    trust: OdsCode
+    client_id: str
+    user_id: str | None
+    role_id: str | None
+    request_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """A system or a person, proved by a token: it speaks for one trust. ``broken`` are the hub's ids of those patients for whom
@@ -58,6 +68,8 @@ class Caller:
     scopes: str
     person: Person | None = None
     broken: frozenset[str] = frozenset()
+    request_id: str | None = None
+    """X-Request-Id of what is asked for, if there is one."""
 
     @property
     def role(self) -> Role:
@@ -68,12 +80,16 @@ class Caller:
         return Reader(self.trust, self.role, self.broken)
 
     @property
-    def who(self) -> Mapping[str, str]:
+    def who(self) -> Who:
         """For the audit."""
-        named = {"client": self.client_id}
-        if self.person is not None:
-            named |= {"user": self.person.id, "role": self.person.role_id, "as": self.person.role.value}
-        return named
+        person = self.person
+        return {
+            "trust": self.trust,
+            "client_id": self.client_id,
+            "user_id": person.id if person else None,
+            "role_id": person.role_id if person else None,
+            "request_id": self.request_id,
+        }
 
     def must_be_a_system(self, why: str) -> None:
         """Raises FacadeError (403), with ``why``, for a person."""

@@ -126,7 +126,7 @@ async def subscription_events(
         raise bad_request("content must be empty, id-only or full-resource.", "content", "value")
     found = await subscriptions.events(facade.engine, wish.id, since, until, _EVENTS_MAX)
     bundle = await notification_of(facade, replace(wish, last_number=last), "query-event", found, content)
-    await facade.seen(caller, served, found=len(found), subscription=wish.id)
+    await facade.searched(caller, served, events=len(found), subscription=wish.id)
     return fhir(bundle)
 
 

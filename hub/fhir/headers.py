@@ -8,6 +8,9 @@ from typing import Final
 CONTENT_TYPE_FHIR: Final = "application/fhir+json; fhirVersion=4.0"
 """The value of `content-type` on everything the hub sends."""
 
+CHECKPOINT_TYPE: Final = "text/plain; charset=utf-8"
+"""The value of `content-type` on a signed checkpoint of the audit (C2SP tlog-checkpoint)."""
+
 # What a trust puts on a message, and what the hub repeats on its own.
 REQUEST_ID: Final = "x-request-id"
 """The message's own id: new for each message, the same on a retry (BaRS, headers)."""
@@ -32,11 +35,15 @@ DISPOSITION: Final = "disposition"
 WHY: Final = "why"
 """The reason code; absent where the message was accepted."""
 
-# What only the facade keeps with a message that a person sent.
+# What only the facade keeps with a message: who sent it, as the token proved.
 USER: Final = "hub-user"
 """Who signed in, as the issuer names them."""
 ROLE: Final = "hub-role"
 """What they are to the hub (`hub.domain.roles`)."""
+ROLE_ID: Final = "hub-role-id"
+"""The role that they chose, as the issuer names it."""
+CLIENT: Final = "hub-client"
+"""Which system called, whoever sat before it."""
 
 PATCH_SHA256: Final = "hub-patch-sha256"
 """Of a decision that came as a patch: the patch's own bytes, by which a repetition is known."""

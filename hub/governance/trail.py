@@ -11,6 +11,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from hub.audit.catalogue import TRANSFER_CODES
 from hub.audit.entries import Code
 from hub.domain.message import FlagCode
 from hub.domain.transfer import HUB, State, Step
@@ -102,7 +103,7 @@ class _Event:
 
     @property
     def moved(self) -> Row | None:
-        return self.first(Code.TRANSFER_CREATED, Code.TRANSFER_MOVED, Code.TIMER_ESCALATED)
+        return self.first(*TRANSFER_CODES)
 
     @property
     def happened_at(self) -> datetime:
@@ -217,7 +218,7 @@ def _notes(event: _Event, act: Row, people: Mapping[str, str], clock: str) -> It
     detail = act["detail"]
     if detail.get("from") == detail.get("to") and detail.get("step") not in _NO_CHANGE_EXPECTED:
         yield "This was news only; it did not change how the transfer stood."
-    normalised = event.first(Code.MESSAGE_NORMALISED)
+    normalised = event.first(Code.MESSAGE_REPAIRED, Code.MESSAGE_ACCEPTED)
     for flag in normalised["detail"].get("flags", ()) if normalised else ():
         if flag in _NOTES:
             yield _NOTES[flag].format(**people)
@@ -226,7 +227,9 @@ def _notes(event: _Event, act: Row, people: Mapping[str, str], clock: str) -> It
 def _told(event: _Event, names: Mapping[str, str], clock: str) -> Iterator[str]:
     """To whom the news went, and whether it has got there."""
     routed = event.first(Code.ROUTED)
-    delivered = {row["counterpart"]: row["at"] for row in event.entries if row["code"] == Code.DELIVERY_SENT}
+    delivered = {
+        row["counterpart"]: row["at"] for row in event.entries if row["code"] == Code.DISCLOSURE_SENT
+    }
     for route in routed["detail"].get("routes", ()) if routed else ():
         name = _name(names, route["to"])
         at = delivered.get(route["to"])

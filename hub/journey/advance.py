@@ -72,6 +72,11 @@ class Taken:
         }
 
     @property
+    def came_late(self) -> bool:
+        """Whether something that happened after it was known before it."""
+        return any(each.occurred_at > self.fact.occurred_at for each in self.transfer.facts)
+
+    @property
     def moved_without_acceptance(self) -> bool:
         early = {
             State.DRAFT,

@@ -5,15 +5,16 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.codes.book import CodeBook
 from hub.domain.clocks import Clocks
 from hub.domain.ids import EventId, PersonId, TransferId
-from hub.domain.message import Canonical, Kind, Received
+from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
 from hub.domain.transfer import Transfer
@@ -128,11 +129,14 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
     identified = identify(canonical, known, hint, chosen=choice.person_id is not None)
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
+    # A record that was to be made for this message is not made when the message is refused.
+    whom = None if identified.created else identified.person_id
     advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
-        return _refused(understood, advanced, journey, now, canonical)
+        return _refused(understood, advanced, journey, now, canonical, person_id=whom)
     if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
-        return _refused(understood, Rejection(Why.ROLE_NOT_ALLOWED, "Authorization"), journey, now, canonical)
+        not_allowed = Rejection(Why.ROLE_NOT_ALLOWED, "Authorization")
+        return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)
@@ -210,14 +214,20 @@ def _audit_accepted(
 ) -> list[AuditEntry]:
     canonical, identified = happened.canonical, happened.identified
     first = happened.transfer_id
+    by = _by(understood)
 
     def entry(
-        code: Code, detail: dict[str, object], transfer_id: str | None = first, counterpart: str | None = None
+        code: Code,
+        detail: dict[str, object],
+        transfer_id: str | None = first,
+        counterpart: str | None = None,
+        outcome: Outcome = Outcome.SUCCESS,
     ) -> AuditEntry:
         return AuditEntry(
             code,
             now,
             understood.received.door,
+            outcome,
             trust=canonical.trust,
             counterpart=counterpart,
             event_id=canonical.event_id,
@@ -225,19 +235,20 @@ def _audit_accepted(
             transfer_id=transfer_id,
             occurred_at=canonical.occurred_at,
             detail=detail,
+            **by,
         )
 
-    normalised: dict[str, object] = {
-        "event_type": happened.event_type,
-        "changes": dict(Counter(change.rule for change in canonical.changes)),
-        "flags": [flag.code for flag in happened.flags],
-    }
+    flags = [flag.code for flag in happened.flags]
     entries = [
         entry(Code.MESSAGE_RECEIVED, _message_detail(understood)),
-        entry(Code.MESSAGE_NORMALISED, normalised),
+        _audit_understood(happened, flags, entry),
+        *(entry(_NOTED[flag], {"flag": flag}) for flag in flags if flag in _NOTED),
         *(entry(code, detail) for code, detail in _audit_identity(identified)),
     ]
-    entries += [_audit_taken(taken, entry) for taken in happened.taken]
+    for taken in happened.taken:
+        entries.append(_audit_taken(taken, entry))
+        if taken.came_late:
+            entries.append(entry(Code.OUT_OF_ORDER, {"step": taken.fact.step}, taken.transfer.id))
     routed: dict[str, list[Outgoing]] = {}
     for out in outbox:
         if out.transfer_id:
@@ -252,15 +263,45 @@ def _audit_accepted(
     return entries
 
 
+_NOTED = {
+    FlagCode.CLOCK_SKEW: Code.CLOCK_SKEW,
+    FlagCode.TIME_ZONE_ASSUMED: Code.TIME_ZONE_ASSUMED,
+}
+"""Doubts about times: each has an entry of its own, since the order of events hangs on it."""
+
+
+def _by(understood: Understood) -> dict[str, str | None]:
+    """Which request it was and who signed in to send it, as far as the door can prove that."""
+    received = understood.received
+    proved = received.header if received.position is None else lambda _: ""
+    return {
+        "request_id": understood.message_id,
+        "user_id": proved(headers.USER) or None,
+        "role_id": proved(headers.ROLE_ID) or None,
+        "client_id": proved(headers.CLIENT) or None,
+    }
+
+
+def _audit_understood(
+    happened: Happened, flags: Sequence[str], entry: Callable[..., AuditEntry]
+) -> AuditEntry:
+    """That it was understood, and what had to be changed or doubted for that."""
+    changes = dict(Counter(change.rule for change in happened.canonical.changes))
+    said: dict[str, object] = {"event_type": happened.event_type}
+    if not changes and not flags:
+        return entry(Code.MESSAGE_ACCEPTED, said)
+    return entry(Code.MESSAGE_REPAIRED, said | {"changes": changes, "flags": list(flags)})
+
+
 def _audit_identity(identified: Identified) -> Iterator[tuple[Code, dict[str, object]]]:
     """What is new about who this is: kinds of identifiers and the hub's own ids, never a number."""
     if identified.created or identified.new_keys:
-        code = Code.PERSON_CREATED if identified.created else Code.PERSON_MATCHED
+        code = Code.IDENTITY_UNMATCHED if identified.created else Code.IDENTITY_MATCHED
         yield code, {"new_identifiers": sorted(key.authority for key in identified.new_keys)}
     if identified.superseded:
-        yield Code.NHS_NUMBER_SUPERSEDED, {}
+        yield Code.IDENTITY_SUPERSEDED, {}
     for each in identified.merged:
-        code = Code.PERSONS_MERGED if each.survivor else Code.PERSONS_UNMERGED
+        code = Code.IDENTITY_MERGED if each.survivor else Code.IDENTITY_UNMERGED
         yield code, {"loser": each.loser, "survivor": each.survivor, "basis": each.basis}
     if identified.sensitivity:
         yield Code.SENSITIVITY_CHANGED, {"to": identified.sensitivity}
@@ -274,7 +315,12 @@ def _audit_taken(taken: Taken, entry: Callable[..., AuditEntry]) -> AuditEntry:
     adopted = [fact.event_id for fact in taken.facts if fact is not taken.fact]
     if adopted:
         detail["with_events"] = adopted
-    return entry(Code.TRANSFER_CREATED if taken.created else Code.TRANSFER_MOVED, detail, transfer.id)
+    outcome = Outcome.SUCCESS
+    if taken.moved_without_acceptance:
+        detail["without_acceptance"] = True
+        outcome = Outcome.MINOR_FAILURE
+    code = Code.TRANSFER_CREATED if taken.created else TRANSFER_CODE[event_type_of(taken)]
+    return entry(code, detail, transfer.id, outcome=outcome)
 
 
 def _message_detail(understood: Understood) -> dict[str, object]:
@@ -304,10 +350,10 @@ def _refused(
     journey: Journey,
     now: datetime,
     canonical: Canonical | None = None,
-    disposition: Disposition | None = None,
     first: FirstMessage | None = None,
+    person_id: PersonId | None = None,
 ) -> Effects:
-    disposition = disposition or rejection.ruling.disposition
+    disposition = rejection.ruling.disposition
     received = understood.received
     receipt = receipt_for(
         received,
@@ -326,7 +372,7 @@ def _refused(
         first.event_id if first else None,
         None,
         (receipt,),
-        tuple(_audit_refused(understood, disposition, rejection, canonical, first, now)),
+        tuple(_audit_refused(understood, disposition, rejection, canonical, first, now, person_id)),
     )
 
 
@@ -337,14 +383,17 @@ def _audit_refused(
     canonical: Canonical | None,
     first: FirstMessage | None,
     now: datetime,
+    person_id: PersonId | None = None,
 ) -> list[AuditEntry]:
-    received = understood.received
+    received, by = understood.received, _by(understood)
     transfer_id = first.transfer_id if first else None
+    person_id = first.person_id if first else person_id
     occurred_at = canonical.occurred_at if canonical else None
     detail: dict[str, object] = {"first_event_id": first.event_id} if first else {}
     if rejection is not None:
         detail |= {"why": rejection.why, "at": rejection.at, "owner": rejection.ruling.owner}
         detail |= {"candidates": list(rejection.candidates)} if rejection.candidates else {}
+        detail |= {"claimed": rejection.claimed} if rejection.claimed else {}
 
     def entry(code: Code, outcome: Outcome, said: dict[str, object]) -> AuditEntry:
         return AuditEntry(
@@ -354,9 +403,11 @@ def _audit_refused(
             outcome,
             trust=received.trust,
             event_id=received.event_id,
+            person_id=person_id,
             transfer_id=transfer_id,
             occurred_at=occurred_at,
             detail=said,
+            **by,
         )
 
     entries = [entry(Code.MESSAGE_RECEIVED, Outcome.SUCCESS, _message_detail(understood))]
@@ -404,6 +455,7 @@ def _remember(effects: Effects, known: Known) -> None:
         rejection.at if rejection else "",
         rejection.detail if rejection else "",
         first_taken.transfer.id if first_taken else None,
+        happened.identified.person_id if happened else None,
     )
     if happened is None:
         return

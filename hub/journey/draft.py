@@ -13,8 +13,8 @@ from hub.fhir.tree import Entry, Resources, Tree, ods_code
 class RefusedError(Exception):
     """Leaves a helper with the answer; never leaves `hub.journey.normalise`."""
 
-    def __init__(self, why: Why, at: str = "", detail: str = "") -> None:
-        self.rejection = Rejection(why, at, detail)
+    def __init__(self, why: Why, at: str = "", detail: str = "", *, claimed: str = "") -> None:
+        self.rejection = Rejection(why, at, detail, claimed=claimed)
 
 
 @dataclass(slots=True)

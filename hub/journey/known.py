@@ -23,6 +23,7 @@ class FirstMessage:
     at: str = ""
     detail: str = ""
     transfer_id: TransferId | None = None
+    person_id: PersonId | None = None
 
 
 @dataclass(slots=True)

@@ -187,7 +187,10 @@ def _sender(draft: Draft) -> str | None:
         raise RefusedError(Why.SHARED_RECORD_ECHO, where)
     if claimed != trust:
         raise RefusedError(
-            Why.SENDER_NOT_TOPIC_OWNER, where, f"The message says that it comes from {claims[0]}."
+            Why.SENDER_NOT_TOPIC_OWNER,
+            where,
+            f"The message says that it comes from {claims[0]}.",
+            claimed=claims[0],
         )
     return claims[0]
 
@@ -269,6 +272,7 @@ def _own_stay(draft: Draft, entry: Entry) -> None:
         Why.SENDER_NOT_TOPIC_OWNER,
         f"{entry.path}.serviceProvider",
         f"The message says that the stay is {owner}'s.",
+        claimed=owner,
     )
 
 

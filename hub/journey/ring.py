@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.clocks import Clock, Clocks, Due, level_at, next_due, sentence
 from hub.domain.ids import EventId, time_ordered_id
@@ -79,7 +80,7 @@ def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime) -> list[Audi
             detail=detail,
         )
 
-    code = Code.TIMER_ESCALATED if fact.step is Step.ESCALATE else Code.TRANSFER_MOVED
+    code = TRANSFER_CODE[EVENT_TYPE[fact.step]]
     entries = [entry(code, {**taken.detail, "clock": fact.clock})]
     routes = [{"to": out.receiver, "topic": out.topic} for out in news]
     if routes:

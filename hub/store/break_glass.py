@@ -91,13 +91,15 @@ async def grant(
             detail = {"grant": given.id, "owner": owner, "by": given.trust}
             subject = f"{given.id} {owner}"
             await open_incident(connection, INCIDENT, subject, detail, source, given.granted_at)
-        said = {"grant": given.id, "user": given.user_id, "role": given.role_id, "owners": sorted(owners)}
+        said = {"grant": given.id, "owners": sorted(owners), "until": given.expires_at.isoformat()}
         entry = AuditEntry(
             Code.GLASS_BROKEN,
             given.granted_at,
             source,
             trust=given.trust,
             person_id=given.person_id,
+            user_id=given.user_id,
+            role_id=given.role_id,
             detail=said,
         )
         await write_audit(connection, [entry])
@@ -143,8 +145,14 @@ async def review(engine: AsyncEngine, grant_id: str, by: str, verdict: str, now:
         for subject, incident in (await open_incidents(connection, INCIDENT)).items():
             if subject.startswith(f"{grant_id} "):
                 await close_incident(connection, incident, verdict, "cli", now)
-        detail = {"grant": grant_id, "user": row.user_id, "operator": by, "verdict": verdict}
+        detail = {"grant": grant_id, "reviewed_user": row.user_id, "verdict": verdict}
         entry = AuditEntry(
-            Code.GLASS_REVIEWED, now, "cli", trust=row.trust, person_id=row.person_id, detail=detail
+            Code.GLASS_REVIEWED,
+            now,
+            "cli",
+            trust=row.trust,
+            person_id=row.person_id,
+            user_id=by,
+            detail=detail,
         )
         await write_audit(connection, [entry])

@@ -124,6 +124,7 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
             m.c.at,
             m.c.detail,
             t.event.c.transfer_id,
+            t.event.c.person_id,
         )
         .outerjoin(t.event, t.event.c.event_id == m.c.event_id)
         .where(among(m.c.first_key, keys, connection))
@@ -137,6 +138,7 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
             row.at or "",
             row.detail or "",
             row.transfer_id,
+            row.person_id,
         )
 
 

@@ -31,10 +31,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from hub.audit.entries import Code, Outcome
+from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.delivery import Outgoing, Placed
+from hub.fhir.headers import SOURCE_ODS
 from hub.store.bulk import insert_rows, update_rows
-from hub.store.tables import audit_entry, delivery_attempt, lease, outbox
+from hub.store.tables import delivery_attempt, lease, outbox
+from hub.store.write import write_audit
 
 Store = AsyncEngine | AsyncConnection
 
@@ -222,7 +224,7 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         for some in _chunks(sorted(place)):
             rows.extend(
                 await connection.execute(
-                    select(c.seq, c.receiver, c.topic, c.event_id, c.person_id, c.transfer_id, c.attempts)
+                    select(*_TOLD, c.topic, c.attempts)
                     .where(_numbered(some, connection), _PENDING)
                     .order_by(c.seq)
                     .with_for_update()
@@ -255,26 +257,8 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         await insert_rows(
             connection, delivery_attempt, _attempts(rows, at, "found-sent" if found else "sent", None)
         )
-        await insert_rows(
-            connection,
-            audit_entry,
-            [
-                _said(
-                    row,
-                    at,
-                    SYSTEM,
-                    {
-                        "seq": row.seq,
-                        "topic": row.topic,
-                        "partition": place[row.seq].partition,
-                        "offset": place[row.seq].offset,
-                        "attempts": row.attempts + 1,
-                        **({"found": True} if found else {}),
-                    },
-                )
-                for row in rows
-            ],
-        )
+        entries = [_told(row, place[row.seq], at, found=found) for row in rows]
+        await write_audit(connection, entries)
         return len(rows)
 
 
@@ -293,7 +277,7 @@ async def fetched(
         for some in _chunks(wanted):
             rows.extend(
                 await connection.execute(
-                    select(c.seq, c.receiver, c.topic, c.event_id, c.person_id, c.transfer_id, c.state)
+                    select(*_TOLD, c.topic, c.state)
                     .where(_numbered(some, connection), c.receiver == receiver)
                     .order_by(c.seq)
                     .with_for_update()
@@ -307,28 +291,54 @@ async def fetched(
             connection, outbox, ["seq"], [{"seq": row.seq, "state": "sent", "sent_at": at} for row in rows]
         )
         await insert_rows(connection, delivery_attempt, _attempts(rows, at, "fetched", None))
-        await insert_rows(
-            connection,
-            audit_entry,
-            [_said(row, at, "rest", {"seq": row.seq, "client": by}) for row in rows],
-        )
+        entries = [_said(row, at, "rest", {"seq": row.seq}, client_id=by) for row in rows]
+        await write_audit(connection, entries)
         return len(rows), []
 
 
-def _said(row: Row[Any], at: datetime, system: str, detail: Mapping[str, Any]) -> dict[str, Any]:
-    """The audit's row for a message that its receiver has."""
-    return {
-        "code": Code.DELIVERY_SENT.value,
-        "at": at,
-        "outcome": Outcome.SUCCESS.value,
-        "trust": None,
-        "system": system,
-        "counterpart": row.receiver,
-        "event_id": row.event_id,
-        "person_id": row.person_id,
-        "transfer_id": row.transfer_id,
-        "detail": detail,
+def _told(row: Row[Any], place: Placed, at: datetime, *, found: bool) -> AuditEntry:
+    """A message lies where its receiver reads it."""
+    detail = {
+        "seq": row.seq,
+        "topic": row.topic,
+        "partition": place.partition,
+        "offset": place.offset,
+        "attempts": row.attempts + 1,
+        **({"found": True} if found else {}),
     }
+    return _said(row, at, SYSTEM, detail)
+
+
+_TOLD = (
+    outbox.c.seq,
+    outbox.c.receiver,
+    outbox.c.event_id,
+    outbox.c.person_id,
+    outbox.c.transfer_id,
+    outbox.c.headers[SOURCE_ODS].as_string().label("source"),
+)
+"""What the audit says of a message that its receiver has."""
+
+
+def _said(
+    row: Row[Any], at: datetime, system: str, detail: Mapping[str, Any], client_id: str | None = None
+) -> AuditEntry:
+    """News of a patient is a disclosure by the trust it comes from; a receipt says only what became of the receiver's
+    own message.
+    """
+    code = Code.DISCLOSURE_SENT if row.transfer_id else Code.DELIVERY_ACKNOWLEDGED
+    return AuditEntry(
+        code,
+        at,
+        system,
+        trust=row.source if row.transfer_id else None,
+        counterpart=row.receiver,
+        event_id=row.event_id,
+        person_id=row.person_id,
+        transfer_id=row.transfer_id,
+        client_id=client_id,
+        detail=detail,
+    )
 
 
 def _attempts(rows: Iterable[Any], at: datetime, outcome: str, error: str | None) -> list[dict[str, Any]]:
@@ -377,28 +387,22 @@ async def mark_failed(
         attempts = _attempts(rows, at, "failed", error)
         await connection.execute(insert(delivery_attempt), attempts)
         only = rows[0] if len(rows) == 1 else None
-        await connection.execute(
-            insert(audit_entry),
-            [
-                {
-                    "code": Code.DELIVERY_FAILED.value,
-                    "at": at,
-                    "outcome": Outcome.MINOR_FAILURE.value,
-                    "trust": None,
-                    "system": SYSTEM,
-                    "counterpart": attempt["receiver"],
-                    "event_id": only.event_id if only else None,
-                    "detail": {
-                        **{
-                            name: attempt[name]
-                            for name in ("topic", "first_seq", "last_seq", "rows", "error")
-                        },
-                        "next_attempt_at": next_attempt_at.isoformat(),
-                    },
-                }
-                for attempt in attempts
-            ],
-        )
+        await write_audit(connection, [_failed(attempt, only, next_attempt_at, at) for attempt in attempts])
+
+
+def _failed(
+    attempt: Mapping[str, Any], only: Outgoing | None, next_attempt_at: datetime, at: datetime
+) -> AuditEntry:
+    detail = {name: attempt[name] for name in ("topic", "first_seq", "last_seq", "rows", "error")}
+    return AuditEntry(
+        Code.DELIVERY_RETRY,
+        at,
+        SYSTEM,
+        Outcome.MINOR_FAILURE,
+        counterpart=attempt["receiver"],
+        event_id=only.event_id if only else None,
+        detail=detail | {"next_attempt_at": next_attempt_at.isoformat()},
+    )
 
 
 async def waiting(store: Store) -> list[Waiting]:

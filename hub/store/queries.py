@@ -14,6 +14,7 @@ from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.domain.transfer import ENDED, Transfer
 from hub.store import incidents as incidents_store
 from hub.store import tables as t
+from hub.store.book import whole
 from hub.store.load import as_received, first_key, with_facts
 from hub.store.packing import unpack
 from hub.store.write import write_audit
@@ -51,7 +52,7 @@ async def audit_search(
     ``patient`` is an NHS number (any spacing) or a hospital's own number. ``trust`` matches who acted and to
     whom. Reading the audit is itself audited, before the answer is given; ``reader`` says who asked.
     """
-    a = t.audit_entry
+    a = whole()
     query = select(a).order_by(a.c.at, a.c.entry).limit(limit)
     if transfer_id:
         query = query.where(a.c.transfer_id == transfer_id)
@@ -71,7 +72,6 @@ async def audit_search(
         rows = _dicts((await connection.execute(query)).mappings().all())
         asked = {
             "by": ["patient"] * bool(patient) + ["transfer"] * bool(transfer_id) + ["trust"] * bool(trust),
-            "reader": reader,
             "entries": len(rows),
         }
         person_id = persons[0] if len(persons) == 1 else None
@@ -82,6 +82,7 @@ async def audit_search(
             trust=trust,
             person_id=person_id,
             transfer_id=transfer_id,
+            user_id=reader,
             detail=asked,
         )
         await write_audit(connection, [read])
@@ -299,6 +300,7 @@ async def messages_for_replay(
     )
     async with engine.begin() as connection:
         found = [as_received(row) for row in await connection.execute(query)]
-        read = {"reader": reader, "messages": len(found), "since": since.isoformat()}
-        await write_audit(connection, [AuditEntry(Code.MESSAGES_READ, now, "cli", trust=trust, detail=read)])
+        read = {"messages": len(found), "since": since.isoformat()}
+        entry = AuditEntry(Code.MESSAGES_READ, now, "cli", trust=trust, user_id=reader, detail=read)
+        await write_audit(connection, [entry])
     return found

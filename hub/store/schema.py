@@ -9,6 +9,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from hub.store import grants
+from hub.store.bulk import is_postgresql
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -37,10 +40,15 @@ async def current(engine: AsyncEngine) -> str | None:
 
 
 async def upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
-    """Bring the database to this program's version. Returns the versions before and after; does nothing if they are equal."""
+    """Bring the database to this program's version. Returns the versions before and after.
+    What the hub's services may do is granted each time (`hub.store.grants`).
+    """
     before = await current(engine)
     async with engine.begin() as connection:
         await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+        if is_postgresql(connection):
+            for statement in grants.statements():
+                await connection.exec_driver_sql(statement)
     return before, head()
 
 

@@ -152,10 +152,10 @@ async def persons(engine: AsyncEngine, trust: OdsCode, named: Token) -> list[str
         return sorted(await persons_named(connection, trust, [named]))
 
 
-async def write_down(engine: AsyncEngine, entry: AuditEntry) -> None:
-    """An audit entry of its own: somebody read, or was refused."""
+async def write_down(engine: AsyncEngine, entries: Sequence[AuditEntry]) -> None:
+    """Audit entries of their own: somebody read, or was refused."""
     async with engine.begin() as connection:
-        await write_audit(connection, [entry])
+        await write_audit(connection, entries)
 
 
 @dataclass(frozen=True, slots=True)

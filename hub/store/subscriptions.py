@@ -189,7 +189,7 @@ async def took(
         )
         entries = [
             AuditEntry(
-                Code.DELIVERY_SENT,
+                Code.DISCLOSURE_SENT if content == "full-resource" else Code.DELIVERY_ACKNOWLEDGED,
                 now,
                 "notifier",
                 counterpart=wish.trust,
@@ -233,8 +233,10 @@ async def _well_again(connection: AsyncConnection, subscription_id: str, now: da
 
 
 async def _changed(connection: AsyncConnection, wish: Subscription, what: str, now: datetime) -> None:
-    detail = {"change": what, "client": wish.client_id, "subscription": wish.id}
-    entry = AuditEntry(Code.CONFIG_CHANGED, now, "rest", trust=wish.trust, detail=detail)
+    detail = {"change": what, "subscription": wish.id}
+    entry = AuditEntry(
+        Code.CONFIG_CHANGED, now, "rest", trust=wish.trust, client_id=wish.client_id, detail=detail
+    )
     await write_audit(connection, [entry])
 
 

@@ -292,29 +292,99 @@ delivery_attempt = Table(
     comment="One row per batch that was tried",
 )
 
+
+def _entry_columns() -> tuple[Column[Any], ...]:
+    """What an audit entry says: the same before and after it is sealed."""
+    return (
+        Column("code", String(40), nullable=False),
+        Column("at", UtcDateTime, nullable=False, comment="Hub time"),
+        Column("occurred_at", UtcDateTime, comment="Event time"),
+        Column("outcome", Integer, nullable=False, comment="FHIR AuditEvent.outcome: 0, 4, 8, 12"),
+        Column("trust", String(6), comment="Whose act, as far as it is proved"),
+        Column("system", String(20), nullable=False),
+        Column("counterpart", String(6), comment="To whom, where there is one"),
+        _id("event_id"),
+        _id("person_id"),
+        _id("transfer_id"),
+        Column("request_id", String(255), comment="X-Request-Id"),
+        Column("user_id", String(300), comment="Who signed in, or the operator"),
+        Column("role_id", String(100), comment="In which role"),
+        Column("client_id", String(300), comment="Which system called"),
+        Column("detail", JSON, nullable=False),
+    )
+
+
+audit_pending = Table(
+    "audit_pending",
+    metadata,
+    # Drawn before its transaction commits, so it orders nothing: the order is the leaf index, given when it is sealed.
+    Column("entry", Sequence, primary_key=True, autoincrement=True),
+    *_entry_columns(),
+    # A number that was given is not given again when the table has been emptied.
+    sqlite_autoincrement=True,
+    comment="Entries that are not sealed yet, for a second or so: no index, since every transaction writes here",
+)
+
 audit_entry = Table(
     "audit_entry",
     metadata,
-    Column("entry", Sequence, primary_key=True, autoincrement=True),
-    Column("code", String(40), nullable=False),
-    Column("at", UtcDateTime, nullable=False, index=True, comment="Hub time"),
-    Column("occurred_at", UtcDateTime, comment="Event time"),
-    Column("outcome", Integer, nullable=False, comment="FHIR AuditEvent.outcome: 0, 4, 8, 12"),
-    Column("trust", String(6), comment="Whose act"),
-    Column("system", String(20), nullable=False),
-    Column("counterpart", String(6), comment="To whom, where there is one"),
-    _id("event_id", index=True),
-    _id("person_id", index=True),
-    _id("transfer_id", index=True),
-    Column("detail", JSON, nullable=False),
-    Column("leaf_index", BigInteger, comment="Given when the entry is sealed"),
+    Column("leaf_index", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False, comment="RFC 6962 leaf hash, as it was when it was sealed"),
+    Column("entry", BigInteger, nullable=False, unique=True),
+    *_entry_columns(),
+    Index("ix_audit_entry_at", "at"),
+    Index("ix_audit_entry_event_id", "event_id"),
+    Index("ix_audit_entry_transfer_id", "transfer_id"),
+    # Somebody's trail in the order of the log, without sorting.
+    Index("ix_audit_entry_person_id", "person_id", "leaf_index"),
+    comment="Sealed entries: leaves of the Merkle log. Only ever inserted; triggers and grants refuse the rest",
+)
+for _who in (audit_entry.c.user_id, audit_entry.c.client_id):
     Index(
-        "ix_audit_entry_leaf_index",
-        "leaf_index",
-        unique=True,
-        postgresql_where=text("leaf_index IS NOT NULL"),
-        sqlite_where=text("leaf_index IS NOT NULL"),
-    ),
+        f"ix_audit_entry_{_who.name}",
+        _who,
+        audit_entry.c.leaf_index,
+        postgresql_where=_who.is_not(None),
+        sqlite_where=_who.is_not(None),
+    )
+NOTABLE = text("(outcome > 0 OR code LIKE 'break-glass-%')")
+"""What was refused or went wrong, and each breaking of the glass: rare, and asked for by name. The index's own words."""
+Index(
+    "ix_audit_entry_notable",
+    audit_entry.c.code,
+    audit_entry.c.at,
+    postgresql_where=NOTABLE,
+    sqlite_where=NOTABLE,
+)
+
+audit_node = Table(
+    "audit_node",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+    comment="Complete subtrees of 256 leaves and more: a proof needs few rows, however long the log is",
+)
+
+audit_checkpoint = Table(
+    "audit_checkpoint",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("note", Text, nullable=False, comment="Signed: C2SP tlog-checkpoint"),
+)
+
+audit_feed = Table(
+    "audit_feed",
+    metadata,
+    Column("name", String(40), primary_key=True, comment="topic, repository"),
+    Column("next_leaf", BigInteger, nullable=False),
+    Column("last_offset", BigInteger, comment="In Kafka: the highest offset known to hold a record of ours"),
+    Column("moved_at", UtcDateTime, nullable=False),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("last_error", Text),
+    Column("next_attempt_at", UtcDateTime),
+    comment="How far each reader of the sealed log has come",
 )
 
 incident = Table(

@@ -200,14 +200,18 @@ class UnitOfWork:
             decided = decide(understood, known, self._journey, now, again=True, choice=choice)
             if operator is None and decided.disposition is Disposition.QUARANTINED:
                 raise _StillWaitsError
+            released = decided.disposition is Disposition.ACCEPTED
             replayed = AuditEntry(
-                Code.MESSAGE_RETRIED,
+                Code.MESSAGE_RELEASED if released else Code.MESSAGE_REPLAYED,
                 now,
                 "operator" if operator else "clock",
                 trust=received.trust,
                 event_id=received.event_id,
+                person_id=decided.happened.identified.person_id if decided.happened else None,
+                transfer_id=decided.happened.transfer_id if decided.happened else None,
+                request_id=understood.message_id,
+                user_id=operator,
                 detail={
-                    "operator": operator or "hub",
                     "disposition": decided.disposition,
                     **({"chosen_transfer": choice.transfer_id} if choice and choice.transfer_id else {}),
                     **({"chosen_person": choice.person_id} if choice and choice.person_id else {}),

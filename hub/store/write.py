@@ -53,8 +53,8 @@ async def write_effects(
 
 
 async def write_audit(connection: AsyncConnection, entries: Sequence[AuditEntry]) -> None:
-    """Append to the book."""
-    await insert_rows(connection, t.audit_entry, [_audit(entry) for entry in entries])
+    """Append to the book. The sealer takes it from there (`hub.store.sealing`)."""
+    await insert_rows(connection, t.audit_pending, [_audit(entry) for entry in entries])
 
 
 def _message(effects: Effects) -> Row:
@@ -325,5 +325,9 @@ def _audit(entry: AuditEntry) -> Row:
         "event_id": entry.event_id,
         "person_id": entry.person_id,
         "transfer_id": entry.transfer_id,
+        "request_id": entry.request_id,
+        "user_id": entry.user_id,
+        "role_id": entry.role_id,
+        "client_id": entry.client_id,
         "detail": dict(entry.detail),
     }

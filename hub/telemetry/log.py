@@ -72,6 +72,15 @@ LogEvent = Literal[
     "delivery.taken_over",
     "delivery.found_sent",
     "delivery.lease_lost",
+    # Sealing the audit. Bind: fault; size; at most one of them: what is in the database is not what was signed.
+    "sealer.waits",
+    "sealer.broken",
+    "checkpoint.published",
+    "checkpoint.not_published",
+    # A feed of the audit. Bind: feed, rows, fault, wait_s.
+    "feed.waits",
+    "feed.failed",
+    "feed.found_sent",
     # Something nobody foresaw. Bind: fault.
     "fault",
 ]

@@ -44,7 +44,7 @@ from hub.domain.trust import Directory, IdentifierSystems, Site, TrustProfile
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.store import outbox
 from hub.store.engine import open_engine
-from hub.store.tables import audit_entry, lease, metadata
+from hub.store.tables import audit_pending, lease, metadata
 from hub.store.tables import outbox as table
 from tests.harness.kafka_server import KafkaServer, kafka_is_installed
 
@@ -245,8 +245,8 @@ async def assert_each_once_and_in_order(engine, bootstrap_servers, ods):
     assert len({(row.sent_partition, row.sent_offset) for row in rows}) == len(rows)
     async with engine.connect() as connection:
         audited = await connection.execute(
-            select(audit_entry.c.event_id).where(
-                audit_entry.c.code == "delivery-sent", audit_entry.c.counterpart == ods
+            select(audit_pending.c.event_id).where(
+                audit_pending.c.code == "delivery-sent", audit_pending.c.counterpart == ods
             )
         )
         assert sorted(audited.scalars()) == sorted(row.event_id for row in rows)
@@ -543,8 +543,8 @@ async def test_a_missing_topic_delays_nobody_and_says_why(engine, bootstrap_serv
 
 async def assert_failures_are_in_the_book(engine, ods):
     async with engine.connect() as connection:
-        failed = select(audit_entry.c.detail).where(
-            audit_entry.c.code == "delivery-failed", audit_entry.c.counterpart == ods
+        failed = select(audit_pending.c.detail).where(
+            audit_pending.c.code == "delivery-retry", audit_pending.c.counterpart == ods
         )
         details = (await connection.execute(failed)).scalars().all()
     assert details
@@ -733,7 +733,7 @@ async def test_without_transactions_on_the_embedded_broker_and_sqlite(tmp_path):
                 newest = table.c.seq > rows - 100
                 forgotten = {"state": "pending", "sent_at": None, "sent_partition": None, "sent_offset": None}
                 await connection.execute(update(table).where(newest).values(forgotten))
-                await connection.execute(delete(audit_entry).where(audit_entry.c.entry > rows - 100))
+                await connection.execute(delete(audit_pending).where(audit_pending.c.entry > rows - 100))
             async with running(engine, broker.bootstrap_servers, [ods], transactions=False) as log:
                 await until(lambda: all_sent(engine, ods), 30)
             assert log.of("delivery.found_sent") == [{"receiver": ods, "rows": 100}]

@@ -25,7 +25,7 @@ from hub.domain.message import Position, Received
 from hub.domain.transfer import final_state, fold
 from hub.domain.trust import Directory
 from hub.journey.decide import Journey
-from hub.store import queries, schema
+from hub.store import book, queries, schema
 from hub.store import tables as t
 from hub.store.engine import open_engine
 from hub.store.load import with_facts
@@ -204,7 +204,7 @@ class Hub:
 
     async def rows(self, table, *where):
         async with self.engine.connect() as connection:
-            key = list(table.primary_key.columns)
+            key = [table.c.entry] if table.name == "book" else list(table.primary_key.columns)
             found = await connection.execute(select(table).where(*where).order_by(*key))
             return [dict(row) for row in found.mappings().all()]
 
@@ -243,7 +243,7 @@ class Hub:
         return await self._outbox(t.outbox.c.topic == TRUSTS[ods].receipts_topic)
 
     async def audit(self, *, event_id=None, transfer_id=None, code=None):
-        a = t.audit_entry
+        a = book.whole()
         where = [
             c == v
             for c, v in ((a.c.event_id, event_id), (a.c.transfer_id, transfer_id), (a.c.code, code))
@@ -282,7 +282,7 @@ async def look_again(hub):
     """What must be so after every story."""
     messages = await hub.rows(t.message)
     receipts = [row for row in await hub.rows(t.outbox) if row["topic"].endswith(".receipts")]
-    audit = await hub.rows(t.audit_entry)
+    audit = await hub.rows(book.whole())
     assert len(messages) == hub.expected
     for message in messages:
         told = [row for row in receipts if row["event_id"] == message["event_id"]]

@@ -50,6 +50,8 @@ async def must_be(hub, outcome, why, at=None):
     assert (
         entry["code"] == {"quarantined": "msg-quarantined", "rejected": "msg-rejected"}[outcome.disposition]
     )
+    claimed = entry["detail"].pop("claimed", None)
+    assert (claimed is not None) == (why == "sender-not-topic-owner")
     assert entry["detail"] == {"why": why, "at": outcome.at, "owner": ruling.owner.value}
     assert await hub.rows(t.event) == []
     assert await hub.inbox("RH8") == []

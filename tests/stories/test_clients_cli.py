@@ -9,7 +9,8 @@ from joserfc.jwk import ECKey
 from typer.testing import CliRunner
 
 from hub import wiring
-from hub.cli import _settings, app
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.settings import HubSettings
 from hub.store.engine import open_engine
 from tests.stories.conftest import SCHEMAS
@@ -21,13 +22,13 @@ def type_(store_url, monkeypatch, tmp_path):
     monkeypatch.setenv("HUB_SCHEMAS_DIR", str(SCHEMAS))
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
     async def run(*words):
         return await asyncio.to_thread(CliRunner().invoke, app, list(words))
 
     yield run
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ async def test_tokens_by_hand_are_for_development(hub, type_, keys, tmp_path, mo
     (tmp_path / "key.pem").write_bytes(ECKey.generate_key("P-384").as_pem(private=True))
     monkeypatch.setenv("HUB_DEVELOPMENT", "true")
     monkeypatch.setenv("HUB_TOKEN_KEY_FILE", str(tmp_path / "key.pem"))
-    _settings.cache_clear()
+    settings_now.cache_clear()
     token = (await type_("token", client_id)).stdout.strip()
     engine = open_engine(store_url)
     facade = wiring.facade_app(HubSettings(), engine)

@@ -653,7 +653,7 @@ async def test_reading_is_written_down(hub, torbay, at_torbay, at_exeter):
     await at_exeter.get(f"/Task?patient:identifier={NHS_NUMBER}|{MARSHWIGGLE.nhs_number}")
     [read] = await hub.audit(code="record-read")
     [searched] = await hub.audit(code="record-search")
-    assert (read["trust"], read["transfer_id"], read["detail"]["client"]) == (
+    assert (read["trust"], read["transfer_id"], read["client_id"]) == (
         "RH8", transfer_id, at_exeter.client.id,
     )  # fmt: skip
     assert (searched["detail"]["parameters"], searched["detail"]["found"]) == (["patient:identifier"], 1)
@@ -717,9 +717,9 @@ async def test_a_hospital_fetches_its_messages_until_it_says_that_it_has_them(hu
     assert await waiting() == first[1:]
     assert "2 acknowledged, 1 had been before" in (await at_exeter.ack(*(each["id"] for each in first))).text
     assert await waiting() == []
-    sent = await hub.audit(transfer_id=transfer_id, code="delivery-sent")
+    sent = await hub.audit(transfer_id=transfer_id, code="disclosure-sent")
     assert len(sent) == 3
-    assert {entry["detail"]["client"] for entry in sent} == {at_exeter.client.id}
+    assert {entry["client_id"] for entry in sent} == {at_exeter.client.id}
     assert (await at_exeter.get(f"/Bundle/{first[0]['id']}")).json() == first[0]
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hub.audit.entries import Code
+from hub.audit.catalogue import TRANSFER_CODES
 from hub.demo.epr import Epr
 from hub.demo.people import FENNIMOSS, LARKENBY, MOONRAKER
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
@@ -225,7 +225,7 @@ class Hospitals(RuleBasedStateMachine):
     def audit_entries_are_moves(self):
         audited = defaultdict(list)
         for entry in [*(a for e in self.effects for a in e.audit), *(a for r in self.rung for a in r.audit)]:
-            if entry.code in {Code.TRANSFER_CREATED, Code.TRANSFER_MOVED, Code.TIMER_ESCALATED}:
+            if entry.code in TRANSFER_CODES:
                 audited[entry.transfer_id] += [entry.event_id, *entry.detail.get("with_events", ())]
         facts = {each.id: sorted(f.event_id for f in each.facts) for each in self.known.transfers.values()}
         assert {key: sorted(found) for key, found in audited.items()} == facts

@@ -125,7 +125,7 @@ async def test_what_exeter_must_know_is_posted_to_it_in_order(hub, torbay, recei
         await delivered(hub)
     transfer = asked.transfer_id
     assert list(receiver.has.values()) == [("transfer.requested", transfer), ("transfer.updated", transfer)]
-    sent = await hub.audit(transfer_id=transfer, code="delivery-sent")
+    sent = await hub.audit(transfer_id=transfer, code="disclosure-sent")
     assert [entry["counterpart"] for entry in sent] == ["RH8", "RH8"]
 
 
@@ -144,7 +144,7 @@ async def test_a_server_that_is_not_well_gets_everything_once_it_is(hub, torbay,
     assert sorted(offered.values()) == [1, 1, 1 + failures]
     rows = [row for row in await hub.rows(t.outbox) if row["receiver"] == "RH8"]
     assert {row["state"] for row in rows} == {"sent"}
-    failed = await hub.audit(code="delivery-failed")
+    failed = await hub.audit(code="delivery-retry")
     assert len(failed) == failures
     expected = {"redirect": "HTTP 307", "store then drop": "HTTP 503"}.get(fault, f"HTTP {fault}")
     assert all(entry["detail"]["error"].startswith(expected) for entry in failed)

@@ -56,8 +56,8 @@ async def test_a_retry_after_the_mend_runs_the_same_bytes_and_delivers_once(not_
     assert (str(now), now.row["retries"], now.row["retried_at"]) == ("accepted", 1, hub.clock())
     assert await hub.told("RH8") == ["transfer.requested"]
     assert await hub.states(now.transfer_id) == ["requested"]
-    replayed = (await hub.audit(code="msg-replayed"))[0]
-    assert replayed["detail"] == {"operator": "ops-1", "disposition": "accepted"}
+    replayed = (await hub.audit(code="msg-released"))[0]
+    assert (replayed["user_id"], replayed["detail"]) == ("ops-1", {"disposition": "accepted"})
     assert await queries.quarantined(hub.engine) == []
     with pytest.raises(NotQuarantinedError):
         await hub.unit.retry(waiting.event_id, operator="ops-1")
@@ -213,8 +213,8 @@ async def test_what_overtook_its_request_is_taken_in_after_it(hub, torbay, exete
     assert (str(again), again.transfer_id) == ("accepted", requested.transfer_id)
     assert await hub.state(requested.transfer_id) == "cancelled"
     assert await hub.told("RH8") == ["transfer.requested", "transfer.cancelled"]
-    [retried] = await hub.audit(event_id=withdrawn.event_id, code="msg-replayed")
-    assert retried["detail"]["operator"] == "hub"
+    [retried] = await hub.audit(event_id=withdrawn.event_id, code="msg-released")
+    assert (retried["system"], retried["user_id"]) == ("clock", None)
 
 
 async def test_whose_transfer_nobody_asks_for_waits_for_a_human(hub, torbay):

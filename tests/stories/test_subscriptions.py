@@ -206,7 +206,8 @@ async def test_from_the_handshake_to_an_admission(
     await notifier.once()
     assert board.kinds()[3:] == ["heartbeat"]
     assert value(board.heard[-1], "events-since-subscription-start") == "3"
-    told = [e for e in await hub.audit(code="delivery-sent") if e["system"] == "notifier"]
+    code = "disclosure-sent" if content == "full-resource" else "delivery-ack"
+    told = [e for e in await hub.audit(code=code) if e["system"] == "notifier"]
     assert [e["detail"]["number"] for e in told] == [1, 2, 3]
 
 

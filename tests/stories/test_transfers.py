@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from hub.audit.catalogue import TRANSFER_CODES
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE, O_WINTERBEE, QUILLFEATHER
 from hub.fhir.systems import NHS_NUMBER
 from hub.store import tables as t
@@ -56,7 +57,9 @@ async def test_planned_transfer_from_torbay_to_exeter(hub, torbay, exeter):
     assert {record.key for ods in ("RA9", "RH8") for record in await hub.inbox(ods)} == {transfer}
     codes = [entry["code"] for entry in await hub.audit(transfer_id=transfer)]
     assert codes.count("transfer-created") == 1
-    assert codes.count("transfer-moved") == 5
+    assert [code for code in codes if code in TRANSFER_CODES] == [
+        "transfer-created", "transfer-received", "transfer-accepted", "bed-allocated", "departed", "completed",
+    ]  # fmt: skip
     assert codes.count("routed") == 6
     assert (len(await hub.receipts("RA9")), len(await hub.receipts("RH8"))) == (2, 4)
     news = (await hub.inbox("RA9"))[-1]
@@ -80,13 +83,13 @@ async def test_audit_of_a_request_and_of_an_answer(hub, torbay, exeter):
 
     assert await hub.codes(asked) == [
         "msg-received",
-        "msg-normalised",
-        "identity-created",
+        "msg-repaired",
+        "identity-unmatched",
         "transfer-created",
         "routed",
     ]
-    assert await hub.codes(said) == ["msg-received", "msg-normalised", "transfer-moved", "routed"]
-    moved = (await hub.audit(event_id=said.event_id, code="transfer-moved"))[0]
+    assert await hub.codes(said) == ["msg-received", "msg-repaired", "transfer-accepted", "routed"]
+    moved = (await hub.audit(event_id=said.event_id, code="transfer-accepted"))[0]
     assert moved["trust"] == "RH8"
     assert (moved["detail"]["from"], moved["detail"]["to"]) == ("requested", "accepted")
     assert moved["detail"]["why"] == "RH8 accepted"
@@ -347,8 +350,10 @@ async def test_moved_without_acceptance_is_flagged(hub, torbay):
 
     assert left.flags == ("moved-without-acceptance",)
     assert await hub.state(asked.transfer_id) == "in-transit"
-    normalised = (await hub.audit(event_id=left.event_id, code="msg-normalised"))[0]
+    normalised = (await hub.audit(event_id=left.event_id, code="msg-repaired"))[0]
     assert normalised["detail"]["flags"] == ["moved-without-acceptance"]
+    [departed] = await hub.audit(event_id=left.event_id, code="departed")
+    assert (departed["outcome"], departed["detail"]["without_acceptance"]) == (4, True)
 
 
 @pytest.mark.parametrize("form", ["collection", "message", "bare"])

@@ -6,7 +6,8 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from hub.cli import _settings, app
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
 from hub.services.clock import ClockService
 from tests.stories.test_journeys import admit, ask, on_the_way
@@ -16,14 +17,14 @@ from tests.stories.test_journeys import admit, ask, on_the_way
 def type_(store_url, monkeypatch):
     monkeypatch.setenv("HUB_DATABASE_URL", store_url)
     monkeypatch.setenv("COLUMNS", "300")
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
     async def run(*words):
         # The command line makes a loop of its own.
         return await asyncio.to_thread(CliRunner().invoke, app, list(words))
 
     yield run
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
 
 async def test_list_show_and_history(hub, torbay, exeter, type_):
@@ -86,5 +87,5 @@ async def test_the_answer_to_a_question(hub, torbay, exeter, type_):
 
     assert (answered.exit_code, answered.stdout.split()) == (0, [arrived.event_id, "accepted"])
     assert (await hub.state(first), await hub.state(second)) == ("requested", "completed")
-    said = (await hub.audit(event_id=arrived.event_id, code="msg-replayed"))[-1]["detail"]
+    said = (await hub.audit(event_id=arrived.event_id, code="msg-released"))[-1]["detail"]
     assert said["chosen_transfer"] == second

@@ -23,15 +23,16 @@ def test_each_has_a_unit_and_a_reason(name):
 @pytest.fixture
 def shown(monkeypatch):
     from hub import cli
+    from hub.commands import terminal
 
     def show(*arguments, **environment):
         for name in [each for each in os.environ if each.startswith("HUB_")]:
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        cli._settings.cache_clear()
+        terminal.settings_now.cache_clear()
         result = CliRunner().invoke(cli.app, ["settings", *arguments])
-        cli._settings.cache_clear()
+        terminal.settings_now.cache_clear()
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -3,9 +3,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import Code
 from hub.domain.message import FlagCode
-from hub.domain.transfer import State, Step
+from hub.domain.transfer import EVENT_TYPE, State, Step
 from hub.governance.trail import short_name, tell
 
 NAMES = {
@@ -38,10 +39,10 @@ def act(
     event, step, by, to, at, *, before, after, heard=timedelta(seconds=1), delivered=True, why="", flags=()
 ):
     """The entries of one accepted message."""
-    code = Code.TRANSFER_MOVED if before else Code.TRANSFER_CREATED
+    code = TRANSFER_CODE[EVENT_TYPE[step]] if before else Code.TRANSFER_CREATED
     entries = [
         row(Code.MESSAGE_RECEIVED, event, at + heard, trust=by, occurred_at=at, sha256="ab12"),
-        row(Code.MESSAGE_NORMALISED, event, at + heard, trust=by, occurred_at=at, flags=list(flags)),
+        row(Code.MESSAGE_REPAIRED, event, at + heard, trust=by, occurred_at=at, flags=list(flags)),
         row(
             code,
             event,
@@ -63,7 +64,7 @@ def act(
         ),
     ]
     if delivered:
-        entries.append(row(Code.DELIVERY_SENT, event, at + heard + timedelta(minutes=1), counterpart=to))
+        entries.append(row(Code.DISCLOSURE_SENT, event, at + heard + timedelta(minutes=1), counterpart=to))
     return entries
 
 

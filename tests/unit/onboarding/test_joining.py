@@ -7,7 +7,8 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from hub.cli import _settings, app
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.domain.trust import TrustProfile
 from hub.onboarding.replay import differences
 
@@ -20,9 +21,9 @@ def hub(tmp_path, monkeypatch):
     """The command line over a copy of the shipped schemas."""
     shutil.copytree(ROOT / "schemas", tmp_path / "schemas")
     monkeypatch.setenv("HUB_SCHEMAS_DIR", str(tmp_path / "schemas"))
-    _settings.cache_clear()
+    settings_now.cache_clear()
     yield lambda *arguments: CliRunner().invoke(app, arguments)
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
 
 def test_an_example_is_proved_once_it_is_signed_off(hub, tmp_path):

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select, update
 from hub.domain.delivery import Placed
 from hub.store import outbox
 from hub.store.engine import open_engine
-from hub.store.tables import audit_entry, delivery_attempt, metadata
+from hub.store.tables import audit_pending, delivery_attempt, metadata
 from hub.store.tables import outbox as table
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -153,9 +153,9 @@ async def test_sent_rows_say_where_they_lie_and_are_in_the_book(engine):
         2,
         "sent",
     )
-    entry, other = await rows_of(engine, audit_entry)
+    entry, other = await rows_of(engine, audit_pending)
     assert (entry["code"], entry["system"], entry["trust"], entry["counterpart"]) == (
-        "delivery-sent",
+        "disclosure-sent",
         "dispatcher",
         None,
         "RA9",
@@ -171,7 +171,7 @@ async def test_marking_twice_says_nothing_twice(engine):
 
     assert await outbox.mark_sent(engine, [placed(1, offset=9)], LATER, found=True) == 0
 
-    assert (await count(engine, audit_entry), await count(engine, delivery_attempt)) == (1, 1)
+    assert (await count(engine, audit_pending), await count(engine, delivery_attempt)) == (1, 1)
     assert await outbox.highest_sent(engine, INBOX) == {0: 7}
 
 
@@ -194,7 +194,7 @@ async def test_marking_is_all_or_nothing(engine):
         await connection.rollback()
 
     assert await seqs(engine) == [1]
-    assert await count(engine, audit_entry) == 0
+    assert await count(engine, audit_pending) == 0
 
 
 async def test_more_rows_than_a_statement_takes(engine):
@@ -215,8 +215,8 @@ async def test_a_failed_attempt_is_on_its_rows_and_once_in_the_book(engine):
 
     assert await seqs(engine) == [4]
     assert [each["outcome"] for each in await rows_of(engine, delivery_attempt)] == ["failed", "failed"]
-    first, _ = await rows_of(engine, audit_entry)
-    assert (first["code"], first["counterpart"]) == ("delivery-failed", "RA9")
+    first, _ = await rows_of(engine, audit_pending)
+    assert (first["code"], first["counterpart"]) == ("delivery-retry", "RA9")
     assert (first["detail"]["first_seq"], first["detail"]["last_seq"], first["detail"]["rows"]) == (1, 2, 2)
     (ra9,) = await outbox.waiting(engine)
     assert (ra9.receiver, ra9.rows, ra9.oldest, ra9.attempts) == ("RA9", 3, NOW, 2)

@@ -1,0 +1,93 @@
+"""What the commands share: how one is run, how it fails, how it prints. Only these read the settings."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from hub import wiring
+from hub.services.supervisor import end_with_the_supervisor
+from hub.settings import HubSettings
+from hub.store import schema
+from hub.store.intake import StoreUnavailableError
+from hub.telemetry.log import set_up
+from hub.trusts import TrustsError
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
+Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
+Result = TypeVar("Result")
+
+
+class Failure(Exception):  # noqa: N818 - it is an answer to the person at the terminal
+    """Ends the command with one clear line and exit code 1."""
+
+
+def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
+    """Run a coroutine; what the person can mend is one line, not a traceback."""
+    try:
+        return asyncio.run(work(*arguments))
+    except (schema.SchemaError, TrustsError, wiring.SecondWorkerError, Failure) as error:
+        fail(str(error))
+    except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
+        kind = type(getattr(error, "orig", None) or error).__name__
+        fail(
+            f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
+        )
+
+
+def fail(line: str) -> NoReturn:
+    """End the command with one line that says what is wrong."""
+    Console(stderr=True, highlight=False).print(f"hub: {line}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str], empty: str) -> None:
+    """Rows as a table of these columns, or whole and one JSON object a line."""
+    if as_json:
+        for row in rows:
+            print(orjson.dumps(row, default=str).decode())
+        return
+    if not rows:
+        print(empty)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row.get(column)) for column in columns))
+    Console(highlight=False).print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return (
+        ""
+        if value is None
+        else orjson.dumps(value, default=str).decode()
+        if isinstance(value, dict | list)
+        else str(value)
+    )
+
+
+@functools.cache
+def settings_now() -> HubSettings:
+    """The settings, read once."""
+    return HubSettings()
+
+
+def logging_settings() -> HubSettings:
+    """The settings, for a service: it logs, and it ends when its supervisor does."""
+    found = settings_now()
+    set_up(found.log_format, found.log_level)
+    end_with_the_supervisor()
+    return found

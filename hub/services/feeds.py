@@ -1,0 +1,166 @@
+"""Feeds of the audit: each sealed entry as an AuditEvent, in the log's order, to the topic `hub.audit` for monitoring and, where
+one is configured, to an audit repository (IHE ITI-20: POST AuditEvent).
+
+The guarantees are the dispatcher's. To Kafka: fence the former owner, read back what it sent, go on behind that, so that no
+event is on the topic twice. To a repository: each event under the same X-Request-Id however often it is posted, and 409
+means that it has it. What cannot be passed on is tried again without end, waits visibly (`hub audit feeds`), and holds back
+what comes after it: a repository that misses one event must not look complete.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from hub.domain.delivery import DeliveryError, Outgoing, backoff_s
+from hub.services.dispatcher import Destination
+from hub.store import feeds, incidents
+from hub.store.feeds import Feed
+from hub.store.outbox import hold_lease, release_lease
+from hub.telemetry.log import Log, fault_of
+
+INCIDENT = "audit-feed"
+CHECKPOINT = "checkpoint"
+"""The event id of a record that holds a checkpoint and not an entry."""
+_LEASE = timedelta(seconds=15)
+_BAD_AFTER = 3
+"""Failures in a row after which somebody has to look."""
+
+Render = Callable[[Sequence[dict[str, Any]]], Awaitable[list[Outgoing]]]
+"""Sealed entries → what is sent, its ``seq`` the leaf's index."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedConfig:
+    """``poll_s``: how soon a new leaf is seen; ``backoff_*``: waits after failures; ``batch_max`` leaves at a time."""
+
+    poll_s: float = 1
+    backoff_s: float = 0.5
+    backoff_max_s: float = 60
+    batch_max: int = 500
+
+
+class FeedService:
+    """One feed until told to stop. Several may run; whoever has the lease works."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        name: str,
+        topic: str,
+        open_destination: Callable[[], Destination],
+        render: Render,
+        now: Callable[[], datetime],
+        log: Log,
+        *,
+        holder: str,
+        config: FeedConfig | None = None,
+    ) -> None:
+        self._engine = engine
+        self._name, self._topic = name, topic
+        self._open, self._render = open_destination, render
+        self._now, self._log = now, log
+        self._holder = holder
+        self._config = config or FeedConfig()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until ``stop``. A database or a receiver that is away is waited for."""
+        while not stop.is_set():
+            wait_s = self._config.poll_s
+            try:
+                if await self._has_lease():
+                    wait_s = await self._life(stop)
+            except (OSError, TimeoutError, SQLAlchemyError) as error:
+                self._log.warning("feed.waits", feed=self._name, fault=fault_of(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait_s)
+        with suppress(OSError, TimeoutError, SQLAlchemyError):
+            await release_lease(self._engine, self._lease, self._holder)
+
+    async def _life(self, stop: asyncio.Event) -> float:
+        """From fencing to the first failure; how long to wait before the next life."""
+        destination = self._open()
+        feed = await feeds.feed(self._engine, self._name, self._now())
+        try:
+            await destination.start()
+            feed = await self._read_back(feed, destination)
+            while not stop.is_set() and await self._has_lease():
+                rows = await feeds.leaves(self._engine, feed.next_leaf, self._config.batch_max)
+                if rows:
+                    feed = await self._pass_on(feed, rows, destination)
+                else:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), self._config.poll_s)
+        except DeliveryError as error:
+            return await self._failed(feed, error)
+        finally:
+            await destination.close()
+        return self._config.poll_s
+
+    async def _read_back(self, feed: Feed, destination: Destination) -> Feed:
+        """What a former life sent and could not write down."""
+        back = await destination.read_back([self._topic], feeds.positions_of(feed, self._topic))
+        for fault in back.closed.values():
+            raise DeliveryError(fault)
+        sent = [each for each in back.found if each.event_id != CHECKPOINT]
+        if not sent:
+            return feed
+        self._log.info("feed.found_sent", feed=self._name, rows=len(sent))
+        next_leaf = max(feed.next_leaf, 1 + max(each.seq for each in sent))
+        return await self._moved(feed, next_leaf, max(each.offset for each in sent))
+
+    async def _pass_on(self, feed: Feed, rows: Sequence[dict[str, Any]], destination: Destination) -> Feed:
+        outgoing = await self._render(rows)
+        placed = await destination.send(outgoing)
+        next_leaf = outgoing[len(placed) - 1].seq + 1
+        recovered = feed.failures
+        feed = await self._moved(feed, next_leaf, max(each.offset for each in placed))
+        if recovered:
+            await self._well_again()
+        return feed
+
+    async def _moved(self, feed: Feed, next_leaf: int, last_offset: int) -> Feed:
+        if not await feeds.moved(self._engine, feed, next_leaf, last_offset, self._now()):
+            self._log.warning("feed.waits", feed=self._name, fault="another process has moved it")
+        return await feeds.feed(self._engine, self._name, self._now())
+
+    async def _failed(self, feed: Feed, error: DeliveryError) -> float:
+        failures = feed.failures + 1
+        wait_s = backoff_s(
+            failures,
+            first_s=self._config.backoff_s,
+            max_s=self._config.backoff_max_s,
+            jitter=random.random(),
+        )
+        wait_s = max(wait_s, min(error.retry_after_s or 0, self._config.backoff_max_s))
+        now = self._now()
+        self._log.warning("feed.failed", feed=self._name, fault=str(error.fault), wait_s=round(wait_s, 2))
+        await feeds.failed(self._engine, feed, str(error.fault), now + timedelta(seconds=wait_s))
+        if failures >= _BAD_AFTER:
+            async with self._engine.begin() as connection:
+                detail = {"feed": self._name, "error": str(error.fault), "next_leaf": feed.next_leaf}
+                since = feed.moved_at
+                await incidents.open_incident(
+                    connection, INCIDENT, self._name, detail, "feeds", now, since=since
+                )
+        return wait_s
+
+    async def _well_again(self) -> None:
+        async with self._engine.begin() as connection:
+            found = (await incidents.open_incidents(connection, INCIDENT)).get(self._name)
+            if found is not None:
+                await incidents.close_incident(connection, found, "delivered", "feeds", self._now())
+
+    async def _has_lease(self) -> bool:
+        now = self._now()
+        return await hold_lease(self._engine, self._lease, self._holder, now + _LEASE, now)
+
+    @property
+    def _lease(self) -> str:
+        return f"feed.{self._name}"
