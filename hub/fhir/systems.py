@@ -27,8 +27,17 @@ HUB_EVENT_TYPE = f"{HUB}/CodeSystem/transfer-event"
 HUB_STATE = f"{HUB}/CodeSystem/transfer-state"
 HUB_TRANSFER_TYPE = f"{HUB}/CodeSystem/transfer-type"
 HUB_REASON = f"{HUB}/CodeSystem/reason"
+HUB_AUDIT_EVENT = f"{HUB}/CodeSystem/transfer-audit-event"
+HUB_AUDIT_ENTRY = f"{HUB}/Id/audit-entry"
+HUB_REQUEST = f"{HUB}/Id/request"
+HUB_ORGANISATION = f"{HUB}/Id/organisation"
+HUB_USER = f"{HUB}/Id/user"
+HUB_OPERATOR = f"{HUB}/Id/operator"
+HUB_ROLE = f"{HUB}/Id/role"
 
 SDS_USER = "https://fhir.nhs.uk/Id/sds-user-id"
+SDS_ROLE_PROFILE = "https://fhir.nhs.uk/Id/sds-role-profile-id"
+PRODUCT = "https://fhir.nhs.uk/Id/product-id"
 GMC_NUMBER = "https://fhir.hl7.org.uk/Id/gmc-number"
 GMP_NUMBER = "https://fhir.hl7.org.uk/Id/gmp-number"
 _PRACTITIONER = frozenset({SDS_USER, GMC_NUMBER, GMP_NUMBER})
@@ -45,7 +54,7 @@ _CANONICAL = {
         SDS_USER,
         GMC_NUMBER,
         GMP_NUMBER,
-        "https://fhir.nhs.uk/Id/sds-role-profile-id",
+        SDS_ROLE_PROFILE,
     )
 } | {
     "urn:oid:2.16.840.1.113883.2.1.4.1": NHS_NUMBER,

@@ -1,31 +1,24 @@
 """What the facade serves is valid FHIR R4, as HAPI's validator judges it with UK Core loaded.
 
-The validator lies outside the repository, in ``shared`` beside it; without it this is skipped, and `.ci/run` says so and fails.
+Where the validator is and what happens without it: `tests.harness.validator`.
 """
 
-import json
-import subprocess
 import uuid
-from pathlib import Path
 
 import pytest
 
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
 from hub.domain.trust import Directory
+from tests.harness.validator import judge, needs_validator
 from tests.stories.rest import System
 from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
 from tests.stories.test_subscriptions import subscribes, wish
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-VALIDATE = SHARED / "tools" / "fhir-validate" / "validate"
-
 
 @pytest.mark.validator
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(
-    not VALIDATE.exists(), reason="the FHIR validator (shared/tools beside the repository) is not here"
-)
-async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, polled, tmp_path):  # noqa: F811
+@needs_validator
+async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, polled):  # noqa: F811
     at_torbay = await (await System.join(polled, "RA9")).signed_in()
     at_exeter = await (await System.join(polled, "RH8")).signed_in()
     trusts = [each.model_copy(update={"callback_hosts": ("127.0.0.1",)}) for each in polled.directory]
@@ -85,16 +78,10 @@ async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, po
     read["message"] = await at_exeter.get(f"/Bundle/{inbox[0]['resource']['id']}")
     read["acknowledged"] = await at_exeter.ack(inbox[0]["resource"]["id"])
     read["nobody"] = await at_exeter.get("/Task?_id=none")
-    for name, answer in read.items():
-        (tmp_path / f"{name}.json").write_bytes(answer.content)
-    judged = subprocess.run(  # noqa: ASYNC221 - nothing else runs
-        [VALIDATE, "--ig", SHARED / "ukcore", "--json", tmp_path], capture_output=True, text=True, check=False
-    )
-    assert judged.returncode in {0, 1}, judged.stderr
-    totals = json.loads(judged.stdout.splitlines()[-1])
-    assert totals["files"] == len(read)
-    wrong = [line for line in judged.stdout.splitlines() if " error " in line]
-    assert totals["errors"] == len(wrong)
+    verdict = judge([answer.content for answer in read.values()], names=list(read))
+    assert verdict.judged == len(read)
     # The backport's own profile is not among those that lie beside the repository.
-    wrong = [line for line in wrong if "backport-subscription-status-r4' has not been checked" not in line]
+    wrong = [
+        each for each in verdict.errors if "backport-subscription-status-r4' has not been checked" not in each
+    ]
     assert wrong == []
