@@ -1,0 +1,1 @@
+"""Checks an export of the log with nothing but a public key."""
