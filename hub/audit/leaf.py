@@ -1,0 +1,59 @@
+"""One entry of the log as the bytes that are hashed. Pure.
+
+A JSON object in one form only: UTF-8, no spaces, the keys in the order below, absent values left out, times in
+UTC with six digits and Z. An entry that is read back from a database gives the same bytes, and no two entries
+give the same. The index is in it, so that a leaf also proves its place.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+VERSION: Final = 1
+"""Of this form. A leaf that is sealed keeps the form in which it was sealed."""
+
+FIELDS: Final = (
+    "entry", "code", "at", "occurred_at", "outcome", "trust", "system", "counterpart", "event_id", "person_id",
+    "transfer_id", "request_id", "user_id", "role_id", "client_id", "detail",
+)  # fmt: skip
+"""The entry's fields, in the order in which they are written."""
+
+_PLAIN = tuple(field for field in FIELDS if field not in {"entry", "code", "at", "occurred_at", "detail"})
+_KNOWN = frozenset(FIELDS)
+
+
+def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
+    """The entry with these ``fields`` as leaf number ``index``. A field that is None is absent.
+
+    Times are aware datetimes; ``detail`` is what a JSON object reads back as, and its keys are sorted.
+    """
+    if not fields.keys() <= _KNOWN:  # what is not written here is not protected
+        raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
+    value = fields.get
+    leaf = {
+        "leaf": index,
+        "v": VERSION,
+        "entry": value("entry"),
+        "code": value("code"),
+        "at": _time(fields["at"]),
+    }
+    if (occurred_at := value("occurred_at")) is not None:
+        leaf["occurred_at"] = _time(occurred_at)
+    for name in _PLAIN:
+        if (given := value(name)) is not None:
+            leaf[name] = given
+    head = orjson.dumps(leaf)
+    if (detail := value("detail")) is None:
+        return head
+    return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+
+
+def _time(at: datetime) -> str:
+    """``2026-03-01T09:10:00.000000Z``."""
+    if at.tzinfo is not UTC:
+        if at.tzinfo is None:
+            raise ValueError("a time without a zone does not say when")
+        at = at.astimezone(UTC)
+    return at.isoformat(timespec="microseconds")[:-6] + "Z"
