@@ -358,6 +358,7 @@ def _topics(as_json: bool, *, apply: bool) -> None:
             settings.topic_replication,
             settings.topic_retention_days,
             partitions_out=settings.topic_partitions_out,
+            audit_topic=settings.audit_topic,
         )
         admin = kafka_topics.open_admin(
             access.bootstrap_servers,

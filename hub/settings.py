@@ -138,8 +138,13 @@ class HubSettings(BaseSettings):
     audit_checkpoint_s: float = _of(
         30, "seconds", "How often the newest checkpoint goes out, changed or not.", gt=0, le=60
     )
-    audit_topic: bool = _of(
-        True, "yes/no", "Each sealed entry goes to `hub.audit` as an AuditEvent, for governance's monitoring."
+    audit_topic: str = _of(
+        "hub.audit",
+        "name",
+        "Sealed entries, as AuditEvents, and signed checkpoints go here, for governance's monitoring. Of one hub only.",
+    )
+    audit_topic_feed: bool = _of(
+        True, "yes/no", "Off: only checkpoints go there. An AuditEvent takes some 2 KB for each entry."
     )
     audit_repository_url: str | None = _of(
         None,

@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.audit.entries import AuditEntry, Code
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
 from hub.destinations.push import PushAccess, PushDestination
-from hub.destinations.topics import AUDIT_TOPIC
 from hub.domain.trust import Directory
 from hub.fhir.audit_event import Observer
 from hub.governance.disclosed import as_audit_events
@@ -220,12 +219,13 @@ async def run_sealer(settings: HubSettings) -> None:
     def destination() -> Destination:
         return KafkaDestination("audit", access, transactions=False)
 
+    publish = [to_file(settings.audit_checkpoint_file), to_topic(settings.audit_topic, destination)]
     async with opened(settings) as engine:
         sealer = Sealer(
             engine,
             settings.audit_origin,
             keys.signers,
-            [to_file(settings.audit_checkpoint_file), to_topic(AUDIT_TOPIC, destination)],
+            publish,
             now,
             get_log(service="sealer"),
             holder=process_name(),
@@ -246,9 +246,9 @@ async def run_feeds(settings: HubSettings) -> None:
     names = {each.ods: each.name for each in directory(settings)}
     observer, url = audit_observer(settings), settings.audit_repository_url
     doors: dict[str, tuple[str, Callable[[], Destination]]] = {}
-    if settings.audit_topic:
+    if settings.audit_topic_feed:
         doors["topic"] = (
-            AUDIT_TOPIC,
+            settings.audit_topic,
             lambda: KafkaDestination("audit", access, transactions=settings.kafka_transactions),
         )
     if url is not None:
