@@ -26,11 +26,18 @@ DETAIL = st.dictionaries(
     ),
     max_size=3,
 )
-OPTIONAL = {
-    name: TEXT
-    for name in ("trust", "counterpart", "event_id", "person_id", "transfer_id", "request_id", "user_id", "role_id",
-                 "client_id")
-} | {"occurred_at": TIMES}  # fmt: skip
+WORDS = (
+    "trust",
+    "counterpart",
+    "event_id",
+    "person_id",
+    "transfer_id",
+    "request_id",
+    "user_id",
+    "role_id",
+    "client_id",
+)
+OPTIONAL = dict.fromkeys(WORDS, TEXT) | {"occurred_at": TIMES}
 ENTRIES = st.fixed_dictionaries(
     {
         "entry": st.integers(0, 2**53),

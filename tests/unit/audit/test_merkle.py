@@ -1,5 +1,7 @@
 """The writer's tree against RFC 6962: the published vectors, the definitions taken word for word, properties."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,7 +149,7 @@ def test_a_range_is_covered_by_perfect_subtrees_without_gap_or_overlap(one, othe
 
     covered = [leaf for level, index in nodes for leaf in range(index << level, (index + 1) << level)]
     assert list(range(first, last)) == covered
-    for left, right in zip(nodes, nodes[1:], strict=False):  # and no two of them make one
+    for left, right in pairwise(nodes):  # and no two of them make one
         assert left.level != right.level or left.index & 1
 
 
