@@ -38,21 +38,20 @@ def test_it_is_intact():
     assert b'"old":3' in EXPORT
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(4))
 def test_a_change_of_any_byte_is_found(part):
     lines = {at: EXPORT.count(b"\n", 0, at) + 1 for at in range(len(EXPORT))}
-    for at in range(part, len(EXPORT), 8):
+    for at in range(part, len(EXPORT), 4):
         changed = bytearray(EXPORT)
-        changed[at] ^= 1 << (at // 8 + at) % 8
+        changed[at] ^= 1 << (at // 4 + at) % 8
         report = verified(bytes(changed))
         assert not report.intact, (at, bytes(changed[at - 20 : at + 20]))
         if lines[at] > 1:  # one byte, and whoever looks finds it at that line, or the one that it ran into
             assert {lines[at], lines[at] + 1} & {finding.line for finding in report.findings}, report.findings
 
 
-@pytest.mark.parametrize("part", range(8))
-def test_a_byte_more_or_less_is_found(part):
-    for at in range(part, len(EXPORT), 24):
+def test_a_byte_more_or_less_is_found():
+    for at in range(0, len(EXPORT), 13):
         assert not verified(EXPORT[:at] + EXPORT[at + 1 :]).intact
         assert not verified(EXPORT[:at] + EXPORT[at : at + 1] + EXPORT[at:]).intact
         assert not verified(EXPORT[:at]).intact

@@ -97,7 +97,7 @@ def test_a_flipped_bit_is_found_at_its_entry(part):
     """Bits all over each line; its line and no other."""
     for leaf in EVERY[part::4]:
         at, line = LEAF_AT[leaf], EXPORT[LEAF_AT[leaf]]
-        for place in {3 + leaf % 6, 11 + leaf % 40, 64 + leaf % 200, len(line) - 3 - leaf % 5}:
+        for place in {(5 + leaf * 7) % 63, 64 + leaf * 5 % 275}:
             flipped = bytearray(line)
             flipped[place] ^= 1 << (leaf + place) % 8
             if flipped[place] == 10:
@@ -144,7 +144,7 @@ def test_a_deleted_entry_is_missed_when_the_others_are_numbered_anew():
 
 def test_an_inserted_entry_is_found():
     for leaf, at in enumerate(LEAF_AT):
-        for place in (at, at + 1):  # before the one whose number it took, and after it
+        for place in {at, at + leaf % 2}:  # before the one whose number it took, and after it
             lines = [*EXPORT[:place], sealed(numbered(FORGED, leaf)), *EXPORT[place:]]
             report = verify_export(lines, HUB)
             (finding,) = report.findings
@@ -165,6 +165,8 @@ def test_a_doubled_entry_is_found():
     for leaf, at in enumerate(LEAF_AT):
         (finding,) = kinds_of([*EXPORT[: at + 1], *EXPORT[at:]])
         assert (Kind.ADDED, leaf, at + 2) == (finding.kind, finding.leaf, finding.line)
+        if leaf % 5:
+            continue
         elsewhere = LEAF_AT[(leaf + 333) % SIZE]
         (finding,) = kinds_of([*EXPORT[:elsewhere], EXPORT[at], *EXPORT[elsewhere:]])
         assert (Kind.ADDED, leaf, elsewhere + 1) == (finding.kind, finding.leaf, finding.line)
@@ -193,8 +195,9 @@ def test_a_cut_off_tail_is_found():
     for leaf, at in enumerate(LEAF_AT):
         (finding,) = kinds_of(EXPORT[:at])
         assert (Kind.TRUNCATED, leaf, SIZE) == (finding.kind, finding.leaf, finding.upto)
-        (finding,) = kinds_of([*EXPORT[:at], EXPORT[at][:-10]])
-        assert (Kind.TRUNCATED, leaf) == (finding.kind, finding.leaf)
+        if leaf % 5 == 0:  # in the middle of a line
+            (finding,) = kinds_of([*EXPORT[:at], EXPORT[at][:-10]])
+            assert (Kind.TRUNCATED, leaf) == (finding.kind, finding.leaf)
 
 
 def test_a_cut_off_tail_is_found_when_the_header_says_so_too():
@@ -207,7 +210,8 @@ def test_a_cut_off_tail_is_found_when_the_header_says_so_too():
         else:
             (finding,) = kinds_of(lines)
             assert (Kind.TRUNCATED, leaf) == (finding.kind, finding.leaf)
-        assert Kind.TRUNCATED in {finding.kind for finding in kinds_of(lines, old=kept)}
+        if leaf in CHECKPOINTS or leaf % 10 == 0:
+            assert Kind.TRUNCATED in {finding.kind for finding in kinds_of(lines, old=kept)}
 
 
 def test_a_cut_off_head_is_found():
@@ -297,7 +301,7 @@ def test_what_follows_the_last_checkpoint_is_found():
 def test_history_rewritten_with_the_right_key_is_found_by_whoever_kept_a_checkpoint():
     """By itself it is flawless, which is why somebody else has to keep checkpoints."""
     kept = LOG.notes[480]
-    for leaf in range(0, SIZE, 7):
+    for leaf in range(0, SIZE, 23):
         rewritten = a_log(
             SIZE, CHECKPOINTS, lambda n, at=leaf: an_entry(n) | ({"trust": "RXX"} if n == at else {})
         )
