@@ -31,6 +31,10 @@ class Draft:
     def first(self, resource_type: str) -> Entry | None:
         return next(iter(self.resources.of_type(resource_type)), None)
 
+    def told(self, resource_type: str) -> Entry | None:
+        """The first of a type that the message is about, not what a search brought along."""
+        return next((each for each in self.resources.of_type(resource_type) if not each.included), None)
+
     def organisation_codes(
         self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
     ) -> list[str]:
