@@ -9,6 +9,9 @@ from typing import Any
 
 import orjson
 
+ELEMENT = "https://transfer-hub.example/element/"
+"""Begins the source of a map of plain words: ``…/element/gender``, or of one type only, ``…/element/Encounter.status``."""
+
 
 @dataclass(frozen=True, slots=True)
 class CodeFile:
@@ -53,6 +56,16 @@ class CodeBook:
     def translations(self, system: str, code: str) -> tuple[Translation, ...]:
         """What a code may mean, the trust's own maps first; the caller takes the first whose system fits the element."""
         return self._maps.get((_folded(system), code), ())
+
+    def words(self, type_name: str, element: str, word: str) -> tuple[Translation, ...]:
+        """What a local word means that stands where FHIR has a code, which has no system: by the type's element, then by any
+        type's element of that name; as it is written, then in capitals.
+        """
+        for source in (f"{ELEMENT}{type_name}.{element}", f"{ELEMENT}{element}"):
+            for spelt in (word, word.strip().upper()):
+                if found := self._maps.get((_folded(source), spelt)):
+                    return found
+        return ()
 
     def with_maps(self, files: Iterable[CodeFile]) -> "CodeBook":
         """The same book with a trust's own ConceptMaps before the shared ones. Raises ValueError as `compile_book` does."""

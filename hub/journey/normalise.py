@@ -376,7 +376,11 @@ def _wishes(subject: Entry, kind: Kind) -> dict[str, Any]:
     if kind not in {Kind.REQUEST, Kind.UPDATE}:
         return {}
     request = subject.resource
-    categories = [code for concept in request.get("category", ()) for code in codes(concept)]
+    categories = [
+        code
+        for concept in (*request.get("category", ()), *request.get("orderDetail", ()))
+        for code in codes(concept)
+    ]
     replaced = [each for reference in request.get("replaces", ()) for each in identifiers(reference)]
     return {
         "specialty": _code(code_of(request.get("performerType"))),
