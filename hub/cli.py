@@ -5,7 +5,8 @@ import functools
 import getpass
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -30,7 +31,7 @@ from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log, set_up
-from hub.trusts import TrustsError, check_codes, check_trusts, load_clocks, load_profile
+from hub.trusts import Finding, TrustsError, check_codes, check_trusts, load_clocks, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -448,36 +449,55 @@ def trust_check(
             "--sign-off", help="Write the expected files that are missing or differ. Read them, then commit."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: findings and coverage.")] = False,
 ) -> None:
-    """Prove the trusts' folders: profile, codes claimed once, worked examples. Exit 1 and say what is wrong, where, and who can mend it."""
+    """Prove the trusts' folders: profile, codes claimed once, maps, worked examples; and say which codes the examples hold.
+
+    Exit 1 and say what is wrong, where, and who can mend it.
+    """
     from hub.onboarding import examples
+    from hub.onboarding.coverage import coverage
+    from hub.onboarding.telling import sum_up_coverage, tell_coverage
 
     settings = _settings()
-    findings = [
-        f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
-    ]
-    proved = 0
+    schemas = settings.schemas_dir
+    findings = _of_trust(check_trusts(schemas), ods)
     if not findings:
         trusts = wiring.directory(settings)
-        findings += [
-            f
-            for f in check_codes(settings.schemas_dir, trusts)
-            if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
-        ]
+        findings = _of_trust(check_codes(schemas, trusts), ods)
+    shown = {}
     if not findings:
         rules = wiring.journey(settings, trusts)
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:
                 _fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
-            for file in examples.sign_off(settings.schemas_dir, each, rules) if sign_off else ():
-                print(f"written: {file}")
-            findings += examples.check_examples(settings.schemas_dir, each, rules)
-            proved += len(list(examples.examples_of(settings.schemas_dir, each)))
-    for finding in findings:
-        print(finding)
+            for file in examples.sign_off(schemas, each, rules) if sign_off else ():
+                print(f"written: {file}", file=sys.stderr if as_json else sys.stdout)
+            findings += examples.check_examples(schemas, each, rules)
+            shown[each] = coverage(examples.explained(schemas, each, rules), rules.books[each], each)
+    if as_json:
+        told = {
+            "findings": [asdict(finding) for finding in findings],
+            "trusts": {each: found.as_json() for each, found in shown.items()},
+        }
+        print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+    else:
+        for finding in findings:
+            print(finding)
+        for each, found in shown.items() if not findings else ():
+            if ods:
+                Console(highlight=False).print(tell_coverage(each, found))
+            else:
+                print(sum_up_coverage(each, found))
     if findings:
         raise typer.Exit(1)
-    print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+    if not as_json:
+        proved = sum(found.examples for found in shown.values())
+        print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+
+
+def _of_trust(findings: Iterable[Finding], ods: str | None) -> list[Finding]:
+    return [each for each in findings if ods is None or f"/{ods.upper()}/" in f"/{each.file}"]
 
 
 @trust.command("new")

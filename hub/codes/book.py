@@ -3,7 +3,7 @@
 Pure: it is handed the files' text. A translation names the map and the line it came from, so that every output code can be explained.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,12 @@ class CodeBook:
     def translations(self, system: str, code: str) -> tuple[Translation, ...]:
         """What a code may mean, the trust's own maps first; the caller takes the first whose system fits the element."""
         return self._maps.get((_folded(system), code), ())
+
+    def elements(self) -> Iterator[tuple[str, Translation]]:
+        """Every local code that a map has, with each of its translations."""
+        for (_, code), found in self._maps.items():
+            for each in found:
+                yield code, each
 
     def words(self, type_name: str, element: str, word: str) -> tuple[Translation, ...]:
         """What a local word means that stands where FHIR has a code, which has no system: by the type's element, then by any

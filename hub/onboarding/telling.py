@@ -1,6 +1,6 @@
 """An explanation for a person at a terminal: what is wrong, with the line; what was changed, and by which rule."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hub.fhir import decimals
 from hub.journey.explain import Explanation
+from hub.onboarding.coverage import Coverage
 from hub.onboarding.source_lines import line_of
 
 _OUTCOME_STYLE = {"canonical": "bold green", "quarantined": "bold red", "rejected": "bold red"}
@@ -67,7 +68,49 @@ def _parts(explanation: Explanation, text: str) -> Iterator[RenderableType]:
         yield Text("The canonical Bundle: --json shows it.", style="dim")
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def tell_coverage(ods: str, found: Coverage) -> RenderableType:
+    """Everything that a trust's examples show of its codes."""
+    sets = [
+        (system.rpartition("/")[2], f"{len(seen)} of {size}", " ".join(seen))
+        for system, (seen, size) in found.code_sets.items()
+    ]
+    maps = [
+        (
+            name,
+            f"{len(use.used)} of {len(use.used) + len(use.unused)}",
+            " ".join(use.unused) if _own(name) else "",
+        )
+        for name, use in found.maps.items()
+    ]
+    return Group(
+        _table(f"{ods}: codes seen in {found.examples} examples", ("code set", "codes", "which"), sets),
+        Text(""),
+        _table("Maps used", ("map", "elements", "in no example"), maps),
+        Text(""),
+        _table("Known to no map", ("example", "where", "code"), found.unmapped)
+        if found.unmapped
+        else Text("Known to no map: none."),
+    )
+
+
+def sum_up_coverage(ods: str, found: Coverage) -> str:
+    """The same in a line."""
+    own = [use for name, use in found.maps.items() if _own(name)]
+    used = sum(len(use.used) for use in own)
+    codes = sum(len(seen) for seen, _ in found.code_sets.values())
+    return (
+        f"{ods}: {found.examples} examples, {codes} codes of {len(found.code_sets)} code sets seen, "
+        f"{used} of {used + sum(len(use.unused) for use in own)} elements of its own maps used, "
+        f"{len(found.unmapped)} codes known to no map"
+    )
+
+
+def _own(name: str) -> bool:
+    """Whether a map is a trust's. What a shared one has and this trust does not need is no gap."""
+    return name.startswith("trusts/")
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
