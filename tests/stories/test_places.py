@@ -78,6 +78,24 @@ async def test_a_request_addressed_to_a_site_goes_to_the_trust_that_runs_it(hub,
     assert await hub.told(other) == []
 
 
+async def test_a_site_that_changed_hands_is_whose_profile_lists_it(hub, torbay):
+    """Exeter takes the ward over from Plymouth; its code still begins with RK9."""
+    sites = {ods: hub.trust(ods).profile.sites for ods in ("RH8", "RK9")}
+    [ward] = [site for site in sites["RK9"] if site.ods == "RK963"]
+    now = {"RH8": (*sites["RH8"], ward), "RK9": tuple(each for each in sites["RK9"] if each != ward)}
+    hub.mend(
+        profiles=[
+            each.model_copy(update={"sites": now[each.ods]}) if each.ods in now else each
+            for each in hub.journey.directory
+        ]
+    )
+    asked = torbay.epr.asks_to_transfer(
+        LARKENBY, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    assert str(await torbay.send(called(asked, "RH8", "RK963"))) == "accepted"
+    assert (await hub.told("RH8"), await hub.told("RK9")) == (["transfer.requested"], [])
+
+
 async def test_leaving_for_the_other_trust_in_the_building_is_not_leaving_for_this_one(
     hub, torbay, exeter, plymouth
 ):
@@ -187,6 +205,25 @@ async def test_an_echo_is_an_echo_in_every_kind_of_bundle(hub, torbay, exeter, k
     assert (await hub.trust("RVJ").send(edited(own, exchanged))).why == "shared-record-echo"
     assert str(await exeter.send(edited(own, exchanged))) == "accepted"
     assert await hub.state(transfer) == "completed"
+
+
+async def test_an_echo_under_the_trusts_own_header_is_an_echo(hub, torbay, exeter):
+    """The message says that Plymouth sends it, and so it does; the stay is Exeter's."""
+    transfer = await accepted(hub, torbay, exeter, GOSLINGDALE)
+    hub.mend(profiles=sharing_one_record(hub))
+    hub.clock.later(hours=1)
+    plymouth = hub.trust("RK9")
+    told = plymouth.epr.admits(
+        GOSLINGDALE, encounter_number="W-7", ward="Taw", at=hub.clock(), form="message"
+    )
+
+    def of_exeter(tree):
+        for entry in tree["entry"]:
+            if "serviceProvider" in entry["resource"]:
+                entry["resource"]["serviceProvider"]["identifier"]["value"] = "RH8"
+
+    assert (await plymouth.send(edited(told, of_exeter))).why == "shared-record-echo"
+    assert await hub.state(transfer) == "bed-allocated"
 
 
 async def test_one_number_at_two_trusts_of_one_system_is_two_patients(hub, torbay, exeter, plymouth):
