@@ -703,6 +703,7 @@ def explain(
 ) -> None:
     """Say what the hub would make of a message, and why, without storing anything. Shows what the message holds."""
     from hub.onboarding.examples import as_text, explain_file
+    from hub.onboarding.source_lines import text_of
     from hub.onboarding.telling import tell
 
     settings = _settings()
@@ -718,7 +719,7 @@ def explain(
     if as_json:
         sys.stdout.buffer.write(as_text(explanation))
     else:
-        Console().print(tell(explanation, file.read_text(encoding="utf-8", errors="replace")))
+        Console().print(tell(explanation, text_of(file.read_bytes())))
 
 
 # ---------------------------------------------------------------- Ask

@@ -6,7 +6,7 @@ server's resource id.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -59,20 +59,20 @@ def normalise(
 
     ``book`` is the sender's code book; without one, codes stay as they were sent.
     """
-    try:
-        return _normalise(received, found, directory, rules, book)
-    except RefusedError as refused:
-        return refused.rejection
-
-
-def _normalise(
-    received: Received, found: Read, directory: Directory, rules: Rules, book: CodeBook | None
-) -> Canonical:
     tree = found.tree
     coded, doubts = to_national(tree, book, directory[received.trust].nation) if book else ((), ())
     changes = (*found.changes, *coded, *canonicalise(tree, lambda index: url_of(received, index)))
+    said = replace(found, changes=changes, flags=(*found.flags, *doubts))
+    try:
+        return _meaning(received, said, directory, rules)
+    except RefusedError as refused:
+        return replace(refused.rejection, changes=changes, unmapped=found.unmapped)
+
+
+def _meaning(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical:
+    tree = found.tree
     draft = spread(received, tree, directory)
-    draft.flags += (*found.flags, *doubts)
+    draft.flags += found.flags
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
     entry = encounter_entry(draft, kind)
@@ -113,7 +113,7 @@ def _normalise(
         stated_at=stated_at(subject.resource),
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         message=tree,
-        changes=(*changes, *as_collection(tree)),
+        changes=(*found.changes, *as_collection(tree)),
         unmapped=found.unmapped,
         flags=tuple(draft.flags),
     )

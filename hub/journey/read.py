@@ -82,8 +82,6 @@ def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook
         return Rejection(Why.NOT_FHIR, at="resourceType")
     converted = to_r4(tree)
     found = _sound(converted.tree, dialect, trust, book)
-    if isinstance(found, Rejection):
-        return found
     return replace(
         found,
         changes=(*converted.changes, *found.changes),
@@ -140,7 +138,13 @@ def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> 
     if repaired.issues:
         first = repaired.issues[0]
         why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
-        return Rejection(why, at=first.path, detail=" ".join(map(_sentence, repaired.issues)))
+        return Rejection(
+            why,
+            at=first.path,
+            detail=" ".join(map(_sentence, repaired.issues)),
+            changes=repaired.changes,
+            unmapped=repaired.unmapped,
+        )
     return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
 from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
@@ -11,16 +12,32 @@ from rich.text import Text
 from hub.fhir import decimals
 from hub.journey.explain import Explanation
 from hub.onboarding.coverage import Coverage
-from hub.onboarding.source_lines import line_of
+from hub.onboarding.source_lines import is_xml, line_of
 
 _OUTCOME_STYLE = {"canonical": "bold green", "quarantined": "bold red", "rejected": "bold red"}
 _AROUND = 2
 """Lines shown before and after the one that is meant."""
+_LINE_MAX = 400
+"""Characters of a line that a person can still look along."""
 
 
 def tell(explanation: Explanation, text: str) -> RenderableType:
     """The explanation beside ``text``, the message as it was sent."""
-    return Group(*_parts(explanation, text))
+    shown = _laid_out(text)
+    aside = (
+        () if shown == text else (Text("The message is one long line; it is shown laid out.", style="dim"),)
+    )
+    return Group(*aside, *_parts(explanation, shown))
+
+
+def _laid_out(text: str) -> str:
+    """JSON that was written for machines, with its lines; anything else as it is."""
+    if all(len(line) <= _LINE_MAX for line in text.splitlines()):
+        return text
+    try:
+        return decimals.dumps(decimals.loads(text.encode()), option=orjson.OPT_INDENT_2).decode()
+    except (ValueError, UnicodeError):
+        return text
 
 
 def _parts(explanation: Explanation, text: str) -> Iterator[RenderableType]:
@@ -37,7 +54,7 @@ def _parts(explanation: Explanation, text: str) -> Iterator[RenderableType]:
         if line is not None:
             yield Syntax(
                 text,
-                "json",
+                "xml" if is_xml(text) else "json",
                 line_numbers=True,
                 line_range=(max(1, line - _AROUND), line + _AROUND),
                 highlight_lines={line},
