@@ -31,7 +31,7 @@ from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.intake import StoreUnavailableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log, set_up
-from hub.trusts import Finding, TrustsError, check_codes, check_trusts, load_clocks, load_profile
+from hub.trusts import Finding, TrustsError, book_beside, check_codes, check_trusts, load_clocks, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -907,7 +907,14 @@ def transfers_expire(
 def replay(
     ods: Ods,
     since: Annotated[datetime, typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.")],
-    profile: Annotated[Path, typer.Option(help="The new profile.yaml to try.", exists=True, dir_okay=False)],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            help="The new profile.yaml to try, with the conceptmaps/ beside it if there are any.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
     values: Annotated[
         bool, typer.Option("--values", help="Also the values, which are patients' data; else paths only.")
     ] = False,
@@ -931,6 +938,7 @@ def replay(
     try:
         rules = wiring.journey(settings, wiring.directory(settings))
         new = load_profile(profile)
+        book = book_beside(settings.schemas_dir, profile)
     except TrustsError as error:
         _fail(str(error))
     if ods.upper() not in rules.directory:
@@ -941,7 +949,7 @@ def replay(
     rows = [
         {"event_id": received.event_id, "path": each.path}
         | ({"before": each.before, "after": each.after} if values else {})
-        for received, differing in compare(messages, rules, with_profile(rules, new))
+        for received, differing in compare(messages, rules, with_profile(rules, new, book))
         for each in differing
     ]
     columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")
