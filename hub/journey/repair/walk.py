@@ -7,7 +7,7 @@ those of the message as it was when the walk began.
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hub.codes.book import CodeBook, Translation
@@ -15,8 +15,10 @@ from hub.domain.message import Change, Unmapped
 from hub.fhir.shape import Element, shape
 from hub.fhir.structure import resource_types
 from hub.fhir.tree import Tree
+from hub.journey.canonicalise import instant
 from hub.journey.repair.rules import RuleId
 from hub.journey.repair.values import menders
+from hub.journey.uk_time import Assumed, with_offset
 
 _GONE: Final = object()
 """Takes the place of a value that was dropped or set aside."""
@@ -255,6 +257,8 @@ class Walk:
         match place.element.type:
             case "Extension":
                 return self._extension(node, place, path)
+            case "Period":
+                self._period(node, path)
             case "Reference":
                 return self._reference(node, place, path)
             case "Narrative":
@@ -302,6 +306,20 @@ class Walk:
             self._set_aside(path, node, RuleId.EXTENSION_US)
             return _GONE
         return node
+
+    def _period(self, node: Tree, path: str) -> None:
+        """An end in the hour that comes twice was taken as the earlier; it is the later if the period would end before it began."""
+        start, end = instant(node.get("start")), instant(node.get("end"))
+        if start is None or end is None or start <= end:
+            return
+        for at, change in enumerate(self.changes):
+            if change.path != f"{path}.end" or not change.source.endswith(Assumed.EARLIER):
+                continue
+            placed = with_offset(change.before, self.zone, later=True)
+            if placed is not None and (instant(placed.text) or end) >= start:
+                node["end"] = placed.text
+                source = f"{self.zone}: {placed.assumed}"
+                self.changes[at] = replace(change, after=placed.text, source=source)
 
     def _reference(self, node: Tree, place: _Place, path: str) -> Any:
         self._uuid(node, "reference", path)

@@ -275,6 +275,31 @@ def test_the_first_of_a_list_stays_and_the_rest_is_kept():
     ]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "after", "assumed"),
+    [
+        # Half past one comes twice: from ten to two until ten past one, it was the second ten past one.
+        ("2026-10-25T01:50:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T01:50:00+01:00", "2026-10-25 01:10", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T01:05:00Z", "2026-10-25T01:10:00", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T00:50:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        ("2026-10-25T01:05:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        # Neither would do: the sender's mistake stays what it was.
+        ("2026-10-25T03:00:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        ("2026-07-25T03:00:00", "2026-07-25T01:10:00", "2026-07-25T01:10:00+01:00", "the clock of the zone"),
+    ],
+)
+def test_a_period_does_not_end_before_it_began_in_the_night_the_clocks_go_back(start, end, after, assumed):
+    tree = encounter(location=[{"location": {"display": "x"}, "period": {"start": start, "end": end}}])
+    done = repair(tree)
+
+    assert tree["location"][0]["period"]["end"] == after
+    change = [each for each in done.changes if each.path.endswith(".end")][-1]
+    assert (change.after, change.rule) == (after, "tz-assumed")
+    assert assumed in change.source
+    assert told(repair(tree)) == []
+
+
 def test_two_different_resources_under_one_url_are_left_for_a_person():
     url = f"urn:uuid:{UUID}"
     tree = bundle({"fullUrl": url, "resource": patient(active=True)}, {"fullUrl": url, "resource": patient()})
