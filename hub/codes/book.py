@@ -5,6 +5,7 @@ Pure: it is handed the files' text. A translation names the map and the line it 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -177,5 +178,6 @@ def _quoted(line: str, name: str) -> str:
     return parts[1] if found and len(parts) == 3 else ""
 
 
+@lru_cache(maxsize=1024)
 def _folded(system: str) -> str:
     return system.strip().rstrip("/").lower()

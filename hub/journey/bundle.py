@@ -17,7 +17,6 @@ from typing import Any
 from hub.domain.ids import time_ordered_id
 from hub.domain.message import Change, Received
 from hub.domain.rejection import Why
-from hub.domain.trust import Directory
 from hub.fhir.tree import Entry, Resources, Tree
 from hub.journey.draft import Draft, RefusedError
 
@@ -37,37 +36,37 @@ def url_of(received: Received, index: int) -> str:
     return "urn:uuid:" + time_ordered_id(received.received_at, received.event_id, index)
 
 
-def spread(received: Received, tree: Tree, directory: Directory) -> Draft:
+def spread(draft: Draft) -> None:
     """Spread a message into its resources; a bare resource is a message of one. Raises RefusedError."""
+    tree, received = draft.tree, draft.received
     if tree["resourceType"] != "Bundle":
-        only = Entry(url_of(received, 0), tree, tree["resourceType"])
-        return Draft(received, tree, None, Resources([only]), directory, [])
-    if tree.get("type") not in _TYPES:
+        draft.resources = Resources([Entry(url_of(received, 0), tree, tree["resourceType"])])
+        return
+    kind = tree.get("type")
+    if kind not in _TYPES:
         raise RefusedError(
             Why.MESSAGE_NOT_SUPPORTED,
             "Bundle.type",
             "A Bundle must be of type message, collection, transaction, batch or searchset.",
         )
     _must_be_doable(tree)
-    entries = list(_entries(received, tree))
-    header = _header(tree, entries)
+    entries = [
+        Entry(
+            each.get("fullUrl") or url_of(received, index),
+            each["resource"],
+            f"Bundle.entry[{index}].resource",
+            kind == "searchset" and _mode(each) == "include",
+        )
+        for index, each in enumerate(tree.get("entry", ()))
+        if "resource" in each
+    ]
+    draft.header = _header(tree, entries)
     content = [entry for entry in entries if entry.resource["resourceType"] not in _NOT_CONTENT]
-    if tree["type"] == "searchset":
+    if kind == "searchset":
         _must_tell_one_event(content)
-    # What was asked for comes before what came with it.
-    content.sort(key=lambda entry: entry.included)
-    return Draft(received, tree, header, Resources(content), directory, [])
-
-
-def _entries(received: Received, tree: Tree) -> Iterator[Entry]:
-    for index, each in enumerate(tree.get("entry", ())):
-        if "resource" in each:
-            yield Entry(
-                each.get("fullUrl") or url_of(received, index),
-                each["resource"],
-                f"Bundle.entry[{index}].resource",
-                _mode(each) == "include",
-            )
+        # What was asked for comes before what came with it.
+        content.sort(key=lambda entry: entry.included)
+    draft.resources = Resources(content)
 
 
 def _mode(entry: Tree) -> Any:
@@ -87,8 +86,8 @@ def _header(tree: Tree, entries: list[Entry]) -> Tree | None:
 
 def _must_be_doable(tree: Tree) -> None:
     for index, each in enumerate(tree.get("entry", ())):
-        advice = _CANNOT_BE_DONE.get((each.get("request") or {}).get("method", ""))
-        if advice:
+        if "request" in each and each["request"].get("method") in _CANNOT_BE_DONE:
+            advice = _CANNOT_BE_DONE[each["request"]["method"]]
             raise RefusedError(Why.MESSAGE_NOT_SUPPORTED, f"Bundle.entry[{index}].request.method", advice)
 
 

@@ -13,6 +13,7 @@ Rules (`Change.rule`):
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import unquote
 
 from hub.domain.ids import parse_nhs_number, parse_ods
@@ -21,7 +22,8 @@ from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system, practitioner_system
 from hub.fhir.tree import Tree, identifiers
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, str | int]
+"""Where a value stands: (where its holder stands, the step from there). Most paths are never said, so none is spelt out before."""
 
 _TIMES = TIME_PROPERTIES - {"value"}
 """`value` is an instant in one place of FHIR and plain text in Identifier."""
@@ -34,10 +36,14 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
     """
     changes: list[Change] = []
     references: list[tuple[Tree, Path]] = []
-    _walk(tree, (tree["resourceType"],), changes, references)
+    _walk(tree, (None, tree["resourceType"]), changes, references)
     urls = _full_urls(tree, url_of, changes) if tree["resourceType"] == "Bundle" else {}
     for node, path in references:
-        _refer(node, path, tree, urls, changes)
+        target = urls.get(node["reference"])
+        if target is None:
+            _refer_otherwise(node, path, tree, urls, changes)
+        else:
+            _set(node, "reference", target, "reference", path, changes)
     return tuple(changes)
 
 
@@ -61,15 +67,15 @@ def _full_urls(bundle: Tree, url_of: Callable[[int], str], changes: list[Change]
     return urls
 
 
-def _refer(node: Tree, path: Path, bundle: Tree, urls: Mapping[str, str], changes: list[Change]) -> None:
-    """A reference leads to the entry that it means, however it is written; else a question becomes the number it asks for.
+def _refer_otherwise(
+    node: Tree, path: Path, bundle: Tree, urls: Mapping[str, str], changes: list[Change]
+) -> None:
+    """A reference by version, or a question, leads to the entry that it means; else a question becomes the number it asks for.
 
     A question (``Patient?identifier=…``) is how a transaction refers to what its writer knows by number only (FHIR R4, http#trules).
     """
     said = node["reference"]
-    target = urls.get(said)
-    if target is None and "/_history/" in said:
-        target = urls.get(said.partition("/_history/")[0])
+    target = urls.get(said.partition("/_history/")[0])
     question = None if target else _question(said)
     if question is not None:
         target = _answer(*question, bundle)
@@ -78,7 +84,7 @@ def _refer(node: Tree, path: Path, bundle: Tree, urls: Mapping[str, str], change
     elif question is not None and question[1] and "identifier" not in node:
         node["identifier"] = {"system": question[1], "value": question[2]}
         del node["reference"]
-        changes.append(Change(_said((*path, "reference")), said, None, "reference-question"))
+        changes.append(Change(_said((path, "reference")), said, None, "reference-question"))
 
 
 def _question(reference: str) -> tuple[str, str, str] | None:
@@ -119,15 +125,17 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
             elif name == "reference":
                 references.append((node, path))
         elif kind is dict:
+            within = (path, name)
             if name == "identifier":
-                _identifier(value, (*path, name), changes)
-            _walk(value, (*path, name), changes, references)
+                _identifier(value, within, changes)
+            _walk(value, within, changes, references)
         elif kind is list:
+            within = (path, name)
             for index, child in enumerate(value):
                 if type(child) is dict:
                     if name == "identifier":
-                        _identifier(child, (*path, name, index), changes)
-                    _walk(child, (*path, name, index), changes, references)
+                        _identifier(child, (within, index), changes)
+                    _walk(child, (within, index), changes, references)
 
 
 def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
@@ -150,12 +158,16 @@ def _set(node: Tree, name: str, after: str, rule: str, path: Path, changes: list
     before = node[name]
     if after != before:
         node[name] = after
-        changes.append(Change(_said((*path, name)), before, after, rule))
+        changes.append(Change(_said((path, name)), before, after, rule))
 
 
-def _said(path: Path) -> str:
-    """``("Bundle", "entry", 0, "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
+def _said(path: Path | None) -> str:
+    """``((((None, "Bundle"), "entry"), 0), "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
+    steps: list[str] = []
+    while path is not None:
+        path, step = path
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return "".join(reversed(steps))[1:]
 
 
 def to_utc(text: str) -> str:
@@ -167,7 +179,7 @@ def to_utc(text: str) -> str:
         moment = datetime.fromisoformat(head + offset).astimezone(UTC)
     except (ValueError, OverflowError):
         return text
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z" if moment.year >= 1000 else text
+    return f"{moment.isoformat()[:19]}{fraction}Z" if moment.year >= 1000 else text
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -102,15 +102,17 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
         done.profile_claim(resource, path)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
-            for where, value in _at(resource, steps, path):
-                done.element(value, kind, where)
+            if steps[0] in resource:
+                for where, value in _at(resource, steps, path):
+                    done.element(value, kind, where)
         if resource_type == "ServiceRequest" and "priority" not in resource:
             done.derived_priority(resource, path)
         if resource_type == "Encounter" and "extension" in resource:
             done.to_hospitalization(resource, path)
         for steps in _WHERE_EXTENSIONS.get(resource_type, ()):
-            for where, extension in _at(resource, steps, path):
-                done.extension(extension, where)
+            if steps[0] in resource:
+                for where, extension in _at(resource, steps, path):
+                    done.extension(extension, where)
     return tuple(done.changes), tuple(done.flags)
 
 

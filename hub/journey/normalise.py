@@ -12,7 +12,17 @@ from typing import Any, Literal
 
 from hub.codes.book import CodeBook
 from hub.domain.ids import Identifier, OdsCode, parse_ods
-from hub.domain.message import Canonical, EncounterRef, Flag, FlagCode, Kind, Received, TransferRefs
+from hub.domain.message import (
+    Canonical,
+    Change,
+    EncounterRef,
+    Flag,
+    FlagCode,
+    Kind,
+    Received,
+    TransferRefs,
+    Unmapped,
+)
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import Directory
 from hub.fhir import headers
@@ -62,17 +72,18 @@ def normalise(
     tree = found.tree
     coded, doubts = to_national(tree, book, directory[received.trust].nation) if book else ((), ())
     changes = (*found.changes, *coded, *canonicalise(tree, lambda index: url_of(received, index)))
-    said = replace(found, changes=changes, flags=(*found.flags, *doubts))
+    draft = Draft(received, tree, directory, [*found.flags, *doubts])
     try:
-        return _meaning(received, said, directory, rules)
+        return _meaning(draft, rules, changes, found.unmapped)
     except RefusedError as refused:
         return replace(refused.rejection, changes=changes, unmapped=found.unmapped)
 
 
-def _meaning(received: Received, found: Read, directory: Directory, rules: Rules) -> Canonical:
-    tree = found.tree
-    draft = spread(received, tree, directory)
-    draft.flags += found.flags
+def _meaning(
+    draft: Draft, rules: Rules, changes: tuple[Change, ...], unmapped: tuple[Unmapped, ...]
+) -> Canonical:
+    received, tree, directory = draft.received, draft.tree, draft.directory
+    spread(draft)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
     entry = encounter_entry(draft, kind)
@@ -113,8 +124,8 @@ def _meaning(received: Received, found: Read, directory: Directory, rules: Rules
         stated_at=stated_at(subject.resource),
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         message=tree,
-        changes=(*found.changes, *as_collection(tree)),
-        unmapped=found.unmapped,
+        changes=(*changes, *as_collection(tree)),
+        unmapped=unmapped,
         flags=tuple(draft.flags),
     )
 
