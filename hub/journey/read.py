@@ -14,8 +14,8 @@ from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
 from hub.fhir import decimals, headers
-from hub.fhir.elements import FhirVersion
-from hub.fhir.structure import StructureIssue, resource_types
+from hub.fhir.elements import FhirVersion, resource_types
+from hub.fhir.structure import StructureIssue
 from hub.fhir.tree import Tree
 from hub.journey.repair import Repaired, RuleId, repair
 

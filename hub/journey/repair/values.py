@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from hub.fhir.decimals import decimal
-from hub.fhir.shape import Element
+from hub.fhir.elements import Element
 from hub.journey.repair.rules import RuleId
 from hub.journey.uk_time import with_offset
 

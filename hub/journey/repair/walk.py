@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from hub.codes.book import CodeBook, Translation
 from hub.domain.message import Change, Unmapped
-from hub.fhir.shape import Element, shape
-from hub.fhir.structure import resource_types
+from hub.fhir.elements import Element, properties, resource_types
 from hub.fhir.tree import Tree
 from hub.journey.canonicalise import instant
 from hub.journey.repair.rules import RuleId
@@ -48,7 +47,7 @@ _SPARE = frozenset(
 )
 """Codes of required sets by which nothing is routed or decided: an unknown one need not stop the message."""
 
-_ROOT: Final = Element("Resource", repeats=False, required=True, codes=(), aligned=False, primitive=False)
+_ROOT: Final = Element("", "Resource", required=True)
 
 
 @dataclass(slots=True)
@@ -115,7 +114,7 @@ class Walk:
     # Every place ---------------------------------------------------------------------------------------------
 
     def _fields(self, node: Tree, place: _Place, path: str) -> None:
-        elements = shape(place.resource_type, place.type)
+        elements = properties(place.type)
         is_resource = place.resource_type == place.type
         aligned: set[str] = set()
         for name in list(node):
@@ -324,7 +323,11 @@ class Walk:
     def _reference(self, node: Tree, place: _Place, path: str) -> Any:
         self._uuid(node, "reference", path)
         self._placeholder(node, "reference", _BLANK_REFERENCE, path)
-        if node.keys() == {"type"} and not place.element.required and self._on(RuleId.REFERENCE_EMPTY):
+        if (
+            node.keys() == {"type"}
+            and not (place.element.required or place.element.choice_required)
+            and self._on(RuleId.REFERENCE_EMPTY)
+        ):
             self._set_aside(path, node, RuleId.REFERENCE_EMPTY)
             return _GONE
         return node

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hub.fhir.structure import check, resource_types
+from hub.fhir.elements import resource_types
+from hub.fhir.structure import check
 from hub.journey.repair import repair
 from hub.journey.repair.glance import nothing_to_mend
 from hub.journey.repair.walk import Walk
