@@ -562,10 +562,10 @@ def _validator(resource_type: str) -> Any:
 
 def resource_types() -> frozenset[str]:
     """The R4 resource types that can be checked. A few of R4's cannot: see ``_NOT_CHECKABLE``."""
-    return _R4_RESOURCE_TYPES - _NOT_CHECKABLE
+    return _CHECKABLE
 
 
-_CHECKABLE = resource_types()
+_CHECKABLE = _R4_RESOURCE_TYPES - _NOT_CHECKABLE
 
 
 def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIssue, ...]:

@@ -117,7 +117,7 @@ def to_utc(text: str) -> str:
         moment = datetime.fromisoformat(head + offset).astimezone(UTC)
     except (ValueError, OverflowError):
         return text
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z" if moment.year >= 1000 else text
+    return f"{moment.isoformat()[:19]}{fraction}Z" if moment.year >= 1000 else text
 
 
 def _split(text: str) -> tuple[str, str, str]:

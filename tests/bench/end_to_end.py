@@ -42,7 +42,7 @@ BATCH = 200
 """Of the passthrough; the hub's own default."""
 AHEAD = 3000
 """Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
-FED_AT_ONCE = 300
+FED_AT_ONCE = 1000
 """So many are produced together: many hospitals' load costs the broker little, one message a request would cost it much."""
 WARM_UP_S = 20.0
 """After the first arrival: Java compiles what it meets for the first time."""
