@@ -63,7 +63,7 @@ class DispatcherConfig:
 
     batch_max: int = 200
     poll_s: float = 0.05
-    gather_s: float = 0.15
+    gather_s: float = 0.25
     backoff_s: float = 0.5
     backoff_max_s: float = 60
     lease_s: float = 15

@@ -43,7 +43,7 @@ BATCH = 200
 AHEAD = 3000
 """Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
 FED_AT_ONCE = 1000
-"""So many are produced together: many hospitals' load costs the broker little, one message a request would cost it much."""
+"""So many are produced together: a request for each message would cost the broker as much as the hub does."""
 WARM_UP_S = 20.0
 """After the first arrival: Java compiles what it meets for the first time."""
 EVENTS_PER_SECOND_MAX = 2000
