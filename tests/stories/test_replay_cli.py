@@ -8,7 +8,8 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from hub.cli import _settings, app
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
 from tests.stories.conftest import SCHEMAS, edited, resources
 from tests.stories.test_journeys import ask
@@ -21,14 +22,14 @@ BEGAN = datetime(2026, 7, 1, 9, 5, tzinfo=UTC)
 def type_(store_url, monkeypatch):
     monkeypatch.setenv("HUB_DATABASE_URL", store_url)
     monkeypatch.setenv("COLUMNS", "300")
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
     async def run(*words):
         # The command line makes a loop of its own.
         return await asyncio.to_thread(CliRunner().invoke, app, ["replay", *words])
 
     yield run
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
 
 @pytest.fixture

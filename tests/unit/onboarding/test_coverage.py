@@ -7,7 +7,8 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from hub.cli import _settings, app
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.onboarding.coverage import coverage
 from hub.onboarding.examples import explained
 from tests.corpus.test_corpus import JOURNEY
@@ -22,9 +23,9 @@ def schemas(tmp_path, monkeypatch):
     """A copy of the shipped schemas that the command line looks at."""
     shutil.copytree(ROOT / "schemas", tmp_path / "schemas")
     monkeypatch.setenv("HUB_SCHEMAS_DIR", str(tmp_path / "schemas"))
-    _settings.cache_clear()
+    settings_now.cache_clear()
     yield tmp_path / "schemas"
-    _settings.cache_clear()
+    settings_now.cache_clear()
 
 
 def of(schemas, ods="RTG"):
