@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from hub import wiring
+from hub.commands.retention import retention
 from hub.commands.terminal import (
     AsJson,
     Because,
@@ -85,6 +86,7 @@ quarantine = _group("quarantine", "Messages that wait for somebody to mend their
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
 positions = _group("positions", "How far each partition has been taken in.", "untangle")
+app.add_typer(retention, name="retention", rich_help_panel=_PANELS["prepare"])
 
 # ---------------------------------------------------------------- Run
 
@@ -911,7 +913,9 @@ def quarantine_show(
 
     row, content = run_it(load, settings_now())
     if raw:
-        sys.stdout.buffer.write(content or b"")
+        if content is None:
+            fail(f"The bytes of message {event_id} are not here: {row['content']}.")
+        sys.stdout.buffer.write(content)
         return
     if as_json:
         show([row], True, (), "")
