@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hub import wiring
 from hub.commands import audit_log
+from hub.commands.governance import governance
 from hub.commands.retention import retention
 from hub.commands.terminal import (
     AsJson,
@@ -89,6 +90,7 @@ quarantine = _group("quarantine", "Messages that wait for somebody to mend their
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
 positions = _group("positions", "How far each partition has been taken in.", "untangle")
+app.add_typer(governance, name="governance", rich_help_panel=_PANELS["prepare"])
 app.add_typer(retention, name="retention", rich_help_panel=_PANELS["prepare"])
 
 # ---------------------------------------------------------------- Run
