@@ -256,7 +256,8 @@ class _Reading:
     def _close(self, end: int) -> None:
         """What the open segment's entries, up to ``end``, come to."""
         hashes: list[bytes] | None = None
-        straight = not self.odd and self.expected == end and len(self.marks) <= 1
+        in_place = not self.marks or [mark.after for mark in self.marks] == [len(self.items)]
+        straight = not self.odd and self.expected == end and in_place
         if straight and self.tree is not None:
             hashes = [item.digests[0] for item in self.items]
             tree, old_root = self._on_top(self.tree, hashes)

@@ -212,6 +212,7 @@ def _by_number(
                 )
     winners = [chosen[index][0] for index in sorted(chosen)]
     _note_altered(winners, findings)
+    in_order = _longest_growing(sorted(winners, key=lambda item: item.line))
     findings.extend(
         Finding(Kind.REORDERED, "the entry does not stand in its place", leaf=item.claim, line=item.line)
         for item in winners
@@ -238,7 +239,7 @@ def _longest_growing(items: Sequence[Item]) -> set[int]:
         if rank == len(tails):
             tails.append(index)
             at.append(place)
-        else:
+        elif index < tails[rank]:  # of two with one number the first stays
             tails[rank], at[rank] = index, place
     lines: set[int] = set()
     place = at[-1] if at else -1

@@ -32,6 +32,7 @@ from hub.store.load import with_facts
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import vocabulary
 from hub.trusts import load_books, load_clocks, load_directory
+from tests.harness.audit_events import keep_audit_events
 from tests.harness.log import SIGNER, exported, seal_all, verified
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -296,6 +297,7 @@ async def look_again(hub):
     if audit and not hub.broken:
         await seal_all(hub.engine, signers=hub.signers)
         assert verified(await exported(hub.engine), signers=hub.signers).findings == ()
+        await keep_audit_events(hub.engine)
     async with hub.engine.connect() as connection:
         rows = (await connection.execute(select(t.transfer))).all()
         for transfer in await with_facts(connection, rows):
