@@ -14,6 +14,7 @@ from hub.store import clients, outbox, queries, retention, subscriptions
 from hub.store import tables as t
 from hub.store.subscriptions import Subscription
 from hub.trusts import load_retention
+from tests.harness.log import exported, seal_all, verified
 from tests.stories.conftest import SCHEMAS, TRUSTS
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_journeys import admit, answer, ask, on_the_way
@@ -106,6 +107,20 @@ async def test_what_went_is_in_the_book_with_counts_and_the_policys_digest(hub, 
     assert {e["detail"]["policy"] for e in entries} == {POLICY.digest}
     assert {(e["user_id"], e["person_id"], e["transfer_id"]) for e in entries} == {("steward", None, None)}
     assert {Kind(e["detail"]["kind"]) for e in entries} == went.keys()
+
+
+async def test_the_log_is_intact_when_the_contents_are_gone(hub, torbay, exeter):
+    """The export is verified from end to end, and the checkpoint that was kept before still fits."""
+    await moved(hub, torbay, exeter)
+    await deliver_all(hub)
+    kept = (await seal_all(hub.engine)).note
+    before = verified(await exported(hub.engine))
+    hub.clock.later(days=91)
+    assert CONTENTS <= (await go(hub)).keys()
+    await seal_all(hub.engine)
+    after = verified(await exported(hub.engine), kept)
+    assert (before.intact, after.intact, after.findings) == (True, True, ())
+    assert after.size > before.size
 
 
 async def test_nothing_of_an_open_transfer_goes_however_old_it_is(hub, torbay, exeter):
