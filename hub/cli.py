@@ -16,6 +16,8 @@ from rich.console import Console
 
 from hub import wiring
 from hub.commands import audit_log
+from hub.commands.governance import governance
+from hub.commands.retention import retention
 from hub.commands.terminal import (
     AsJson,
     Because,
@@ -89,6 +91,8 @@ quarantine = _group("quarantine", "Messages that wait for somebody to mend their
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
 brake = _group("brake", "Trusts that are paused because everything they sent was quarantined.", "untangle")
 positions = _group("positions", "How far each partition has been taken in.", "untangle")
+app.add_typer(governance, name="governance", rich_help_panel=_PANELS["prepare"])
+app.add_typer(retention, name="retention", rich_help_panel=_PANELS["prepare"])
 
 # ---------------------------------------------------------------- Run
 
@@ -962,7 +966,9 @@ def quarantine_show(
 
     row, content = run_it(load, settings_now())
     if raw:
-        sys.stdout.buffer.write(content or b"")
+        if content is None:
+            fail(f"The bytes of message {event_id} are not here: {row['content']}.")
+        sys.stdout.buffer.write(content)
         return
     if as_json:
         show([row], True, (), "")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from hub.codes.book import CodeBook, CodeFile, compile_book, problems
 from hub.domain.clocks import Clocks
+from hub.domain.retention import Policy
 from hub.domain.trust import Directory, TrustProfile
 from hub.journey.repair import RULES
 
@@ -72,6 +73,24 @@ def load_clocks(schemas_dir: Path, directory: Directory) -> Clocks:
         names = ", ".join(sorted(strangers))
         raise TrustsError([Finding(file, "routes", f"{names}: no such trust has joined", "the hub team")])
     return clocks
+
+
+def load_retention(schemas_dir: Path, directory: Directory) -> Policy:
+    """How long what is kept (``retention.yaml``). Raises TrustsError for a file that cannot be used: then nothing is let go."""
+    file = "retention.yaml"
+    try:
+        policy = Policy.model_validate(_parse((schemas_dir / file).read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise TrustsError(
+            Finding(file, ".".join(map(str, fault["loc"])), fault["msg"], "the hub team")
+            for fault in error.errors(include_url=False, include_context=False)
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TrustsError([Finding(file, "", f"cannot be used: {error}", "the hub team")]) from error
+    if strangers := policy.held_trusts - {profile.ods for profile in directory}:
+        names = ", ".join(sorted(strangers))
+        raise TrustsError([Finding(file, "holds", f"{names}: no such trust has joined", "the hub team")])
+    return policy
 
 
 def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:

@@ -28,6 +28,11 @@ class View:
     said: Sequence[Said]
     sensitive: bool
 
+    @property
+    def aged_out(self) -> bool:
+        """Whether something that was said of it is kept no longer."""
+        return any(each.aged_out for each in self.said)
+
 
 def service_request(view: View) -> Tree | None:
     """The request as its sender wrote it last, with the status that the transfer has now. None if nobody wrote one."""
@@ -50,7 +55,7 @@ def service_request(view: View) -> Tree | None:
 
 def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
     """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's; if none did,
-    by number alone.
+    by number alone. Empty if what they told has aged out: a number alone would look like all there ever was.
     """
     transfer = view.transfer
     for author in (view.reader, transfer.other(view.reader)):
@@ -60,6 +65,8 @@ def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
                 _lessened(detached(r, entries, {}), view.level, _PATIENT_MINIMUM) for _, r, entries in told
             ]
             return _versions(transfer.person_id, [at for at, _, _ in told], shown)
+    if view.aged_out:
+        return []
     known = {"identifier": [{"system": NHS_NUMBER, "value": nhs_number}]} if nhs_number else {}
     return _versions(transfer.person_id, [transfer.requested_at], [{"resourceType": "Patient", **known}])
 

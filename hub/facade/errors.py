@@ -71,6 +71,24 @@ def not_found() -> FacadeError:
     )
 
 
+def gone() -> FacadeError:
+    """410: it was here, its content is kept no longer. BaRS has no code of its own for that."""
+    return FacadeError(410, "REC_NOT_FOUND", "deleted", AGED_OUT)
+
+
+AGED_OUT = (
+    "Its content has aged out: the hub keeps it for as long as its retention schedule says. What happened, when and by whom is still "
+    "in the Task's history; the record of care is the hospital's own."
+)
+
+
+def aged_out(count: int) -> Tree:
+    """A warning in a list: so many of what was found can be shown no longer."""
+    text = f"The content of {count} of the transfers found has aged out in part or whole and is not shown. Their Tasks are kept."
+    issue = {"severity": "warning", "code": "deleted", "diagnostics": text}
+    return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
 def information(text: str) -> Tree:
     """An OperationOutcome that says that all is well."""
     issue = {"severity": "information", "code": "informational", "diagnostics": text}

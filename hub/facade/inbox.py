@@ -4,11 +4,11 @@ from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
-from hub.facade import searching
+from hub.facade import errors, searching
 from hub.facade.access import Sees, sees
 from hub.facade.answers import fhir, parameters_of, searchset
 from hub.facade.capability import Served
-from hub.facade.errors import FacadeError, bad_request, information, not_found
+from hub.facade.errors import FacadeError, bad_request, gone, information, not_found
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
 from hub.fhir import decimals
@@ -83,6 +83,8 @@ async def read_bundle(
         await facade.seen(caller, served, transfer, message=seq)
     else:
         await facade.searched(caller, served, message=seq)
+    if payload is None:
+        raise gone()
     return fhir(_numbered(payload, seq))
 
 
@@ -93,12 +95,14 @@ async def read_message_header(
     del body
     seq = _seq(request.path_params["id"]) or 0
     found = await outbox.message_of(facade.engine, caller.trust, seq)
-    payload, transfer_id = found or (b"", None)
+    payload, transfer_id = found or (None, None)
     transfer = await facade.transfer(transfer_id, caller, served) if transfer_id else None
     if transfer is None:
         await facade.denied(caller, served, "unknown")
         raise not_found()
     await facade.seen(caller, served, transfer, message=seq)
+    if payload is None:
+        raise gone()
     return fhir(_header(payload, seq, transfer.id))
 
 
@@ -122,8 +126,9 @@ async def search_message_header(
     wanted = Wanted(ids=about, limit=count)
     found, _ = await search.search(facade.engine, caller.trust, wanted) if about else ([], False)
     seen = {each.id for each in found if sees(each, caller.reader, facade.now()) > Sees.NOTHING}
-    shown = [_header(r.payload, r.seq, r.transfer_id) for r in rows[:count] if r.transfer_id in seen]
-    shown_of = {r.transfer_id for r in rows[:count] if r.transfer_id in seen}
+    visible = [r for r in rows[:count] if r.transfer_id in seen]
+    shown = [_header(r.payload, r.seq, r.transfer_id) for r in visible if r.payload is not None]
+    shown_of = {r.transfer_id for r in visible}
     await facade.searched(
         caller,
         served,
@@ -136,7 +141,10 @@ async def search_message_header(
     if len(rows) > count:
         following = [*kept, ("_page", str(rows[count - 1].seq))]
         links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
-    return fhir(searchset(shown, facade.base, links=links))
+    bundle = searchset(shown, facade.base, links=links)
+    if aged := {r.transfer_id for r in visible if r.payload is None}:
+        bundle.setdefault("entry", []).append(searching.warning(errors.aged_out(len(aged))))
+    return fhir(bundle)
 
 
 def _header(payload: bytes, seq: int, transfer_id: str) -> Tree:

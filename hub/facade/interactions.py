@@ -86,9 +86,18 @@ async def search_transfers(
         included += await facade.as_requests(found, caller.reader)
     if asked.includes - {"Task:focus"}:
         included += await facade.as_patients(found, caller.reader)
+    # Tasks and who made their versions are all that outlives its content.
+    has_content = served.resource not in {"Task", "Provenance"} or asked.includes
+    gone = await search.aged_out(facade.engine, [each.id for each in found]) if has_content else ()
     return fhir(
         searching.page(
-            asked, shown, facade.base, included=included, after=found[-1] if more else None, total=total
+            asked,
+            shown,
+            facade.base,
+            included=included,
+            after=found[-1] if more else None,
+            total=total,
+            aged_out=len(gone),
         )
     )
 
@@ -129,8 +138,7 @@ async def _part(
     transfer = await facade.transfer(name.rpartition("-")[0], caller, served)
     found = [each for each in await shown([transfer], caller.reader) if each["id"] == name]
     if not found:
-        await facade.denied(caller, served, "unknown", transfer)
-        raise not_found()
+        raise await facade.missing(caller, served, transfer, "unknown")
     await facade.seen(caller, served, transfer)
     return _given(request, found[0])
 
@@ -174,8 +182,7 @@ async def _then(
             else facade.as_tasks(tasks.versions(transfer, caller.reader), caller.reader)
         )
     if not versions:
-        await facade.denied(caller, served, "not-readable", transfer)
-        raise not_found()
+        raise await facade.missing(caller, served, transfer, "not-readable")
     return transfer, versions
 
 
@@ -218,8 +225,7 @@ async def read_request(
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     found = await facade.as_requests([transfer], caller.reader)
     if not found:
-        await facade.denied(caller, served, "not-readable", transfer)
-        raise not_found()
+        raise await facade.missing(caller, served, transfer, "not-readable")
     await facade.seen(caller, served, transfer)
     return _given(request, found[0])
 
@@ -230,9 +236,11 @@ async def read_patient(
     """A legitimate relationship is a transfer that both are part of; the last that may be read counts."""
     del body
     transfer = await _last_with(facade, request.path_params["id"], caller, served)
-    [patient] = await facade.as_patients([transfer], caller.reader)
+    found = await facade.as_patients([transfer], caller.reader)
+    if not found:
+        raise await facade.missing(caller, served, transfer, "not-readable")
     await facade.seen(caller, served, transfer)
-    return _given(request, patient)
+    return _given(request, found[0])
 
 
 def _given(request: Request, resource: Tree) -> Response:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, State, Transfer
+from hub.facade import errors
 from hub.facade.errors import bad_request
 from hub.fhir.systems import HUB_STATE, ODS_ORGANISATION, canonical_system
 from hub.fhir.tree import Tree
@@ -150,8 +151,11 @@ def page(
     included: Sequence[Tree] = (),
     after: Transfer | None,
     total: int | None,
+    aged_out: int = 0,
 ) -> Tree:
-    """A searchset. ``after`` is the last of this page if there are more; links hold for as long as the server does."""
+    """A searchset. ``after`` is the last of this page if there are more; links hold for as long as the server does.
+    ``aged_out``: of so many that were found the content is kept no longer.
+    """
     address = f"{base}/{question.resource}"
     links = [
         {"relation": "self", "url": f"{address}?{urlencode(question.asked)}" if question.asked else address}
@@ -173,16 +177,17 @@ def page(
             "code": "not-supported",
             "diagnostics": f"Ignored, because they are not known here: {_names(question.ignored)}.",
         }
-        entries.append(
-            {
-                "fullUrl": f"urn:uuid:{uuid.uuid4()}",
-                "resource": {"resourceType": "OperationOutcome", "issue": [issue]},
-                "search": {"mode": "outcome"},
-            }
-        )
+        entries.append(warning({"resourceType": "OperationOutcome", "issue": [issue]}))
+    if aged_out:
+        entries.append(warning(errors.aged_out(aged_out)))
     if entries:
         bundle["entry"] = entries
     return bundle
+
+
+def warning(outcome: Tree) -> Tree:
+    """An OperationOutcome as an entry of a searchset."""
+    return {"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": outcome, "search": {"mode": "outcome"}}
 
 
 def _names(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from hub.facade import clinical, tasks
 from hub.facade.access import MAY_BREAK_THE_GLASS, Reader, Sees, sees
 from hub.facade.capability import Served
 from hub.facade.clinical import View
-from hub.facade.errors import FacadeError, forbidden, not_found, unauthorised
+from hub.facade.errors import FacadeError, forbidden, gone, not_found, unauthorised
 from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers
 from hub.facade.send import received
 from hub.facade.together import Together, UnderWayError
@@ -169,6 +169,14 @@ class Facade:
         """Audit that a client has read something of one transfer."""
         await self._write([self._looked(Code.RECORD_READ, caller, served, transfer, said)])
 
+    async def missing(self, caller: Caller, served: Served, transfer: Transfer, why: str) -> FacadeError:
+        """The answer where a transfer may be read and what was asked for is not in it: 410 if that has aged out, else 404; audited."""
+        if await search.aged_out(self.engine, [transfer.id]):
+            await self.seen(caller, served, transfer, aged_out=True)
+            return gone()
+        await self.denied(caller, served, why, transfer)
+        return not_found()
+
     async def searched(
         self, caller: Caller, served: Served, found: Sequence[Transfer] = (), **said: Any
     ) -> None:
@@ -263,7 +271,7 @@ class Facade:
         """The patients of those transfers of which this reader may see them, each once, by the transfer that comes first."""
         first = {each.person_id: each for each in reversed(self._readable(transfers, reader))}
         then = await self.as_patients_then(list(first.values())[::-1], reader)
-        return [each[-1] for each in then]
+        return [each[-1] for each in then if each]
 
     async def as_patients_then(self, transfers: Sequence[Transfer], reader: Reader) -> list[list[Tree]]:
         """The patients as each message of their transfer told of them, oldest first."""

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from hub.facade import subscribing
 from hub.facade.answers import fhir, searchset, tree_of
 from hub.facade.capability import Served
-from hub.facade.errors import bad_request, information, not_found
+from hub.facade.errors import FacadeError, bad_request, information, not_found
 from hub.facade.notifier import notification_of
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
@@ -119,7 +119,10 @@ async def subscription_events(
     del body
     wish = await _found(facade, request, caller, served)
     last = await subscriptions.number_events(facade.engine, wish.id)
-    since = _number(request, "eventsSinceNumber", 1)
+    oldest = await subscriptions.oldest_number(facade.engine, wish.id) or last + 1
+    since = _number(request, "eventsSinceNumber", oldest)
+    if max(since, 1) < oldest:
+        raise _aged_out(oldest, last)
     until = min(_number(request, "eventsUntilNumber", last), last)
     content = request.query_params.get("content") or subscribing.content_of(wish.resource)
     if content not in subscribing.CONTENTS:
@@ -128,6 +131,17 @@ async def subscription_events(
     bundle = await notification_of(facade, replace(wish, last_number=last), "query-event", found, content)
     await facade.searched(caller, served, events=len(found), subscription=wish.id)
     return fhir(bundle)
+
+
+def _aged_out(oldest: int, last: int) -> FacadeError:
+    begin = f"Begin with eventsSinceNumber={oldest}" if oldest <= last else "None is kept"
+    return FacadeError(
+        410,
+        "REC_NOT_FOUND",
+        "deleted",
+        f"Events of this number have aged out. {begin}; look for the Tasks themselves with _lastUpdated.",
+        "eventsSinceNumber",
+    )
 
 
 async def _found(facade: Facade, request: Request, caller: Caller, served: Served) -> Subscription:

@@ -495,8 +495,10 @@ async def release_lease(store: Store, name: str, holder: str) -> None:
         await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))
 
 
-async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes, str | None] | None:
-    """One message for this receiver, waiting or sent, and the transfer that it is about; None if it has none of this number."""
+async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes | None, str | None] | None:
+    """One message for this receiver, waiting or sent, and the transfer that it is about; None if it has none of this number.
+    Without its body once that has aged out.
+    """
     c = outbox.c
     async with _one_statement(store) as connection:
         query = select(c.payload, c.transfer_id).where(c.seq == seq, c.receiver == receiver)
@@ -507,7 +509,9 @@ async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes, str 
 async def of_trust(
     store: Store, receiver: str, before: int | None, limit: int, transfer_id: str | None = None
 ) -> Sequence[Any]:
-    """Messages about transfers for this receiver, waiting or sent, the last first: ``seq``, ``payload``, ``transfer_id``."""
+    """Messages about transfers for this receiver, waiting or sent, the last first: ``seq``, ``payload`` (None once aged out),
+    ``transfer_id``.
+    """
     c = outbox.c
     query = (
         select(c.seq, c.payload, c.transfer_id)

@@ -196,7 +196,9 @@ def advice(why: str | None) -> Row:
 
 
 async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None]:
-    """One message's record and its raw bytes as received. Raises NotFoundError."""
+    """One message's record and its raw bytes as received, None where they are kept no longer; ``content`` says why.
+    Raises NotFoundError.
+    """
     async with engine.connect() as connection:
         found = (
             (await connection.execute(select(t.message).where(t.message.c.event_id == event_id)))
@@ -208,7 +210,15 @@ async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None
     row = _dict(found)
     raw = row.pop("raw")
     row["key"] = row["key"].decode(errors="replace") if row["key"] else None
+    row["content"] = _whereabouts(raw, row["disposition"])
     return row | advice(row["why"]), unpack(raw) if raw is not None else None
+
+
+def _whereabouts(raw: bytes | None, disposition: str) -> str:
+    """Where a message's bytes are."""
+    if raw is not None:
+        return "kept"
+    return "that of the first message" if disposition == Disposition.DUPLICATE else "aged out"
 
 
 async def incidents(engine: AsyncEngine, *, closed: bool = False) -> list[Row]:

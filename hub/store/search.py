@@ -103,12 +103,13 @@ async def nhs_numbers(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one message said, as it is kept. ``resources`` are its Bundle entries."""
+    """What one message said, as it is kept. ``resources`` are its Bundle entries; none once they have aged out."""
 
     trust: OdsCode
     transfer_id: str
     received_at: datetime
     resources: list[Any]
+    aged_out: bool = False
 
 
 async def said_of(engine: AsyncEngine, transfers: Sequence[Transfer]) -> list[Said]:
@@ -118,14 +119,28 @@ async def said_of(engine: AsyncEngine, transfers: Sequence[Transfer]) -> list[Sa
     async with engine.connect() as connection:
         rows = await connection.execute(
             select(e.trust, e.transfer_id, e.received_at, e.payload)
-            .where(among(e.transfer_id, set(parties), connection), e.payload.is_not(None))
+            .where(among(e.transfer_id, set(parties), connection))
             .order_by(e.received_at.desc(), e.event_id.desc())
         )
-        return [
-            Said(OdsCode(row.trust), row.transfer_id, row.received_at, decimals.loads(unpack(row.payload)))
-            for row in rows
-            if row.trust in parties[row.transfer_id]
-        ]
+        return [_said(row) for row in rows if row.trust in parties[row.transfer_id]]
+
+
+def _said(row: Any) -> Said:
+    aged_out = row.payload is None
+    resources = [] if aged_out else decimals.loads(unpack(row.payload))
+    return Said(OdsCode(row.trust), row.transfer_id, row.received_at, resources, aged_out)
+
+
+async def aged_out(engine: AsyncEngine, transfers: Iterable[str]) -> set[str]:
+    """Those of these transfers of which something that was said is kept no longer."""
+    e = t.event.c
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            select(e.transfer_id)
+            .distinct()
+            .where(among(e.transfer_id, transfers, connection), e.payload.is_(None))
+        )
+        return set(rows.scalars())
 
 
 async def restricted(engine: AsyncEngine, persons: Iterable[str]) -> set[str]:

@@ -166,6 +166,14 @@ async def events(
         return [Event(*row) for row in await connection.execute(query)]
 
 
+async def oldest_number(engine: AsyncEngine, subscription_id: str) -> int | None:
+    """The lowest number that is still kept; None if none is."""
+    query = select(_e.number).where(_e.subscription_id == subscription_id, _e.number.is_not(None))
+    async with engine.connect() as connection:
+        found: int | None = await connection.scalar(query.order_by(_e.number).limit(1))
+    return found
+
+
 async def took(
     engine: AsyncEngine, wish: Subscription, now: datetime, told: Iterable[Event] = (), *, content: str = ""
 ) -> None:

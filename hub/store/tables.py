@@ -88,7 +88,9 @@ message = Table(
     _id("first_event_id"),
     Column("headers", JSON, nullable=False),
     Column("key", LargeBinary),
-    Column("raw", LargeBinary, comment="As received, zlib-compressed; absent on a duplicate"),
+    Column(
+        "raw", LargeBinary, comment="As received, zlib-compressed; absent on a duplicate, and once aged out"
+    ),
     Column("raw_size", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
@@ -106,6 +108,13 @@ message = Table(
         "received_at",
         postgresql_where=text("disposition <> 'accepted'"),
         sqlite_where=text("disposition <> 'accepted'"),
+    ),
+    # What has not aged out yet: retention looks at nothing else.
+    Index(
+        "ix_message_kept",
+        "received_at",
+        postgresql_where=text("raw IS NOT NULL"),
+        sqlite_where=text("raw IS NOT NULL"),
     ),
 )
 
@@ -162,7 +171,15 @@ event = Table(
     Column("flags", JSON, nullable=False),
     Column("changes", JSON, nullable=False),
     Column("unmapped", JSON, nullable=False, server_default="[]"),
-    Column("payload", LargeBinary, comment="The canonical resources, zlib-compressed JSON"),
+    Column(
+        "payload", LargeBinary, comment="The canonical resources, zlib-compressed JSON; absent once aged out"
+    ),
+    Index(
+        "ix_event_kept",
+        "received_at",
+        postgresql_where=text("payload IS NOT NULL"),
+        sqlite_where=text("payload IS NOT NULL"),
+    ),
 )
 # A request asks for the stays of its patient that belong to no transfer; nobody asks for the others.
 Index(
@@ -260,7 +277,7 @@ outbox = Table(
     Column("topic", String(249), nullable=False),
     Column("key", String(300), nullable=False),
     Column("headers", JSON, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, comment="Absent once aged out, never while it waits"),
     _id("event_id", nullable=False),
     _id("transfer_id"),
     _id("person_id"),
@@ -281,6 +298,8 @@ Index(
     postgresql_where=outbox.c.state == "pending",
     sqlite_where=outbox.c.state == "pending",
 )
+_KEPT = text("state = 'sent' AND payload IS NOT NULL")
+Index("ix_outbox_kept", outbox.c.sent_at, postgresql_where=_KEPT, sqlite_where=_KEPT)
 Index("ix_outbox_sent", outbox.c.topic, outbox.c.sent_partition, outbox.c.sent_offset)
 
 delivery_attempt = Table(

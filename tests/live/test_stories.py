@@ -24,6 +24,7 @@ from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
 from tests.stories.test_people import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403
+from tests.stories.test_retention import *  # noqa: F403
 from tests.stories.test_sealed_log import *  # noqa: F403
 from tests.stories.test_subscriptions import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403

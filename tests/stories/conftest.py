@@ -321,7 +321,7 @@ PERSONAL = re.compile(
 def leaks(audit, receipts, messages, lines):
     """Every word about a patient where none may be."""
     said = [orjson.dumps(entry["detail"]).decode() for entry in audit]
-    said += [row["payload"].decode() + orjson.dumps(row["headers"]).decode() for row in receipts]
+    said += [(row["payload"] or b"").decode() + orjson.dumps(row["headers"]).decode() for row in receipts]
     said += [f"{row['at']} {row['detail']}" for row in messages]
     said += [str(line) for line in lines]
     return [found.group() for text in said for found in PERSONAL.finditer(text)]
