@@ -19,6 +19,7 @@ numbers and signatures, but no root can be computed any more. ``Report.proved`` 
 """
 
 from binascii import b2a_base64
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -36,7 +37,7 @@ from hub.verifier.lines import (
 )
 from hub.verifier.note import Checkpoint, Keys, decode, open_checkpoint
 from hub.verifier.report import Finding, Kind, Report
-from hub.verifier.segment import Explained, Item, Mark, explain
+from hub.verifier.segment import Explained, Gap, Item, Mark, explain
 from hub.verifier.tree import Tree
 
 FINDINGS_MAX = 1_000
@@ -101,7 +102,7 @@ class _Reading:
     old: Checkpoint | None = None
     cut: int | None = None
     """The line that has no newline."""
-    missing: dict[int, int] = field(default_factory=dict)
+    missing: list[Gap] = field(default_factory=list)
     foreign: list[Item] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     left_out: int = 0
@@ -296,7 +297,7 @@ class _Reading:
     def _take(self, explained: Explained) -> None:
         for finding in explained.findings:
             self._find(finding)
-        self.missing |= explained.missing
+        self.missing += explained.missing
         self.foreign += explained.foreign
         self.shift += explained.shift
         if len(self.missing) + len(self.foreign) > MOVED_MAX:
@@ -341,27 +342,29 @@ class _Reading:
 
     def _match_moved(self) -> None:
         """An entry that is missing in one place and foreign in another was moved; the rest is missing, or added."""
-        added: list[Item] = []
+        added: list[Gap] = []
+        gaps = sorted(self.missing)
         for item in self.foreign:
+            claim = item.claim or 0
             if item.fault:
-                self._find(Finding(Kind.ALTERED, item.fault, leaf=item.claim, line=item.line))
-            if item.claim in self.missing:
-                del self.missing[item.claim]
+                self._find(Finding(Kind.ALTERED, item.fault, leaf=claim, line=item.line))
+            at = bisect_right(gaps, claim, key=lambda gap: gap.leaf) - 1
+            if at >= 0 and claim < gaps[at].upto:
+                leaf, upto, line = gaps[at]
+                rest = (Gap(leaf, claim, line), Gap(claim + 1, upto, line))
+                gaps[at : at + 1] = [gap for gap in rest if gap.leaf < gap.upto]
                 message = "the entry does not stand in its place"
-                self._find(Finding(Kind.REORDERED, message, leaf=item.claim, line=item.line))
+                self._find(Finding(Kind.REORDERED, message, leaf=claim, line=item.line))
             else:
-                added.append(item)
-        for leaf, upto, line in _runs((item.claim or 0, item.line) for item in added):
-            message = (
-                "a leaf that the log does not have"
-                if leaf >= self.header.size
-                else "a second entry for this leaf"
-            )
+                added.append(Gap(claim, claim + 1, item.line))
+        for leaf, upto, line in _joined(added):
+            unknown = leaf >= self.header.size
+            message = "a leaf that the log does not have" if unknown else "a second entry for this leaf"
             self._find(Finding(Kind.ADDED, message, leaf, line, upto if upto > leaf + 1 else None))
-        for leaf, upto, line in _runs(sorted(self.missing.items())):
+        for leaf, upto, line in _joined(gaps):
             message = "the entry is not there" if upto == leaf + 1 else f"{upto - leaf} entries are not there"
             self._find(Finding(Kind.MISSING, message, leaf, line, upto if upto > leaf + 1 else None))
-        self.foreign, self.missing = [], {}
+        self.foreign, self.missing = [], []
 
     def _find(self, finding: Finding) -> None:
         if len(self.findings) < FINDINGS_MAX:
@@ -370,15 +373,15 @@ class _Reading:
             self.left_out += 1
 
 
-def _runs(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(leaf, line) that follow each other, as (first leaf, leaf after the last, line of the first)."""
-    run: tuple[int, int, int] | None = None
-    for leaf, line in places:
-        if run and leaf == run[1]:
-            run = (run[0], leaf + 1, run[2])
+def _joined(places: Iterable[Gap]) -> Iterator[Gap]:
+    """Leaves that follow each other as one, with the first one's line."""
+    run: Gap | None = None
+    for place in places:
+        if run and place.leaf == run.upto:
+            run = run._replace(upto=place.upto)
             continue
         if run:
             yield run
-        run = (leaf, leaf + 1, line)
+        run = place
     if run:
         yield run

@@ -45,18 +45,26 @@ class Mark(NamedTuple):
     after: int
 
 
+class Gap(NamedTuple):
+    """The leaves [leaf, upto) are not there; they should have come before ``line``."""
+
+    leaf: int
+    upto: int
+    line: int
+
+
 @dataclass(slots=True)
 class Explained:
     """What was found; the leaf hashes of the whole segment, where its roots confirm them.
 
-    ``missing`` are indices with the line where they should have been, ``foreign`` items of other segments: an
-    entry that is missing here and foreign there was moved, which only the whole export shows. ``shift``: the
+    ``foreign`` are items of other segments: an entry that is missing here and foreign there was moved, which only
+    the whole export shows. ``shift``: the
     numbers from here on are this much larger than they were when sealed.
     """
 
     findings: list[Finding] = field(default_factory=list)
     hashes: list[bytes] | None = None
-    missing: dict[int, int] = field(default_factory=dict)
+    missing: list[Gap] = field(default_factory=list)
     foreign: list[Item] = field(default_factory=list)
     shift: int = 0
 
@@ -186,16 +194,10 @@ def _by_number(
     groups: dict[int, list[Item]] = {}
     for item in inside:
         groups.setdefault(item.claim or 0, []).append(item)
-    next_line = max((mark.line for mark in marks), default=items[-1].line + 1 if items else 0)
-    for index in range(end - 1, start - 1, -1):
-        if index in groups:
-            next_line = groups[index][0].line
-        else:
-            explained.missing[index] = next_line
-    for (
-        index,
-        group,
-    ) in groups.items():  # first the one that stands in order, then those that are not at fault
+    last_line = max((mark.line for mark in marks), default=items[-1].line + 1 if items else 0)
+    explained.missing = list(_gaps(start, end, groups, last_line))
+    for index, group in groups.items():
+        # First the one that is not at fault, then the one that stands in order.
         group.sort(key=lambda item: (item.fault is not None, item.line not in in_order))
         groups[index] = [item for item in group if item.digests] or group
     chosen = {
@@ -225,6 +227,17 @@ def _by_number(
     explained.hashes = hashes if confirmed else None
     findings.extend(_roots_that_differ(hashes, marks, tree, explained, proved))
     return explained
+
+
+def _gaps(start: int, end: int, groups: Mapping[int, list[Item]], last_line: int) -> Iterator[Gap]:
+    """By its borders, because a gap can be as large as a number in a file that somebody else wrote."""
+    at = start
+    for index in sorted(groups):
+        if index > at:
+            yield Gap(at, index, groups[index][0].line)
+        at = index + 1
+    if at < end:
+        yield Gap(at, end, last_line)
 
 
 def _longest_growing(items: Sequence[Item]) -> set[int]:

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub.audit.export import entry_line
+from hub.audit.export import entry_line, header_line
 from hub.audit.hashes import leaf_hash
 from hub.audit.note import sign
-from hub.verifier import Kind, verify_export
+from hub.audit.proof import proof_text
+from hub.verifier import Kind, verify_export, verify_proof
 from hub.verifier.export import lines_of
-from tests.harness.sealed_log import FALSE_KEY, HUB, HUB_KEY, NEXT_KEY, a_log, an_entry, keys_of
+from tests.harness.sealed_log import FALSE_KEY, HUB, HUB_KEY, NEXT_KEY, ORIGIN, a_log, an_entry, keys_of
 
 pytestmark = pytest.mark.long
 
@@ -199,3 +200,16 @@ def test_an_empty_log_and_an_export_of_nothing():
     assert verify_export(LOG.export(first=66), BOTH).intact
     assert not verify_export(LOG.export(first=66)[:1], BOTH).intact
     assert not verify_export([], BOTH).intact
+
+
+def test_numbers_as_large_as_they_can_be_are_answered_at_once():
+    """A gap costs nothing, whatever somebody writes into a header or an entry."""
+    huge = 10**17
+    header = header_line(ORIGIN, 0, huge, [])
+    leaf = LOG.leaves[5].replace(b'{"leaf":5,', b'{"leaf":%d,' % (huge - 2))
+    lines = [header, *LOG.export()[1:30], entry_line(leaf_hash(leaf), leaf)]
+
+    kinds = {finding.kind for finding in verify_export(lines, BOTH).findings}
+    assert {Kind.MISSING, Kind.TRUNCATED} == kinds
+    assert not verify_export([header_line(ORIGIN, huge, huge, [bytes(32)] * huge.bit_count())], BOTH).intact
+    assert not verify_proof(proof_text(huge - 2, leaf, [bytes(32)] * 57, LOG.notes[66]), BOTH).intact
