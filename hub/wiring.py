@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
 from hub.destinations.push import PushAccess, PushDestination
 from hub.domain.trust import Directory
+from hub.fhir.audit_event import Observer
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
@@ -181,6 +182,11 @@ async def run_clock(settings: HubSettings) -> None:
         await clock.run(stop)
 
 
+def audit_observer(settings: HubSettings) -> Observer:
+    """The hub, as its AuditEvents name it."""
+    return Observer(address=settings.facade_url)
+
+
 def token_office(settings: HubSettings) -> "TokenOffice":
     """Who makes access tokens. Raises TokenKeyError."""
     from joserfc.errors import JoseError  # noqa: PLC0415 - only the facade needs it
@@ -219,7 +225,9 @@ def facade_of(settings: HubSettings, engine: AsyncEngine) -> "Facade":
         settings.watchdog_s,
     )
     unit = unit_of_work(settings, engine, trusts, "serve")
-    return Facade(engine, unit, trusts, office, now, get_log(service="serve"), limits)
+    return Facade(
+        engine, unit, trusts, office, now, get_log(service="serve"), limits, audit_observer(settings)
+    )
 
 
 async def run_facade(settings: HubSettings) -> None:
