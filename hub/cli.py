@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from hub import wiring
-from hub.commands import audit_reports
+from hub.commands import audit_log, audit_reports
 from hub.commands.terminal import (
     AsJson,
     Because,
@@ -33,6 +33,7 @@ from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
 from hub.domain.trust import TrustProfile
 from hub.journey.decide import Choice
 from hub.services.health import untried
+from hub.services.log_keys import KeyFileError
 from hub.settings import HubSettings
 from hub.store import book, outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
@@ -81,6 +82,7 @@ clients = _group(
 audit = _group(
     "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
 )
+audit_log.add_to(audit)
 audit_reports.add_to(audit)
 glass = _group("break-glass", "Who saw a patient whose hospital is not theirs, and why.", "untangle")
 quarantine = _group("quarantine", "Messages that wait for somebody to mend their cause.", "untangle")
@@ -131,7 +133,25 @@ def serve() -> None:
         fail(str(error))
 
 
-SERVICES = ("worker", "dispatcher", "clock")
+@app.command(rich_help_panel=_PANELS["run"])
+def sealer() -> None:
+    """Seal the audit: entries become leaves of a log that shows every change, and signed checkpoints go out."""
+    try:
+        run_it(wiring.run_sealer, logging_settings())
+    except KeyFileError as error:
+        fail(str(error))
+
+
+@app.command(rich_help_panel=_PANELS["run"])
+def feeds() -> None:
+    """Pass the sealed audit on as AuditEvents: to the topic `hub.audit`, and to a repository (HUB_AUDIT_REPOSITORY_URL)."""
+    try:
+        run_it(wiring.run_feeds, logging_settings())
+    except TrustsError as error:
+        fail(str(error))
+
+
+SERVICES = ("worker", "dispatcher", "clock", "sealer", "feeds")
 
 
 @app.command(rich_help_panel=_PANELS["run"])
@@ -339,6 +359,7 @@ def _topics(as_json: bool, *, apply: bool) -> None:
             settings.topic_replication,
             settings.topic_retention_days,
             partitions_out=settings.topic_partitions_out,
+            audit_topic=settings.audit_topic,
         )
         admin = kafka_topics.open_admin(
             access.bootstrap_servers,

@@ -118,6 +118,45 @@ class HubSettings(BaseSettings):
         True, "yes/no", "Off only for the embedded broker, which does not model them."
     )
 
+    # The sealed audit log
+    audit_origin: str = _of(
+        "transfer-hub.example/audit",
+        "name",
+        "The log's name in every checkpoint (C2SP tlog-checkpoint): of one hub only, and for ever the same.",
+    )
+    audit_key_file: Path = _of(
+        Path("hub-audit.key"),
+        "path",
+        "The key that signs checkpoints; `hub sealer` makes one where there is none. Keep it from the database's administrators.",
+    )
+    audit_checkpoint_file: Path = _of(
+        Path("hub-checkpoints.txt"),
+        "path",
+        "Each checkpoint that goes out is added here. Somebody else should keep it: the hub could rewrite its own.",
+    )
+    audit_seal_s: float = _of(0.5, "seconds", "How long an audit entry may wait to be sealed.", gt=0, le=60)
+    audit_checkpoint_s: float = _of(
+        30, "seconds", "How often the newest checkpoint goes out, changed or not.", gt=0, le=60
+    )
+    audit_topic: str = _of(
+        "hub.audit",
+        "name",
+        "Sealed entries, as AuditEvents, and signed checkpoints go here, for governance's monitoring. Of one hub only.",
+    )
+    audit_topic_feed: bool = _of(
+        True, "yes/no", "Off: only checkpoints go there. An AuditEvent takes some 2 KB for each entry."
+    )
+    audit_repository_url: str | None = _of(
+        None,
+        "URL",
+        "An audit repository that each AuditEvent is posted to (IHE ITI-20), for example …/AuditEvent.",
+    )
+    audit_organisation: str | None = _of(
+        None,
+        "ODS code",
+        "Who runs this hub, where they have a code: the organisation that its own acts are by.",
+    )
+
     # The REST facade
     facade_host: str = _of(
         "127.0.0.1", "address", "Where `hub serve` listens; TLS ends at the proxy before it."

@@ -3,8 +3,11 @@
 import asyncio
 import fcntl
 import gc
+import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,19 +16,25 @@ from typing import IO, TYPE_CHECKING
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from hub.audit.entries import AuditEntry, Code
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
 from hub.destinations.push import PushAccess, PushDestination
 from hub.domain.trust import Directory
 from hub.fhir.audit_event import Observer
+from hub.governance.disclosed import as_audit_events
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
+from hub.services.feeds import FeedConfig, FeedService
+from hub.services.log_keys import LogKeys, load_keys, new_keys
+from hub.services.sealer import Sealer, SealerConfig, to_file, to_topic
 from hub.settings import HubSettings
 from hub.store.engine import is_sqlite, open_engine
 from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
+from hub.store.search import write_down
 from hub.store.unit_of_work import UnitOfWork
 from hub.telemetry.log import get_log
 from hub.trusts import load_books, load_clocks, load_directory
@@ -182,9 +191,89 @@ async def run_clock(settings: HubSettings) -> None:
         await clock.run(stop)
 
 
+def process_name() -> str:
+    """What leases know this process by: nobody else has it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def audit_keys(settings: HubSettings) -> LogKeys:
+    """The keys that sign the log; made where there are none. Raises KeyFileError."""
+    if not settings.audit_key_file.exists():
+        new_keys(settings.audit_key_file, settings.audit_origin)
+        get_log(service="sealer").warning("key.made", path=str(settings.audit_key_file))
+    return load_keys(settings.audit_key_file)
+
+
+async def audit_key_changed(settings: HubSettings, what: str, operator: str, public: Sequence[str]) -> None:
+    """Write down that the keys which sign the log were changed; ``public`` are the vkeys from now on."""
+    detail = {"change": f"audit-key-{what}", "keys": [vkey.split("+")[1] for vkey in public]}
+    entry = AuditEntry(Code.CONFIG_CHANGED, now(), "cli", user_id=operator, detail=detail)
+    async with opened(settings) as engine:
+        await write_down(engine, [entry])
+
+
+async def run_sealer(settings: HubSettings) -> None:
+    """`hub sealer`: until SIGTERM or SIGINT. Raises KeyFileError."""
+    stop, keys, access = _stopped_by_a_signal(), audit_keys(settings), kafka_access(settings)
+
+    def destination() -> Destination:
+        return KafkaDestination("audit", access, transactions=False)
+
+    publish = [to_file(settings.audit_checkpoint_file), to_topic(settings.audit_topic, destination)]
+    async with opened(settings) as engine:
+        sealer = Sealer(
+            engine,
+            settings.audit_origin,
+            keys.signers,
+            publish,
+            now,
+            get_log(service="sealer"),
+            holder=process_name(),
+            config=SealerConfig(settings.audit_seal_s, settings.audit_checkpoint_s),
+        )
+        _settle()
+        await sealer.run(stop)
+
+
 def audit_observer(settings: HubSettings) -> Observer:
     """The hub, as its AuditEvents name it."""
-    return Observer(address=settings.facade_url)
+    return Observer(organisation=settings.audit_organisation, address=settings.facade_url)
+
+
+async def run_feeds(settings: HubSettings) -> None:
+    """`hub feeds`: until SIGTERM or SIGINT. Raises TrustsError."""
+    stop, access, push = _stopped_by_a_signal(), kafka_access(settings), push_access(settings)
+    names = {each.ods: each.name for each in directory(settings)}
+    observer, url = audit_observer(settings), settings.audit_repository_url
+    doors: dict[str, tuple[str, Callable[[], Destination]]] = {}
+    if settings.audit_topic_feed:
+        doors["topic"] = (
+            settings.audit_topic,
+            lambda: KafkaDestination("audit", access, transactions=settings.kafka_transactions),
+        )
+    if url is not None:
+        doors["repository"] = (url, lambda: PushDestination(url, push))
+    config = FeedConfig(
+        backoff_s=settings.dispatch_backoff_s,
+        backoff_max_s=settings.dispatch_backoff_max_s,
+    )
+    async with opened(settings) as engine:
+        feeds = [
+            FeedService(
+                engine,
+                name,
+                to,
+                open_destination,
+                as_audit_events(engine, to, names, observer),
+                now,
+                get_log(service="feeds"),
+                holder=process_name(),
+                config=config,
+            )
+            for name, (to, open_destination) in doors.items()
+        ]
+        _settle()
+        await asyncio.gather(stop.wait(), *(each.run(stop) for each in feeds))
 
 
 def token_office(settings: HubSettings) -> "TokenOffice":

@@ -40,9 +40,11 @@ from hub.domain.transfer import State
 from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.governance.trail import tell as tell_trail
+from hub.services.log_keys import load_keys
 from hub.settings import HubSettings
-from hub.store import book, outbox, queries, schema
+from hub.store import book, exporting, outbox, queries, schema
 from hub.trusts import TrustsError
+from hub.verifier import read_keys, verify_export
 
 TORBAY, EXETER, PLYMOUTH = "RA9", "RH8", "RK9"
 _TOWNS = {TORBAY: "Torbay", EXETER: "Exeter", PLYMOUTH: "Plymouth"}
@@ -54,6 +56,7 @@ _SILENT_STEP_S = 5.0
 _QUIET_S = 1.0
 """How long to listen at the end for what should not have come."""
 _DELIVERED_S = 5.0
+_SEALED_S = 10.0
 _DRAIN_S = 35.0
 _PAUSE_S = 2.0
 """Between two steps of the slow trickle."""
@@ -415,6 +418,7 @@ async def _tell_story(stage: Stage) -> list[Outcome]:
     if main.transfer_id:
         outcomes.append(await _tell_over_rest(stage, main.transfer_id))
         await _tell_trail(stage, main.transfer_id)
+        outcomes.append(await _tell_the_log(stage))
     _tell_summary(stage, outcomes)
     return outcomes
 
@@ -472,6 +476,36 @@ async def _tell_trail(stage: Stage, transfer_id: str) -> None:
         entries = (await book.entries(engine, asked, by)).rows
     for line in tell_trail(row, entries, {each.ods: each.name for each in stage.directory}):
         stage.say(f"  {line}")
+
+
+async def _tell_the_log(stage: Stage) -> Outcome:
+    """Somebody else checks the audit with the public key alone; then one letter of it is changed."""
+    async with wiring.opened(stage.settings) as engine:
+        until = time.monotonic() + _SEALED_S
+        lines: list[bytes] = []
+        while not lines and time.monotonic() < until:
+            with suppress(exporting.NothingSealedError):
+                lines = [line async for line in exporting.export(engine, reader="demo", now=wiring.now())]
+            await asyncio.sleep(0.2)
+    stage.say(
+        "\nAnybody can check the audit, with an export and the public key (hub audit export, verify)", "bold"
+    )
+    if not lines:
+        stage.say("  nothing was sealed", "red")
+        return Outcome("The audit is checked by its public key", "hub audit verify", None, None, seen=False)
+    keys = read_keys("\n".join(load_keys(stage.settings.audit_key_file).public))
+    report = verify_export(lines, keys)
+    changed = [line.replace(TORBAY.encode(), b"RVJ") for line in lines]
+    found = verify_export(changed, keys).findings
+    seen = report.intact and bool(found)
+    stage.say(
+        f"  {'intact' if report.intact else 'NOT INTACT'}: {report.size} entries",
+        "green" if report.intact else "red",
+    )
+    stage.say(
+        f"  with {TORBAY} changed to RVJ: {len(found)} entries are found altered", "green" if found else "red"
+    )
+    return Outcome("The audit is checked by its public key", "hub audit verify", None, None, seen=seen)
 
 
 def _tell_summary(stage: Stage, outcomes: Iterable[Outcome]) -> None:
@@ -544,6 +578,8 @@ def _settings(folder: Path, bootstrap_servers: str) -> HubSettings:
         log_level="error",
         facade_port=facade_port,
         facade_url=f"http://127.0.0.1:{facade_port}",
+        audit_key_file=folder / "hub-audit.key",
+        audit_checkpoint_file=folder / "hub-checkpoints.txt",
     )
 
 
@@ -557,6 +593,8 @@ def _environment(settings: HubSettings) -> dict[str, str]:
         "HUB_SCHEMAS_DIR": str(settings.schemas_dir.resolve()),
         "HUB_FACADE_PORT": str(settings.facade_port),
         "HUB_FACADE_URL": settings.facade_url,
+        "HUB_AUDIT_KEY_FILE": str(settings.audit_key_file),
+        "HUB_AUDIT_CHECKPOINT_FILE": str(settings.audit_checkpoint_file),
     }
 
 
@@ -599,9 +637,12 @@ async def _stage(console: Console) -> AsyncIterator[Stage]:
         await asyncio.to_thread(
             broker.ensure_topics,
             [
-                topic
-                for each in directory
-                for topic in (each.events_topic, each.inbox_topic, each.receipts_topic)
+                settings.audit_topic,
+                *(
+                    topic
+                    for each in directory
+                    for topic in (each.events_topic, each.inbox_topic, each.receipts_topic)
+                ),
             ],
         )
         async with wiring.opened(settings, check_schema=False) as engine:

@@ -82,7 +82,13 @@ class KafkaUnavailableError(Exception):
 
 
 def wanted_topics(
-    directory: Directory, partitions: int, replication: int, retention_days: int, *, partitions_out: int = 1
+    directory: Directory,
+    partitions: int,
+    replication: int,
+    retention_days: int,
+    *,
+    partitions_out: int = 1,
+    audit_topic: str = AUDIT_TOPIC,
 ) -> list[Topic]:
     """Every topic of every trust (``partitions`` for what they write, ``partitions_out`` for what the hub writes to
     them), and the audit's. Pure.
@@ -106,7 +112,7 @@ def wanted_topics(
             topic(profile.inbox_topic, partitions_out, HUB_BYTES_MAX),
             topic(profile.receipts_topic, partitions_out, HUB_BYTES_MAX),
         ]
-    return [*wanted, topic(AUDIT_TOPIC, 1, HUB_BYTES_MAX)]
+    return [*wanted, topic(audit_topic, 1, HUB_BYTES_MAX)]
 
 
 def judge(wanted: Iterable[Topic], found: Mapping[str, Found]) -> list[Row]:

@@ -1,5 +1,6 @@
 """The clock: looks every few seconds which transfers have waited too long, and tells both hospitals; whether a message
-that came before its request can be taken in by now; and which hospital was not given its messages in time.
+that came before its request can be taken in by now; which hospital was not given its messages in time; and whose broken
+glass is whole again.
 
 Several may run: each rings under the person's lock, and what was rung is rung once. All it knows is in the database, so that it
 survives restarts; after an outage it tells the level that is reached by then.
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.rejection import Why
 from hub.journey.decide import Journey
+from hub.store.break_glass import close_ended
 from hub.store.clocks import ring_due, watch_deliveries
 from hub.store.intake import StoreUnavailableError
 from hub.store.queries import quarantined
@@ -56,6 +58,7 @@ class ClockService:
                 rung = await self.once()
                 await self.look_for_requests()
                 await self.look_at_deliveries()
+                await close_ended(self._engine, self._now())
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))
             if not rung:

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hub.domain.delivery import DeliveryError, Outgoing, backoff_s
+from hub.domain.delivery import DeliveryError, Fault, Outgoing, Scope, backoff_s
 from hub.services.dispatcher import Destination
 from hub.store import feeds, incidents
 from hub.store.feeds import Feed
@@ -31,6 +31,13 @@ CHECKPOINT = "checkpoint"
 _LEASE = timedelta(seconds=15)
 _BAD_AFTER = 3
 """Failures in a row after which somebody has to look."""
+
+_OTHER_LOG = Fault(
+    Scope.RECEIVER,
+    "OtherLog",
+    "the topic holds entries that this log does not have: another hub's, or the database is older than the topic. "
+    "Give this hub a topic of its own (HUB_AUDIT_TOPIC)",
+)
 
 Render = Callable[[Sequence[dict[str, Any]]], Awaitable[list[Outgoing]]]
 """Sealed entries → what is sent, its ``seq`` the leaf's index."""
@@ -111,8 +118,12 @@ class FeedService:
         sent = [each for each in back.found if each.event_id != CHECKPOINT]
         if not sent:
             return feed
+        last = max(sent, key=lambda each: each.seq)
+        rows = await feeds.leaves(self._engine, last.seq, 1)
+        if not rows or (await self._render(rows))[0].event_id != last.event_id:
+            raise DeliveryError(_OTHER_LOG)
         self._log.info("feed.found_sent", feed=self._name, rows=len(sent))
-        next_leaf = max(feed.next_leaf, 1 + max(each.seq for each in sent))
+        next_leaf = max(feed.next_leaf, last.seq + 1)
         return await self._moved(feed, next_leaf, max(each.offset for each in sent))
 
     async def _pass_on(self, feed: Feed, rows: Sequence[dict[str, Any]], destination: Destination) -> Feed:

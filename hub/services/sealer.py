@@ -22,11 +22,13 @@ from hub.domain.delivery import DeliveryError, Outgoing
 from hub.fhir.headers import CHECKPOINT_TYPE, CONTENT_TYPE
 from hub.services.dispatcher import Destination
 from hub.services.feeds import CHECKPOINT
+from hub.store.incidents import open_incident
 from hub.store.outbox import hold_lease, release_lease
-from hub.store.sealing import Sealed, seal
+from hub.store.sealing import LogBrokenError, Sealed, seal
 from hub.telemetry.log import Log, fault_of
 
 LEASE = "sealer"
+INCIDENT = "audit-log-broken"
 _LEASE = timedelta(seconds=10)
 _BATCH = 5000
 
@@ -64,7 +66,7 @@ class Sealer:
         self._holder = holder
         self._config = config or SealerConfig()
         self._out_at: datetime | None = None
-        self._faults: set[str] = set()
+        self._broken_at: set[int] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: entries wait too, none is lost."""
@@ -73,9 +75,11 @@ class Sealer:
                 await self.once()
             except (OSError, TimeoutError, SQLAlchemyError) as error:
                 self._log.warning("sealer.waits", fault=fault_of(error))
+            except LogBrokenError as error:
+                await self._broken(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._config.poll_s)
-        with suppress(OSError, TimeoutError, SQLAlchemyError):
+        with suppress(OSError, TimeoutError, SQLAlchemyError, LogBrokenError):
             await self.once(last=True)
             await release_lease(self._engine, LEASE, self._holder)
 
@@ -90,6 +94,17 @@ class Sealer:
             await self._hand_out(sealed)
             self._out_at = now
         return sealed
+
+    async def _broken(self, error: LogBrokenError) -> None:
+        """Nothing is added to a log that was changed; said once, until somebody looks. What is written goes on waiting."""
+        if error.size in self._broken_at:
+            return
+        self._broken_at.add(error.size)
+        self._log.error("sealer.broken", size=error.size)
+        with suppress(OSError, TimeoutError, SQLAlchemyError):
+            async with self._engine.begin() as connection:
+                detail = {"size": error.size, "fault": str(error)}
+                await open_incident(connection, INCIDENT, self._origin, detail, "sealer", self._now())
 
     async def _seal(self, now: datetime) -> Sealed:
         total = 0

@@ -7,7 +7,7 @@
 * Whoever reads sees what their scope allows (`Scope`), and that they read is written down before they are answered.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -33,10 +33,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
 from hub.domain.transfer import State
-from hub.fhir.audit_event import KnownAs, LocalNumber
+from hub.fhir.audit_event import KnownAs
 from hub.fhir.systems import NHS_NUMBER
 from hub.store import tables as t
 from hub.store.bulk import among
+from hub.store.patients import Patient, known_as, patients_of
 from hub.store.search import Token
 from hub.store.tables import NOTABLE, audit_entry, audit_pending
 from hub.store.write import write_audit
@@ -130,14 +131,6 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """One patient: all records, and the one that stands for them."""
-
-    record: str
-    records: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """``after``: where to go on, if there may be more. ``total``: how many there are on all pages, if that was asked for. ``patients``:
     those who were named, by record.
@@ -184,72 +177,11 @@ async def patients(engine: AsyncEngine, tokens: Sequence[Token]) -> list[Patient
 
 
 async def known_numbers(engine: AsyncEngine, page: Page) -> dict[str, KnownAs]:
-    """By what the patients of these entries are known now: record → number, looked up for all at once."""
-    mentioned = {row["person_id"] for row in page.rows if row["person_id"]}
-    if not mentioned:
-        return {}
-    i = t.person_identifier.c
-    async with engine.connect() as connection:
-        patients = dict(page.patients)
-        if missing := mentioned - patients.keys():
-            patients |= await patients_of(connection, missing)
-        records = {each for one in mentioned for each in patients[one].records}
-        rows = (
-            await connection.execute(
-                select(i.person_id, i.authority, i.value)
-                .where(among(i.person_id, records, connection))
-                .order_by(i.event_id.desc(), i.authority, i.value)
-            )
-        ).all()
-    numbers: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        numbers.setdefault(row.person_id, []).append((row.authority, row.value))
-    return {one: _known(patients[one], numbers) for one in mentioned}
-
-
-def _known(patient: Patient, numbers: Mapping[str, Sequence[tuple[str, str]]]) -> KnownAs:
-    """Of all records the number that stands now: the one that stands for them first, the newest number before an older one."""
-    in_order = [patient.record, *sorted(patient.records - {patient.record})]
-    said = [number for record in in_order for number in numbers.get(record, ())]
-    nhs = next((value for authority, value in said if authority == NHS_AUTHORITY), None)
-    local = next(((authority, value) for authority, value in said if authority != NHS_AUTHORITY), None)
-    if local is None:
-        return KnownAs(nhs)
-    ods, _, system = local[0].partition("|")
-    return KnownAs(nhs, LocalNumber(ods, system, local[1]))
+    """By what the patients of a page are known now: record → number, looked up for all at once."""
+    return await known_as(engine, {row["person_id"] for row in page.rows if row["person_id"]}, page.patients)
 
 
 # -- patients ---------------------------------------------------------------------------------------------------
-
-
-async def patients_of(connection: AsyncConnection, persons: Iterable[str]) -> dict[str, Patient]:
-    """Each of these records → the patient whom it stands for, however many merges lie between."""
-    p = t.person.c
-    into: dict[str, str] = {}
-    known: set[str] = set()
-    new = set(persons)
-    while new:
-        known |= new
-        rows = await connection.execute(
-            select(p.person_id, p.merged_into).where(
-                p.merged_into.is_not(None),
-                or_(among(p.person_id, new, connection), among(p.merged_into, new, connection)),
-            )
-        )
-        into |= {row.person_id: row.merged_into for row in rows}
-        new = {*into, *into.values()} - known
-    stands_for: dict[str, set[str]] = {}
-    for each in known:
-        stands_for.setdefault(_root(each, into), set()).add(each)
-    return {
-        each: Patient(root, frozenset(records)) for root, records in stands_for.items() for each in records
-    }
-
-
-def _root(person: str, into: Mapping[str, str]) -> str:
-    while person in into:
-        person = into[person]
-    return person
 
 
 async def _named(connection: AsyncConnection, tokens: Sequence[Token], scope: Scope) -> dict[str, Patient]:

@@ -156,3 +156,32 @@ async def review(engine: AsyncEngine, grant_id: str, by: str, verdict: str, now:
             detail=detail,
         )
         await write_audit(connection, [entry])
+
+
+async def close_ended(engine: AsyncEngine, now: datetime) -> list[str]:
+    """Write down of each grant whose hour is over that it is; their ids. Several may do it: each is written down once."""
+    async with engine.begin() as connection:
+        rows = (
+            await connection.execute(
+                update(t.break_glass)
+                .where(_b.expires_at <= now, _b.closed_at.is_(None))
+                .values(closed_at=now)
+                .returning(_b.grant_id, _b.trust, _b.person_id, _b.user_id, _b.role_id, _b.expires_at)
+            )
+        ).all()
+        entries = [
+            AuditEntry(
+                Code.GLASS_CLOSED,
+                now,
+                "clock",
+                trust=row.trust,
+                person_id=row.person_id,
+                occurred_at=row.expires_at,
+                user_id=row.user_id,
+                role_id=row.role_id,
+                detail={"grant": row.grant_id},
+            )
+            for row in rows
+        ]
+        await write_audit(connection, entries)
+    return [row.grant_id for row in rows]

@@ -58,6 +58,7 @@ class LogBrokenError(Exception):
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         super().__init__(f"The log's {size} entries do not have the root that was signed for them.")
 
 
@@ -77,9 +78,7 @@ async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 50
         frontier = await _frontier(connection, size)
         if before and read_checkpoint(before.note).root != frontier.root():
             raise LogBrokenError(size)
-        leaves = [
-            leaf_hash(leaf_bytes(index, _fields(row))) for index, row in enumerate(waiting, frontier.size)
-        ]
+        leaves = [leaf_hash(leaf_of(index, row)) for index, row in enumerate(waiting, frontier.size)]
         nodes = [
             (node, hash_)
             for leaf in leaves
@@ -142,8 +141,9 @@ async def _frontier(connection: AsyncConnection, size: int) -> Frontier:
     return Frontier.of(size, [hashes[node] for node in nodes])
 
 
-def _fields(row: RowMapping) -> dict[str, Any]:
-    return {name: row[name] for name in FIELDS}
+def leaf_of(index: int, row: RowMapping) -> bytes:
+    """A row of the book as the leaf that is hashed."""
+    return leaf_bytes(index, {name: row[name] for name in FIELDS})
 
 
 async def _lock(connection: AsyncConnection) -> None:

@@ -453,6 +453,7 @@ break_glass = Table(
     Column("reason", Text, nullable=False, comment="The user's own words: nowhere but here"),
     Column("granted_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime, comment="When the audit says that it ended"),
     Column("reviewed_at", UtcDateTime),
     Column("reviewed_by", String(100)),
     Column("verdict", String(20)),

@@ -75,6 +75,8 @@ LogEvent = Literal[
     # Sealing the audit. Bind: fault; size; at most one of them: what is in the database is not what was signed.
     "sealer.waits",
     "sealer.broken",
+    # There was no key to sign the log with, so one was made. Bind: path.
+    "key.made",
     "checkpoint.published",
     "checkpoint.not_published",
     # A feed of the audit. Bind: feed, rows, fault, wait_s.

@@ -1,6 +1,6 @@
 """`python -m tests.chaos --seeds N`: the hub under fire, and what an independent checker finds afterwards.
 
-Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers, the REST facade; all of them are killed, stopped and
+Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers, sealer and feeds of the audit, the REST facade; all of them are killed, stopped and
 frozen while hospitals send, some over Kafka and some over REST. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
 it is the other way round: a bug is planted in the hub's processes, and status 0 means that the checker found it.
 """
@@ -18,16 +18,17 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
 import yaml
+from sqlalchemy import make_url
 
 from hub.domain.trust import Directory
 from hub.trusts import load_directory
-from tests.chaos import checker, journeys
+from tests.chaos import checker, journeys, log_judge
 from tests.chaos.faults import Trouble, plan
 from tests.chaos.fleet import ROOT, Fleet, Member, environment, hub_command, run_once
 from tests.chaos.ledger import Ledger
@@ -93,6 +94,7 @@ async def run_seed(
         await asyncio.to_thread(kafka.start)
         settings = _settings(postgres.url(name), kafka.bootstrap_servers, folder / "schemas")
         env = environment(settings, None)
+        settings["database_url"] = _as_a_service(postgres.url(name))
         door = RestDoor(folder)
         await asyncio.gather(
             run_once(hub_command("db", "upgrade"), env, folder),
@@ -100,6 +102,7 @@ async def run_seed(
         )
         if plant == "no-position-check":
             await asyncio.to_thread(_drop_guard, postgres.url(name))
+        await asyncio.to_thread(_make_service, postgres.url(name))
         await door.join(ledger.trusts, env)
         fleet = Fleet(_members(rng, settings | door.settings, plant, folder))
         faults = plan(rng, _FAULTS_S, _SESSION_TIMEOUT_S, _LEASE_S)
@@ -116,12 +119,17 @@ async def run_seed(
                 tasks.create_task(trouble.make(faults), name="faults")
                 tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S), name="hospitals")
             told = time.monotonic()
-            left = await _drain(ledger, dsn, kafka.bootstrap_servers)
+            left = await _drain(lambda: checker.drained(ledger, dsn, kafka.bootstrap_servers))
             await hospitals.end()
+            await fleet.end(but=LOG_KEEPERS)
+            # The others write to the audit to their end; what they wrote last is sealed and passed on too.
+            left = left or await _drain(lambda: log_judge.sealed_and_passed_on(dsn))
         finally:
             await fleet.end()
         drained = time.monotonic()
         verdict = await checker.check(ledger, dsn, kafka.bootstrap_servers)
+        for sentence in await log_judge.judge(env, folder, dsn, kafka.bootstrap_servers):
+            verdict.say("log_faults", sentence)
         if left:
             verdict.say("unexpected", f"not drained within {_DRAIN_S:.0f} s: {left}")
         for member in fleet.members:
@@ -180,6 +188,8 @@ def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[
         "dispatch_lease_s": f"{_LEASE_S}",
         "dispatch_backoff_s": "0.2",
         "dispatch_backoff_max_s": "2",
+        "audit_seal_s": "0.2",
+        "audit_checkpoint_s": "2",
         "log_format": "json",
     }
 
@@ -187,7 +197,7 @@ def _settings(database_url: str, bootstrap_servers: str, schemas: Path) -> dict[
 def _members(
     rng: random.Random, settings: Mapping[str, str], plant: str | None, folder: Path
 ) -> list[Member]:
-    """Two workers, with names of their own in the group or without; one or two dispatchers; the facade."""
+    """Two workers, with names of their own in the group or without; one or two dispatchers; sealer and feeds; the facade."""
     named = rng.random() < 0.5
     members = []
     for n in (1, 2):
@@ -197,8 +207,29 @@ def _members(
     for n in range(1, rng.choice([1, 2]) + 1):
         env = environment(settings, plant)
         members.append(Member(f"dispatcher-{n}", "dispatcher", hub_command("dispatcher"), env, folder))
+    members += [
+        Member(f"{kind}-1", kind, hub_command(kind), environment(settings, None), folder)
+        for kind in sorted(LOG_KEEPERS)
+    ]
     members.append(Member("facade-1", "facade", hub_command("serve"), environment(settings, None), folder))
     return members
+
+
+SERVICE = "a_service_of_the_hub"
+LOG_KEEPERS = frozenset({"sealer", "feeds"})
+
+
+def _make_service(url: str) -> None:
+    """The user that the hub's processes sign in as: it may change nothing that is sealed."""
+    execute(
+        url,
+        f"do $$ begin create user {SERVICE} password '{SERVICE}' in role transfer_hub;"
+        " exception when duplicate_object then null; end $$",
+    )
+
+
+def _as_a_service(url: str) -> str:
+    return make_url(url).set(username=SERVICE, password=SERVICE).render_as_string(hide_password=False)
 
 
 def _drop_guard(url: str) -> None:
@@ -225,13 +256,13 @@ async def _working(dsn: str) -> None:
     raise RuntimeError("no worker took up a partition within 60 s")
 
 
-async def _drain(ledger: Ledger, dsn: str, bootstrap_servers: str) -> str:
+async def _drain(look: Callable[[], Awaitable[str]]) -> str:
     """Wait until nothing is left to do, twice in a row; what is left if that takes too long."""
     deadline = time.monotonic() + _DRAIN_S
     well, left = 0, "nothing was looked at"
     while well < 2 and time.monotonic() < deadline:
         try:
-            left = await checker.drained(ledger, dsn, bootstrap_servers)
+            left = await look()
         except Exception as error:
             left = repr(error)
         well = 0 if left else well + 1

@@ -25,15 +25,16 @@ KINDS = (
     "order_violations",
     "misrouted",
     "without_audit",
+    "log_faults",
     "unexpected",
 )
-"""What can be found. `unexpected`: a disposition or a story's end other than it must be, an open incident, a brake."""
+"""What can be found. `log_faults`: the sealed audit log is not whole, or was not passed on as it is. `unexpected`: a disposition or a story's end other than it must be, an open incident, a brake."""
 
 REST = "rest."
 """How the ledger names the way in of what was not sent through Kafka."""
 _READ_PATIENCE_S = 60.0
 _OUTCOME_ENTRY = {
-    "accepted": "msg-normalised",
+    "accepted": "msg-accepted",
     "duplicate": "msg-duplicate",
     "conflict": "msg-conflict",
     "quarantined": "msg-quarantined",
@@ -67,6 +68,18 @@ _EVENT_TYPE_OF_STEP = {
     "escalate": "transfer.escalated",
     "expire": "transfer.expired",
 }
+
+_TRANSFER_CODES = frozenset(
+    {
+        "transfer-created", "transfer-updated", "transfer-cancelled", "transfer-entered-in-error", "transfer-received",
+        "transfer-queried", "transfer-answered", "transfer-accepted", "transfer-rejected", "transfer-redirected",
+        "transfer-confirmed", "transfer-identified", "transfer-corrected", "transfer-diverged", "bed-awaited",
+        "bed-allocated", "bed-released", "transport-booked", "departed", "arrived", "returned", "completed", "failed",
+        "died", "reopened", "expired", "timer-escalated",
+    }
+)  # fmt: skip
+"""What may have happened to a transfer."""
+_OF_A_MESSAGE = frozenset({"msg-received", "msg-repaired", *_OUTCOME_ENTRY.values()})
 
 Place = tuple[str, int, int]
 Row = Mapping[str, Any]
@@ -115,6 +128,8 @@ class Verdict:
 class Tables:
     """The database as it is, whole."""
 
+    known: frozenset[str]
+    """Every message's event id, those included that came again over REST."""
     messages: list[dict[str, Any]]
     events: Sequence[Row]
     transfers: Sequence[Row]
@@ -141,6 +156,10 @@ async def check(ledger: Ledger, dsn: str, bootstrap_servers: str) -> Verdict:
         verdict.say("duplicate_effects", sentence)
     _Court(ledger, tables, [*events, *_answered(ledger)], inboxes, receipts, verdict).judge()
     return verdict
+
+
+def _as_accepted(code: str) -> str:
+    return "msg-accepted" if code == "msg-repaired" else code
 
 
 def _answered(ledger: Ledger) -> list[Record]:
@@ -198,6 +217,7 @@ async def load(dsn: str) -> Tables:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             fetch = connection.fetch
             return Tables(
+                known=frozenset(row["event_id"] for row in await fetch("select event_id from message")),
                 messages=[
                     dict(row)
                     for row in await fetch(
@@ -222,7 +242,8 @@ async def load(dsn: str) -> Tables:
                     )
                 ],
                 audit=await fetch(
-                    "select entry, code, event_id, transfer_id, counterpart, detail::text from audit_entry"
+                    "select entry, code, event_id, transfer_id, counterpart, detail::text from audit_pending union all"
+                    " select entry, code, event_id, transfer_id, counterpart, detail::text from audit_entry order by entry"
                 ),
                 incidents=await fetch("select kind, subject, detail::text from incident"),
                 brakes=await fetch("select trust, why from brake where pulled"),
@@ -616,31 +637,37 @@ class _Court:
     # -- in the book
 
     def _audit(self) -> None:
+        """The book has an entry for everything that happened, and no entry for what did not."""
         for event_id, row in self.message.items():
-            codes = Counter(entry["code"] for entry in self.audit_of[event_id])
+            # What had to be repaired was accepted like what had not.
+            codes = Counter(_as_accepted(entry["code"]) for entry in self.audit_of[event_id])
             at = _where(_place(row))
-            needed = ["msg-received", _OUTCOME_ENTRY.get(row["disposition"], "?")]
-            event = self.event.get(event_id)
-            if event is not None and event["step"] and event_id not in self.journey_of:
-                needed.append(
-                    "transfer-created"
-                    if event["step"] == "request" and self._opened(event)
-                    else "transfer-moved"
-                )
+            needed = {"msg-received", _OUTCOME_ENTRY.get(row["disposition"], "?")}
             for code in needed:
                 if not codes[code]:
                     self.say("without_audit", f"{at} ({row['disposition']}) has no entry {code}")
-            moves = () if event_id in self.journey_of else ("transfer-created", "transfer-moved", "routed")
-            for code in ("msg-received", *_OUTCOME_ENTRY.values(), *moves):
-                if codes[code] > (code in needed or code == "routed"):
+            for code in ("msg-received", *_OUTCOME_ENTRY.values()):
+                if codes[code] > (code in needed):
                     self.say(
                         "duplicate_effects", f"{at} ({row['disposition']}) has {codes[code]} entries {code}"
                     )
-        audited: dict[str, list[str]] = defaultdict(list)
+        self._moves()
+        self._routes()
+        self._deliveries()
         for entry in self.t.audit:
-            if entry["code"] in {"transfer-created", "transfer-moved"}:
+            about = entry["event_id"]
+            if entry["code"] in _OF_A_MESSAGE and about not in self.t.known:
+                self.say("duplicate_effects", f"entry {entry['entry']} ({entry['code']}) is about no message")
+
+    def _moves(self) -> None:
+        """What the entries say that happened to a transfer is its history, and the first is its creation."""
+        audited: dict[str, list[str]] = defaultdict(list)
+        made: Counter[str] = Counter()
+        for entry in self.t.audit:
+            if entry["code"] in _TRANSFER_CODES:
                 more = json.loads(entry["detail"]).get("with_events", ())
                 audited[entry["transfer_id"]] += [entry["event_id"], *more]
+                made[entry["transfer_id"]] += entry["code"] == "transfer-created"
         facts: dict[str, list[str]] = defaultdict(list)
         for row in self.t.history:
             facts[row["transfer_id"]].append(row["event_id"])
@@ -649,41 +676,42 @@ class _Court:
                 self.say(
                     "without_audit", f"the entries of transfer {transfer_id} are not the moves of its history"
                 )
-        routed: dict[str, list[Row]] = defaultdict(list)
-        for row in self.t.outbox:
-            if row["transfer_id"]:
-                routed[row["event_id"]].append(row)
-        for event_id, rows in routed.items():
-            found = [
-                route
-                for entry in self.audit_of[event_id]
-                if entry["code"] == "routed"
-                for route in json.loads(entry["detail"])["routes"]
-            ]
-            for row in rows:
-                if {"to": row["receiver"], "topic": row["topic"]} not in found:
-                    self.say(
-                        "without_audit", f"outbox row {row['seq']} for {row['topic']} has no entry routed"
-                    )
-        delivered = Counter(
-            json.loads(entry["detail"]).get("seq")
-            for entry in self.t.audit
-            if entry["code"] == "delivery-sent"
-        )
-        for row in self.t.outbox:
-            if row["state"] == "sent" and delivered[row["seq"]] == 0:
-                self.say(
-                    "without_audit",
-                    f"outbox row {row['seq']} for {row['topic']} was sent and has no entry delivery-sent",
-                )
-            if delivered[row["seq"]] > 1:
-                self.say(
-                    "duplicate_effects",
-                    f"outbox row {row['seq']} has {delivered[row['seq']]} entries delivery-sent",
-                )
+            if made[transfer_id] != 1:
+                self.say("without_audit", f"transfer {transfer_id} was created {made[transfer_id]} times")
 
-    def _opened(self, event: Row) -> bool:
-        return any(row["event_id"] == event["event_id"] and row["version"] == 1 for row in self.t.history)
+    def _routes(self) -> None:
+        routed = Counter(
+            (entry["event_id"], entry["transfer_id"], route["to"], route["topic"])
+            for entry in self.t.audit
+            if entry["code"] == "routed"
+            for route in json.loads(entry["detail"])["routes"]
+        )
+        rows = Counter(
+            (row["event_id"], row["transfer_id"], row["receiver"], row["topic"])
+            for row in self.t.outbox
+            if row["transfer_id"]
+        )
+        for each in rows - routed:
+            self.say("without_audit", f"an outbox row of event {each[0]} for {each[3]} has no entry routed")
+        for each in routed - rows:
+            self.say("duplicate_effects", f"entry routed of event {each[0]} for {each[3]} has no outbox row")
+
+    def _deliveries(self) -> None:
+        """An outbox row that was sent has one entry: a disclosure if it is about a patient, else that it was acknowledged."""
+        delivered = Counter(
+            (json.loads(entry["detail"]).get("seq"), entry["code"])
+            for entry in self.t.audit
+            if entry["code"] in {"disclosure-sent", "delivery-ack"}
+        )
+        sent = Counter(
+            (row["seq"], "disclosure-sent" if row["transfer_id"] else "delivery-ack")
+            for row in self.t.outbox
+            if row["state"] == "sent"
+        )
+        for seq, code in sent - delivered:
+            self.say("without_audit", f"outbox row {seq} was sent and has no entry {code}")
+        for seq, code in delivered - sent:
+            self.say("duplicate_effects", f"outbox row {seq} has an entry {code} too many")
 
     # -- to the right end
 

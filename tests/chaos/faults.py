@@ -79,7 +79,7 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
     ]
     at = rng.uniform(2, 4)
     while at < length_s:
-        kind = rng.choice(["worker", "dispatcher", "facade"])
+        kind = rng.choice(["worker", "worker", "dispatcher", "dispatcher", "facade", "sealer", "feeds"])
         deed: What = rng.choice(["kill", "kill", "kill", "term"])
         faults.append(Fault(at, deed, kind, rng.randrange(2), ripe=rng.choice([0.5, 4.0, 5.0, 7.0])))
         at += rng.uniform(0.5, 2.6)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,8 +158,13 @@ class Fleet:
     def of(self, kind: str) -> list[Member]:
         return [member for member in self.members if member.kind == kind]
 
-    async def end(self) -> None:
-        """Orderly, and at once for those that do not obey."""
-        for member in self.members:
+    async def end(self, but: Collection[str] = ()) -> None:
+        """Orderly, and at once for those that do not obey; all ``but`` members of these kinds."""
+        ending = [
+            (member, keeper)
+            for member, keeper in zip(self.members, self._keepers, strict=True)
+            if member.kind not in but
+        ]
+        for member, _ in ending:
             member.end()
-        await asyncio.gather(*self._keepers)
+        await asyncio.gather(*(keeper for _, keeper in ending))

@@ -165,6 +165,7 @@ def test_the_hub_reads_events_and_writes_the_rest():
         ("news", headers.INBOX),
         ("receipt", headers.RECEIPT),
         ("auditEntry", headers.AUDIT),
+        ("auditCheckpoint", headers.AUDIT),
     ],
 )
 def test_the_headers_are_those_of_the_code(message, names):
@@ -174,7 +175,9 @@ def test_the_headers_are_those_of_the_code(message, names):
 def test_the_content_type_is_the_one_the_hub_writes():
     assert DOCUMENT["defaultContentType"] == headers.CONTENT_TYPE_FHIR
     assert DOCUMENT["components"]["schemas"]["ContentType"]["const"] == headers.CONTENT_TYPE_FHIR
-    assert {message["contentType"] for message in MESSAGES.values()} == {headers.CONTENT_TYPE_FHIR}
+    types = {name: message["contentType"] for name, message in MESSAGES.items()}
+    assert types.pop("auditCheckpoint") == headers.CHECKPOINT_TYPE
+    assert set(types.values()) == {headers.CONTENT_TYPE_FHIR}
 
 
 def test_reasons_and_dispositions_are_those_of_the_code():

@@ -13,6 +13,7 @@ import yaml
 
 from hub.cli import app
 from hub.settings import HubSettings
+from hub.store.grants import ROLE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8")
@@ -38,7 +39,7 @@ def seconds(duration: str) -> int:
 
 
 def test_the_services_are_these():
-    ours = {"migrate", "topics", "worker", "dispatcher", "clock", "facade"}
+    ours = {"migrate", "topics", "worker", "dispatcher", "clock", "sealer", "feeds", "facade"}
     assert set(OURS) == ours
     assert set(SERVICES) == {"kafka", "postgres", *ours}
 
@@ -121,6 +122,21 @@ def test_passwords_come_from_the_environment_and_their_defaults_say_what_they_ar
     secrets = re.findall(r"\$\{\w*PASSWORD\w*(?::-([^}]*))?\}", COMPOSE_TEXT)
     assert secrets
     assert set(secrets) == {"development-only"}
+
+
+def test_services_are_not_the_owner_of_the_tables():
+    """Only `hub db upgrade` signs in as the owner; the others as the user that may change nothing sealed."""
+    users = {
+        name: re.search(r"//(\w+):", service["environment"]["HUB_DATABASE_URL"])[1]
+        for name, service in OURS.items()
+    }
+    assert users.pop("migrate") == "hub"
+    assert set(users.values()) == {"hub_service"}
+    made = (REPOSITORY / "deploy" / "postgres" / "service-user.sh").read_text(encoding="utf-8")
+    assert f"CREATE USER hub_service PASSWORD :'service_password' IN ROLE {ROLE};" in made
+
+
+def test_a_password_is_always_a_variable():
     for line in COMPOSE_TEXT.splitlines():
         if re.match(r"\s*\w*PASSWORD\w*:", line):
             assert "${" in line, line

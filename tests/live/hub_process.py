@@ -53,7 +53,9 @@ class LiveHub:
         self.one, self.two, self.three = (Epr(profile) for profile in profiles)
         self._processes: list[subprocess.Popen[bytes]] = []
         admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-        topics.apply(admin, topics.wanted_topics(self.directory, 3, 1, 1, partitions_out=2))
+        self.audit_topic = f"hub.audit.{self.one.profile.ods.lower()}"
+        wanted = topics.wanted_topics(self.directory, 3, 1, 1, partitions_out=2, audit_topic=self.audit_topic)
+        topics.apply(admin, wanted)
         self.run("db", "upgrade")
 
     @property
@@ -62,6 +64,9 @@ class LiveHub:
             "HUB_DATABASE_URL": self.database_url,
             "HUB_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "HUB_SCHEMAS_DIR": str(self.folder / "schemas"),
+            "HUB_AUDIT_TOPIC": self.audit_topic,
+            "HUB_AUDIT_KEY_FILE": str(self.folder / "hub-audit.key"),
+            "HUB_AUDIT_CHECKPOINT_FILE": str(self.folder / "checkpoints.txt"),
             "HUB_WORKER_GROUP": f"hub.{self.folder.name}.{self.one.profile.ods}",
             "HUB_SESSION_TIMEOUT_S": "6",
             "HUB_DISPATCH_LEASE_S": "3",
@@ -121,6 +126,14 @@ class LiveHub:
             return [dict(row) for row in await connection.fetch(sql, *arguments)]
         finally:
             await connection.close()
+
+    async def audit(self, where: str = "true") -> list[Mapping[str, Any]]:
+        """Entries of the audit, sealed or waiting, in the order of their numbers."""
+        columns = "entry, code, event_id, person_id, transfer_id, counterpart, detail::text"
+        return await self.rows(
+            f"select * from (select {columns} from audit_pending union all select {columns} from audit_entry) book "
+            f"where {where} order by entry"
+        )
 
     async def on(self, topic: str) -> list[Any]:
         """See `whole_topic`."""

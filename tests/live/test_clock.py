@@ -79,5 +79,5 @@ async def test_a_withdrawal_that_overtook_its_request_is_taken_in_by_the_clock(h
     await hub.until_delivered()
     told = [dict(r.headers)["event-type"].decode() for r in await hub.on(two.profile.inbox_topic)]
     assert told == ["transfer.requested", "transfer.cancelled"]
-    replayed = await hub.rows("select 1 from audit_pending where code = 'msg-released'")
+    replayed = await hub.audit("code = 'msg-released'")
     assert len(replayed) == 1

@@ -246,7 +246,8 @@ async def assert_each_once_and_in_order(engine, bootstrap_servers, ods):
     async with engine.connect() as connection:
         audited = await connection.execute(
             select(audit_pending.c.event_id).where(
-                audit_pending.c.code == "delivery-sent", audit_pending.c.counterpart == ods
+                audit_pending.c.code.in_(["disclosure-sent", "delivery-ack"]),
+                audit_pending.c.counterpart == ods,
             )
         )
         assert sorted(audited.scalars()) == sorted(row.event_id for row in rows)

@@ -162,5 +162,5 @@ async def told_while_killed(hub, tmp_path, board):
     events = [dict(record.headers)["event-id"] for record in on_topics]
     assert len(events) == len(set(events)) == EACH
     assert len({each["id"] for each in fetched}) == EACH
-    heard = await hub.rows("select 1 from audit_entry where code = 'msg-received'")
+    heard = await hub.audit("code = 'msg-received'")
     assert len(heard) == len(await hub.rows("select 1 from message"))

@@ -418,7 +418,7 @@ def test_a_position_below_the_first_offset_is_an_incident_and_reading_goes_on(st
     until(lambda: stage.raws() == ["6", "7", "8", "9"])
     assert [row.kind for row in stage.incidents()] == ["messages-lost"]
     assert stage.incidents()[0].detail | {"from": 3, "to": 5} == stage.incidents()[0].detail
-    assert [row.code for row in stage.sql("select code from audit_entry")] == ["incident-opened"]
+    assert [row.code for row in stage.sql("select code from audit_pending")] == ["incident-opened"]
     assert worker.said("position.below_first")
 
 

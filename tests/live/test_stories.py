@@ -1,13 +1,18 @@
-"""The stories of `tests/stories` again, on PostgreSQL: one database, emptied before each."""
+"""The stories of `tests/stories` again, on PostgreSQL: one database, emptied before each.
+
+The hub signs in as a service does (`hub.store.grants`): it may do all that the stories need, and change nothing sealed.
+"""
 
 import asyncio
 import uuid
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import literal_column, make_url, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from hub.store import schema
+from hub.store.append_only import SEALED
+from hub.store.grants import ROLE
 from hub.store.tables import metadata
 from tests.live.conftest import _revive
 from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
@@ -19,8 +24,11 @@ from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
 from tests.stories.test_people import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403
+from tests.stories.test_sealed_log import *  # noqa: F403
 from tests.stories.test_subscriptions import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403
+
+SERVICE = "a_service_of_the_hub"
 
 del test_no_byte_of_a_foreign_trust_comes_back  # noqa: F821 - long, and about rules and not about a database
 
@@ -35,6 +43,10 @@ def stories_url(postgres):
     async def migrate():
         engine = create_async_engine(url)
         await schema.upgrade(engine)
+        async with engine.begin() as connection:
+            known = select(literal_column("1")).where(text(f"'{SERVICE}' in (select rolname from pg_roles)"))
+            if await connection.scalar(known) is None:
+                await connection.execute(text(f"create user {SERVICE} password '{SERVICE}' in role {ROLE}"))
         await engine.dispose()
 
     asyncio.run(migrate())
@@ -46,6 +58,16 @@ def stories_url(postgres):
 async def store_url(stories_url):
     engine = create_async_engine(stories_url)
     async with engine.begin() as connection:
+        for table in (*SEALED, "audit_pending"):
+            await connection.execute(text(f"alter table {table} disable trigger user"))
         await connection.execute(text(f"truncate {', '.join(metadata.tables)} restart identity"))
+        for table in (*SEALED, "audit_pending"):
+            await connection.execute(text(f"alter table {table} enable trigger user"))
     await engine.dispose()
+    service = make_url(stories_url).set(username=SERVICE, password=SERVICE)
+    return service.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def owner_url(stories_url):
     return stories_url

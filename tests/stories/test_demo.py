@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 12
+STEPS = 13
 
 
 @pytest.mark.timeout(240)

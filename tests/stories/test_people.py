@@ -352,8 +352,13 @@ async def test_a_clinician_breaks_the_glass(hub, torbay, people, sign_in):
     other = Somebody(people, sign_in.person(hub.clock, "RK9", Role.CLINICIAN, nhsid_useruid="555000000002"))
     assert (await other.get(f"/Task/{transfer_id}")).status_code == 404
 
+    assert await break_glass.close_ended(hub.engine, hub.clock()) == []
     hub.clock.later(minutes=61)
     assert (await doctor.get(f"/Task/{transfer_id}")).status_code == 404
+    for _ in range(2):
+        await break_glass.close_ended(hub.engine, hub.clock())
+    [closed] = await hub.audit(code="break-glass-closed")
+    assert (closed["user_id"], closed["person_id"]) == (broken["user_id"], broken["person_id"])
     grant = given.json()["parameter"][0]["valueId"]
     await break_glass.review(hub.engine, grant, "privacy-officer", "justified", hub.clock())
     assert [each["verdict"] for each in await break_glass.grants(hub.engine)] == ["justified"]

@@ -21,6 +21,8 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path, store_url,
         "HUB_SCHEMAS_DIR": str(SCHEMAS),
         "HUB_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
         "HUB_FACADE_PORT": "0",
+        "HUB_AUDIT_KEY_FILE": str(tmp_path / "hub-audit.key"),
+        "HUB_AUDIT_CHECKPOINT_FILE": str(tmp_path / "checkpoints.txt"),
     }
     with (tmp_path / "log").open("wb") as log:
         run = subprocess.Popen(
@@ -28,10 +30,10 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path, store_url,
         )
     until = time.monotonic() + 30
     services = []
-    while len(services) < 3 and time.monotonic() < until:
+    while len(services) < 5 and time.monotonic() < until:
         time.sleep(0.1)
         services = psutil.Process(run.pid).children()
-    assert len(services) == 3
+    assert len(services) == 5
     time.sleep(3)  # so that those that need no Kafka are well under way
     services = {*services, *psutil.Process(run.pid).children()}
     run.send_signal(how)

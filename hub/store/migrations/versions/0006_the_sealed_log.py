@@ -105,6 +105,7 @@ def upgrade() -> None:
         sa.Column("last_error", sa.Text()),
         sa.Column("next_attempt_at", _MOMENT),
     )
+    op.add_column("break_glass", sa.Column("closed_at", _MOMENT))
     for statement in append_only.statements(op.get_bind().dialect.name):
         op.execute(statement)
 

@@ -1,0 +1,98 @@
+"""The log at the command line: keys, an export that is verified by itself, one entry's proof."""
+
+import asyncio
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from hub.audit.note import sign
+from hub.cli import app
+from hub.commands.terminal import settings_now
+from hub.demo.people import MARSHWIGGLE
+from hub.services.log_keys import load_keys
+from hub.store import tables as t
+from tests.harness.log import ORIGIN, seal_all
+
+
+@pytest.fixture
+def type_(store_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_DATABASE_URL", store_url)
+    monkeypatch.setenv("HUB_AUDIT_KEY_FILE", str(tmp_path / "hub-audit.key"))
+    monkeypatch.setenv("HUB_AUDIT_ORIGIN", ORIGIN)
+    monkeypatch.setenv("COLUMNS", "300")
+    settings_now.cache_clear()
+
+    async def run(*words):
+        # The command line makes a loop of its own.
+        return await asyncio.to_thread(CliRunner().invoke, app, [str(word) for word in words])
+
+    yield run
+    settings_now.cache_clear()
+
+
+async def test_from_a_new_key_to_a_proof(hub, torbay, type_, tmp_path):
+    assert "Nothing is sealed yet" in (await type_("audit", "export")).stderr
+    made = await type_("audit", "key", "--new")
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "hub-audit.key").stat().st_mode & 0o077 == 0
+    public = tmp_path / "hub.pub"
+    public.write_text((await type_("audit", "key", "--public")).stdout)
+    assert "PRIVATE" not in public.read_text()
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    hub.signers = load_keys(tmp_path / "hub-audit.key").signers
+    await seal_all(hub.engine, signers=hub.signers)
+
+    export = tmp_path / "export.ndjson"
+    export.write_bytes((await type_("audit", "export")).stdout_bytes)
+    intact = await type_("audit", "verify", export, "--key", public)
+    assert (intact.exit_code, intact.stdout.split(":")[0]) == (0, "intact")
+    kept = tmp_path / "kept.txt"
+    kept.write_text((await type_("audit", "checkpoint")).stdout)
+    assert (await type_("audit", "verify", export, "--key", public, "--from-checkpoint", kept)).exit_code == 0
+
+    changed = export.read_bytes().replace(b'"trust":"RA9"', b'"trust":"RVJ"', 1)
+    export.write_bytes(changed)
+    told = await type_("audit", "verify", export, "--key", public, "--json")
+    report = orjson.loads(told.stdout)
+    assert (told.exit_code, report["intact"], report["findings"][0]["kind"]) == (1, False, "altered")
+
+    [entry] = [row["entry"] for row in await hub.rows(t.audit_entry) if row["code"] == "transfer-created"]
+    proof = tmp_path / "entry.tlog-proof"
+    proof.write_text((await type_("audit", "prove", entry)).stdout)
+    proved = await type_("audit", "verify-proof", proof, "--key", public)
+    assert proved.exit_code == 0
+    assert '"code":"transfer-created"' in proved.stdout
+    proof.write_text(proof.read_text().replace("index ", "index 1"))
+    assert (await type_("audit", "verify-proof", proof, "--key", public)).exit_code == 1
+    assert "Entry 999 is not in the log" in (await type_("audit", "prove", 999)).stderr
+
+
+async def test_a_key_is_rotated_and_retired(hub, type_, tmp_path):
+    """Who verifies needs the public keys of all that ever signed; the file never holds a retired key's secret."""
+    file = tmp_path / "hub-audit.key"
+    await type_("audit", "key", "--new")
+    [old] = load_keys(file).signers
+    assert "--rotate replaces a key" in (await type_("audit", "key", "--new")).stderr
+    assert "cannot be retired" in (await type_("audit", "key", "--retire", old.key_id.hex())).stderr
+    both = (await type_("audit", "key", "--rotate")).stdout.split()
+    assert both[1] == old.vkey
+    assert len(load_keys(file).signers) == 2
+    assert sign(ORIGIN, 1, b"\x00" * 32, load_keys(file).signers).count("— ") == 2
+    left = (await type_("audit", "key", "--retire", old.key_id.hex())).stdout.split()
+    assert left == both
+    assert [each.vkey for each in load_keys(file).signers] == both[:1]
+    assert old.private_line not in file.read_text()
+    hub.signers = load_keys(file).signers
+    changes = [row["detail"]["change"] for row in await hub.audit(code="config-changed")]
+    assert changes == ["audit-key-new", "audit-key-rotate", "audit-key-retire"]
+
+
+async def test_what_no_command_can_use_is_said(hub, type_, tmp_path):
+    del hub
+    assert "HUB_AUDIT_KEY_FILE cannot be read" in (await type_("audit", "key", "--public")).stderr
+    (tmp_path / "hub-audit.key").write_text("something else\n")
+    assert "holds no private key" in (await type_("audit", "key", "--public")).stderr
+    assert "Say what" in (await type_("audit", "key")).stderr
+    unread = await type_("audit", "verify", tmp_path / "nothing", "--key", tmp_path / "no.pub")
+    assert unread.exit_code == 2

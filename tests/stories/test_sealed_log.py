@@ -1,0 +1,306 @@
+"""The audit that proves itself: what happened becomes leaves of a log, and whatever is done to the log afterwards shows."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+
+from hub.audit.entries import AuditEntry, Code
+from hub.audit.note import Signer, sign
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE
+from hub.services.sealer import INCIDENT, LEASE, Sealer, SealerConfig, to_file
+from hub.store import exporting, incidents
+from hub.store import tables as t
+from hub.store.append_only import SEALED
+from hub.store.engine import open_engine
+from hub.store.outbox import hold_lease
+from hub.store.sealing import LogBrokenError
+from hub.store.search import write_down
+from hub.verifier import Kind, read_keys, verify_proof
+from tests.harness.log import ORIGIN, SIGNER, exported, seal_all, verified
+from tests.stories.conftest import Clock
+
+NEW_SIGNER = Signer(ORIGIN, b"\x08" * 32)
+KEYS = read_keys(SIGNER.vkey)
+
+
+async def two_patients(hub, torbay, exeter):
+    """Two transfers and a refusal: some twenty entries."""
+    for patient, number in ((MARSHWIGGLE, "T-1"), (FENNIMOSS, "T-2")):
+        await torbay.asks_to_transfer(
+            patient, to="RH8", request_number=number, encounter_number=f"V-{number}"
+        )
+        await exeter.answers(patient, "accepted", request_number=number, requester=torbay.profile)
+    await exeter.send(b"no message")
+
+
+async def test_everything_that_was_written_is_in_the_export_once_and_the_export_is_intact(
+    hub, torbay, exeter
+):
+    await two_patients(hub, torbay, exeter)
+    waiting = await hub.rows(t.audit_pending)
+    await seal_all(hub.engine, most=4)
+    lines = await exported(hub.engine)
+    report = verified(lines)
+    assert report.findings == ()
+    assert (report.intact, report.first, report.size, report.proved) == (True, 0, len(waiting), len(waiting))
+    told = [orjson.loads(line)["entry"] for line in lines if line.startswith(b'{"hash"')]
+    assert [each["entry"] for each in told] == [row["entry"] for row in waiting]
+    assert [each["code"] for each in told] == [row["code"] for row in waiting]
+    # That somebody exported is an entry too, and waits to be sealed.
+    assert [row["code"] for row in await hub.rows(t.audit_pending)] == ["audit-exported"]
+
+
+async def test_the_log_grows_and_an_old_checkpoint_still_fits(hub, torbay, exeter):
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    kept = (await seal_all(hub.engine)).note
+    hub.clock.later(hours=1)
+    since = hub.clock()
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine, most=3)
+    assert verified(await exported(hub.engine), kept).intact
+    # From a later entry on, the export has what is needed to compare: if it is made for that checkpoint.
+    old_size = int(kept.split("\n")[1])
+    later = await exported(hub.engine, since=since, old_size=old_size)
+    report = verified(later, kept)
+    assert (report.intact, report.first) == (True, old_size)
+    # Another log, as truly signed: whoever kept the checkpoint sees it.
+    other = sign(ORIGIN, old_size, b"\x01" * 32, [SIGNER])
+    assert Kind.REWRITTEN in {each.kind for each in verified(later, other).findings}
+
+
+CHANGES = {
+    "whose act it was": ("update audit_entry set trust = 'RVJ' where leaf_index = 5", Kind.ALTERED),
+    "what it was": ("update audit_entry set code = 'msg-rejected' where leaf_index = 5", Kind.ALTERED),
+    "how it went": ("update audit_entry set outcome = 8 where leaf_index = 5", Kind.ALTERED),
+    "whom it was about": ("update audit_entry set person_id = 'x' where leaf_index = 5", Kind.ALTERED),
+    "what is said of it": ("update audit_entry set detail = '{}' where leaf_index = 5", Kind.ALTERED),
+    "its number": ("update audit_entry set entry = 99 where leaf_index = 5", Kind.ALTERED),
+    "the hash it had": ("update audit_entry set hash = leaf.hash from (select hash from audit_entry where leaf_index = 6) leaf where leaf_index = 5", Kind.ALTERED),
+    "that it was there": ("delete from audit_entry where leaf_index = 5", Kind.MISSING),
+    "its place": ("update audit_entry set leaf_index = 500 where leaf_index = 5", Kind.MISSING),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "kind"), CHANGES.values(), ids=CHANGES)
+async def test_an_administrator_changes_one_entry_and_the_export_says_which(
+    hub, torbay, exeter, change, kind
+):
+    """With the triggers taken away, as only the owner of the tables can."""
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine)
+    async with without_triggers(hub) as connection:
+        await connection.execute(text(change))
+    [finding] = [each for each in verified(await exported(hub.engine)).findings if each.leaf == 5][:1]
+    assert finding.kind is kind
+    hub.broken = True
+
+
+async def test_an_administrator_swaps_two_entries(hub, torbay, exeter):
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine)
+    async with without_triggers(hub) as connection:
+        for before, after in ((3, 900), (4, 3), (900, 4)):
+            await connection.execute(
+                text(f"update audit_entry set leaf_index = {after} where leaf_index = {before}")
+            )
+    leaves = {each.leaf for each in verified(await exported(hub.engine)).findings}
+    assert {3, 4} <= leaves
+    hub.broken = True
+
+
+async def test_nothing_is_added_to_a_log_that_was_changed(hub, torbay, exeter, tmp_path):
+    """Entries wait, nothing is lost, and somebody is told; when the log is as it was again, sealing goes on."""
+    await two_patients(hub, torbay, exeter)
+    size = (await seal_all(hub.engine)).size
+    async with without_triggers(hub) as connection:
+        was = await connection.scalar(
+            select(t.audit_entry.c.hash).where(t.audit_entry.c.leaf_index == size - 1)
+        )
+        await connection.execute(
+            t.audit_entry.update().where(t.audit_entry.c.leaf_index == size - 1).values(hash=b"\x00" * 32)
+        )
+    await exeter.send(b"no message either")
+    with pytest.raises(LogBrokenError):
+        await seal_all(hub.engine)
+    stop = asyncio.Event()
+    sealer = a_sealer(hub, tmp_path)
+    running = asyncio.create_task(sealer.run(stop))
+    await until(lambda: "sealer.broken" in [line["event"] for line in hub.log.lines])
+    stop.set()
+    await running
+    async with hub.engine.begin() as connection:
+        [(_, incident)] = (await incidents.open_incidents(connection, INCIDENT)).items()
+        await incidents.close_incident(connection, incident, "put back", "cli", hub.clock())
+    assert "msg-quarantined" in [row["code"] for row in await hub.rows(t.audit_pending)]
+    async with without_triggers(hub) as connection:
+        await connection.execute(
+            t.audit_entry.update().where(t.audit_entry.c.leaf_index == size - 1).values(hash=was)
+        )
+    await seal_all(hub.engine)
+    assert verified(await exported(hub.engine)).intact
+
+
+@pytest.mark.parametrize("table", [*SEALED, "audit_pending"])
+async def test_nobody_changes_or_deletes(hub, torbay, exeter, table):
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine)
+    await exeter.send(b"one that waits")
+    before = await whole_of(hub, table)
+    column = {"audit_node": "level", "audit_checkpoint": "note"}.get(table, "detail")
+    ways = [f"update {table} set {column} = {column}", f"delete from {table}"]
+    if hub.engine.dialect.name == "postgresql":
+        ways += [
+            f"truncate {table}",
+            f"truncate {table} cascade",
+            f"drop table {table}",
+            f"alter table {table} disable trigger all",
+            f"alter table {table} rename to gone",
+            f"create rule gone as on insert to {table} do instead nothing",
+            f"drop trigger {table}_is_append_only on {table}",
+            f"merge into {table} using (select 1) as one on true when matched then delete",
+            f"with gone as (delete from {table} returning 1) select count(*) from gone",
+            "drop function refuse_to_change_the_log() cascade",
+            "set session_replication_role = replica",
+            "alter role transfer_hub superuser",
+            "set role pg_write_all_data",
+            "insert into audit_entry select * from audit_entry where leaf_index = 0",
+            "insert into audit_entry select * from audit_entry on conflict (leaf_index) do update set code = 'x'",
+        ]
+    else:
+        ways += ["insert or replace into audit_entry select * from audit_entry where leaf_index = 0"]
+    for way in ways:
+        if table == "audit_node" and hub.engine.dialect.name == "sqlite":
+            continue  # row triggers, and there is no row in so short a log
+        with pytest.raises(DBAPIError):
+            async with hub.engine.begin() as connection:
+                await connection.execute(text(way))
+    assert await whole_of(hub, table) == before
+
+
+async def test_two_seal_at_once_and_every_entry_is_one_leaf(hub, torbay, exeter):
+    await two_patients(hub, torbay, exeter)
+    waiting = len(await hub.rows(t.audit_pending))
+    await asyncio.gather(*(seal_all(hub.engine, most=3) for _ in range(4)))
+    rows = await hub.rows(t.audit_entry)
+    assert [row["leaf_index"] for row in rows] == list(range(waiting))
+    assert verified(await exported(hub.engine)).intact
+
+
+async def test_what_becomes_visible_late_is_sealed_late_and_not_passed_over(hub):
+    """A number is drawn before its transaction commits: a lower one can appear after a higher one was sealed."""
+    if hub.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    slow = AuditEntry(Code.RECORD_READ, hub.clock(), "rest", detail={"which": "slow"})
+    quick = AuditEntry(Code.RECORD_READ, hub.clock(), "rest", detail={"which": "quick"})
+    async with hub.engine.connect() as connection:
+        from hub.store.write import write_audit
+
+        await write_audit(connection, [slow])
+        await write_down(hub.engine, [quick])
+        assert (await seal_all(hub.engine)).size == 1
+        await connection.commit()
+    assert (await seal_all(hub.engine)).size == 2
+    rows = await hub.rows(t.audit_entry)
+    assert [row["detail"]["which"] for row in rows] == ["quick", "slow"]
+    assert rows[0]["entry"] > rows[1]["entry"]
+
+
+async def test_a_key_is_replaced(hub, torbay, exeter):
+    """Both sign for a while; then the old one is retired. Who has all public keys can verify all of it."""
+    for signers in ([SIGNER], [NEW_SIGNER, SIGNER], [NEW_SIGNER]):
+        await exeter.send(b"something to write down")
+        await seal_all(hub.engine, signers=signers)
+        await exported(hub.engine)
+    await seal_all(hub.engine, signers=[NEW_SIGNER])
+    lines = await exported(hub.engine)
+    assert verified(lines, signers=[NEW_SIGNER, SIGNER]).intact
+    assert Kind.WRONG_KEY in {each.kind for each in verified(lines, signers=[SIGNER]).findings}
+    hub.signers = [NEW_SIGNER, SIGNER]
+
+
+async def test_each_entry_is_proved_alone(hub, torbay, exeter):
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine, most=5)
+    for row in await hub.rows(t.audit_entry):
+        proof = await exporting.prove(hub.engine, row["entry"])
+        report = verify_proof(proof, KEYS)
+        assert (report.intact, report.index) == (True, row["leaf_index"])
+        assert orjson.loads(report.entry)["code"] == row["code"]
+    assert not verify_proof(proof.replace("\nindex ", "\nindex 1"), KEYS).intact
+    with pytest.raises(exporting.NotSealedError):
+        await exporting.prove(hub.engine, 10_000)
+
+
+async def test_the_sealer_hands_out_checkpoints_and_the_last_one_when_it_ends(hub, torbay, exeter, tmp_path):
+    stop = asyncio.Event()
+    running = asyncio.create_task(a_sealer(hub, tmp_path).run(stop))
+    await two_patients(hub, torbay, exeter)
+    file = tmp_path / "checkpoints.txt"
+    await until(file.exists)
+    await exeter.send(b"the last thing that happens")
+    stop.set()
+    await running
+    assert await hub.rows(t.audit_pending) == []
+    newest = await exporting.newest_checkpoint(hub.engine)
+    assert file.read_text().endswith(f"{newest}\n")
+    assert verified(await exported(hub.engine), newest).intact
+
+
+async def test_a_second_sealer_waits_for_the_first_to_be_gone(hub, torbay, exeter, tmp_path):
+    await two_patients(hub, torbay, exeter)
+    now = hub.clock()
+    assert await hold_lease(hub.engine, LEASE, "the first", Clock().later(seconds=10), now)
+    second = a_sealer(hub, tmp_path)
+    assert await second.once() is None
+    hub.clock.later(seconds=11)
+    assert (await second.once()).entries > 0
+
+
+def a_sealer(hub, folder):
+    return Sealer(
+        hub.engine,
+        ORIGIN,
+        [SIGNER],
+        [to_file(folder / "checkpoints.txt")],
+        hub.clock,
+        hub.log,
+        holder=f"sealer {id(folder)}",
+        config=SealerConfig(poll_s=0.02, checkpoint_s=0.05),
+    )
+
+
+async def until(holds, patience_s=10):
+    async with asyncio.timeout(patience_s):
+        while not holds():  # noqa: ASYNC110 - what is waited for is in a database
+            await asyncio.sleep(0.02)
+
+
+async def whole_of(hub, table):
+    async with hub.engine.connect() as connection:
+        return [tuple(row) for row in await connection.execute(text(f"select * from {table} order by 1"))]
+
+
+@asynccontextmanager
+async def without_triggers(hub):
+    """A connection of somebody who may alter the tables and has taken the triggers away."""
+    engine = open_engine(hub.owner_url)
+    async with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            for table in SEALED:
+                await connection.execute(text(f"alter table {table} disable trigger user"))
+            yield connection
+            for table in SEALED:
+                await connection.execute(text(f"alter table {table} enable trigger user"))
+        else:
+            triggers = "select name, sql from sqlite_master where type = 'trigger'"
+            found = [tuple(row) for row in await connection.execute(text(triggers))]
+            for name, _ in found:
+                await connection.execute(text(f"drop trigger {name}"))
+            yield connection
+            for _, sql in found:
+                await connection.execute(text(sql))
+    await engine.dispose()
