@@ -4,7 +4,8 @@ import asyncio
 import getpass
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ from hub.store import book, outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log
-from hub.trusts import TrustsError, check_codes, check_trusts, load_clocks, load_profile
+from hub.trusts import Finding, TrustsError, book_beside, check_codes, check_trusts, load_clocks, load_profile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -410,36 +411,55 @@ def trust_check(
             "--sign-off", help="Write the expected files that are missing or differ. Read them, then commit."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: findings and coverage.")] = False,
 ) -> None:
-    """Prove the trusts' folders: profile, codes claimed once, worked examples. Exit 1 and say what is wrong, where, and who can mend it."""
+    """Prove the trusts' folders: profile, codes claimed once, maps, worked examples; and say which codes the examples hold.
+
+    Exit 1 and say what is wrong, where, and who can mend it.
+    """
     from hub.onboarding import examples
+    from hub.onboarding.coverage import coverage
+    from hub.onboarding.telling import sum_up_coverage, tell_coverage
 
     settings = settings_now()
-    findings = [
-        f for f in check_trusts(settings.schemas_dir) if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
-    ]
-    proved = 0
+    schemas = settings.schemas_dir
+    findings = _of_trust(check_trusts(schemas), ods)
     if not findings:
         trusts = wiring.directory(settings)
-        findings += [
-            f
-            for f in check_codes(settings.schemas_dir, trusts)
-            if ods is None or f"/{ods.upper()}/" in f"/{f.file}"
-        ]
+        findings = _of_trust(check_codes(schemas, trusts), ods)
+    shown = {}
     if not findings:
         rules = wiring.journey(settings, trusts)
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:
                 fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
-            for file in examples.sign_off(settings.schemas_dir, each, rules) if sign_off else ():
-                print(f"written: {file}")
-            findings += examples.check_examples(settings.schemas_dir, each, rules)
-            proved += len(list(examples.examples_of(settings.schemas_dir, each)))
-    for finding in findings:
-        print(finding)
+            for file in examples.sign_off(schemas, each, rules) if sign_off else ():
+                print(f"written: {file}", file=sys.stderr if as_json else sys.stdout)
+            findings += examples.check_examples(schemas, each, rules)
+            shown[each] = coverage(examples.explained(schemas, each, rules), rules.books[each], each)
+    if as_json:
+        told = {
+            "findings": [asdict(finding) for finding in findings],
+            "trusts": {each: found.as_json() for each, found in shown.items()},
+        }
+        print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+    else:
+        for finding in findings:
+            print(finding)
+        for each, found in shown.items() if not findings else ():
+            if ods:
+                Console(highlight=False).print(tell_coverage(each, found))
+            else:
+                print(sum_up_coverage(each, found))
     if findings:
         raise typer.Exit(1)
-    print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+    if not as_json:
+        proved = sum(found.examples for found in shown.values())
+        print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+
+
+def _of_trust(findings: Iterable[Finding], ods: str | None) -> list[Finding]:
+    return [each for each in findings if ods is None or f"/{ods.upper()}/" in f"/{each.file}"]
 
 
 @trust.command("new")
@@ -645,6 +665,7 @@ def explain(
 ) -> None:
     """Say what the hub would make of a message, and why, without storing anything. Shows what the message holds."""
     from hub.onboarding.examples import as_text, explain_file
+    from hub.onboarding.source_lines import text_of
     from hub.onboarding.telling import tell
 
     settings = settings_now()
@@ -660,7 +681,7 @@ def explain(
     if as_json:
         sys.stdout.buffer.write(as_text(explanation))
     else:
-        Console().print(tell(explanation, file.read_text(encoding="utf-8", errors="replace")))
+        Console().print(tell(explanation, text_of(file.read_bytes())))
 
 
 # ---------------------------------------------------------------- Ask
@@ -811,7 +832,14 @@ def transfers_expire(
 def replay(
     ods: Ods,
     since: Annotated[datetime, typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.")],
-    profile: Annotated[Path, typer.Option(help="The new profile.yaml to try.", exists=True, dir_okay=False)],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            help="The new profile.yaml to try, with the conceptmaps/ beside it if there are any.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
     values: Annotated[
         bool, typer.Option("--values", help="Also the values, which are patients' data; else paths only.")
     ] = False,
@@ -835,6 +863,7 @@ def replay(
     try:
         rules = wiring.journey(settings, wiring.directory(settings))
         new = load_profile(profile)
+        book = book_beside(settings.schemas_dir, profile)
     except TrustsError as error:
         fail(str(error))
     if ods.upper() not in rules.directory:
@@ -845,7 +874,7 @@ def replay(
     rows = [
         {"event_id": received.event_id, "path": each.path}
         | ({"before": each.before, "after": each.after} if values else {})
-        for received, differing in compare(messages, rules, with_profile(rules, new))
+        for received, differing in compare(messages, rules, with_profile(rules, new, book))
         for each in differing
     ]
     columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")

@@ -100,7 +100,7 @@ class HubSettings(BaseSettings):
     dispatch_batch_max: int = _of(200, "messages", "One Kafka transaction for one receiver.", ge=1, le=1000)
     dispatch_poll_s: float = _of(0.05, "seconds", "How soon a new row is seen when nothing is waiting.", gt=0)
     dispatch_gather_s: float = _of(
-        0.15,
+        0.25,
         "seconds",
         "Between two Kafka transactions for one receiver that are not full: each costs the broker the same, however few rows it has.",
         ge=0,

@@ -89,6 +89,18 @@ def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:
         raise TrustsError([Finding(str(error), "", "cannot be used", "the hub team")]) from error
 
 
+def book_beside(schemas_dir: Path, profile: Path) -> CodeBook | None:
+    """The code book with the maps that lie beside a profile (``conceptmaps/``); None if there are none. Raises TrustsError."""
+    own = _files(profile.parent, "conceptmaps")
+    if not own:
+        return None
+    try:
+        shared = compile_book(_files(schemas_dir, "codesystems"), _files(schemas_dir, "conceptmaps"))
+        return shared.with_maps(own)
+    except ValueError as error:
+        raise TrustsError([Finding(str(error), "", "cannot be used", "the trust")]) from error
+
+
 def check_codes(schemas_dir: Path, directory: Directory) -> list[Finding]:
     """What is wrong with the maps: shared ones, then each trust's. The profiles must be sound. Raises TrustsError."""
     book = compile_book(_files(schemas_dir, "codesystems"), ())

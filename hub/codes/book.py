@@ -3,11 +3,15 @@
 Pure: it is handed the files' text. A translation names the map and the line it came from, so that every output code can be explained.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
+
+ELEMENT = "https://transfer-hub.example/element/"
+"""Begins the source of a map of plain words: ``…/element/gender``, or of one type only, ``…/element/Encounter.status``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,22 @@ class CodeBook:
     def translations(self, system: str, code: str) -> tuple[Translation, ...]:
         """What a code may mean, the trust's own maps first; the caller takes the first whose system fits the element."""
         return self._maps.get((_folded(system), code), ())
+
+    def elements(self) -> Iterator[tuple[str, Translation]]:
+        """Every local code that a map has, with each of its translations."""
+        for (_, code), found in self._maps.items():
+            for each in found:
+                yield code, each
+
+    def words(self, type_name: str, element: str, word: str) -> tuple[Translation, ...]:
+        """What a local word means that stands where FHIR has a code, which has no system: by the type's element, then by any
+        type's element of that name; as it is written, then in capitals.
+        """
+        for source in (f"{ELEMENT}{type_name}.{element}", f"{ELEMENT}{element}"):
+            for spelt in (word, word.strip().upper()):
+                if found := self._maps.get((_folded(source), spelt)):
+                    return found
+        return ()
 
     def with_maps(self, files: Iterable[CodeFile]) -> "CodeBook":
         """The same book with a trust's own ConceptMaps before the shared ones. Raises ValueError as `compile_book` does."""
@@ -158,5 +178,6 @@ def _quoted(line: str, name: str) -> str:
     return parts[1] if found and len(parts) == 3 else ""
 
 
+@lru_cache(maxsize=1024)
 def _folded(system: str) -> str:
     return system.strip().rstrip("/").lower()

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.partitioner import DefaultPartitioner
 
 from hub.domain.delivery import (
     EVENT_HEADER,
@@ -34,6 +35,9 @@ from hub.domain.delivery import (
 
 _BATCH_BYTES = 131_072
 """Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
+_REQUEST_BYTES = 1_048_576
+"""The largest record that is handed over; Kafka's own limit where nobody has set another."""
+_PARTITIONER = DefaultPartitioner()
 _METADATA_S = 1.0
 """How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
 
@@ -120,11 +124,13 @@ class KafkaDestination:
                 for topic in dict.fromkeys(row.topic for row in rows):
                     await self._partitions(topic)
                 topic = None
+                batches = self._packed(rows)
                 if self._transactions:
                     await self._producer.begin_transaction()
-                futures = [await self._hand_over(row) for row in rows]
-                await asyncio.wait(futures)
-                self._raise_first(rows, futures)
+                for batch in batches:
+                    batch.done = await self._hand_over(batch)
+                await asyncio.wait([batch.done for batch in batches])
+                _raise_first(batches)
                 if self._transactions:
                     await self._producer.commit_transaction()
         except DeliveryError:
@@ -132,45 +138,39 @@ class KafkaDestination:
         except (KafkaError, OSError, TimeoutError, AssertionError) as error:
             # AssertionError: aiokafka's answer to a state that its background task has left meanwhile.
             _refuse(error, topic)
-        placed = [
-            Placed(row.seq, row.topic, future.result().partition, future.result().offset, row.event_id)
-            for row, future in zip(rows, futures, strict=True)
-        ]
-        if any(each.offset < 0 for each in placed):
+        if any(batch.done.result().offset < 0 for batch in batches):
             # The broker knew the batch already and does not say where it lies (DuplicateSequenceNumber).
             raise DeliveryError(judge("DuplicateSequenceNumber"))
-        return placed
+        place = {each.seq: each for batch in batches for each in batch.placed()}
+        return [place[row.seq] for row in rows]
 
-    async def _hand_over(self, row: Outgoing) -> asyncio.Future[Any]:
-        headers = {**row.headers, EVENT_HEADER: row.event_id, SEQ_HEADER: str(row.seq)}
+    def _packed(self, rows: Sequence[Outgoing]) -> list["_Batch"]:
+        """The rows as batches of one partition each, in order. Raises DeliveryError for one that is too large to send."""
+        packed: list[_Batch] = []
+        last: dict[tuple[str, int], _Batch] = {}
+        known = self._producer.client.cluster.partitions_for_topic
+        parts = {topic: sorted(known(topic)) for topic in {row.topic for row in rows}}
+        for row in rows:
+            if len(row.payload) > _REQUEST_BYTES:
+                raise DeliveryError(judge("MessageSizeTooLargeError", row.topic), (row.seq,))
+            key = row.key.encode()
+            part = _partition_of(key, parts[row.topic])
+            batch = last.get((row.topic, part))
+            if batch is None or not batch.takes(row, key):
+                batch = last[row.topic, part] = _Batch(row.topic, part, self._producer.create_batch())
+                packed.append(batch)
+                batch.takes(row, key)
+        return packed
+
+    async def _hand_over(self, batch: "_Batch") -> "asyncio.Future[Any]":
         try:
-            future: asyncio.Future[Any] = await self._producer.send(
-                row.topic,
-                value=row.payload,
-                key=row.key.encode(),
-                headers=[(name, str(value).encode()) for name, value in headers.items()],
+            done: asyncio.Future[Any] = await self._producer.send_batch(
+                batch.builder, batch.topic, partition=batch.partition
             )
         except KafkaError as error:
-            fault = judge(_name(error), row.topic)
-            raise DeliveryError(fault, (row.seq,) if fault.scope is Scope.RECORD else ()) from None
-        future.add_done_callback(_looked_at)
-        return future
-
-    def _raise_first(self, rows: Sequence[Outgoing], futures: Sequence["asyncio.Future[Any]"]) -> None:
-        """The most telling error of a batch: a fence before a topic before a record before what followed from it."""
-        faults = [
-            (row, judge(_name(error), row.topic))
-            for row, future in zip(rows, futures, strict=True)
-            if (error := future.exception()) is not None
-        ]
-        for scope in (Scope.OWNER, Scope.TOPIC, Scope.RECORD, Scope.RECEIVER):
-            found = [(row, fault) for row, fault in faults if fault.scope is scope]
-            if found:
-                topic = found[0][0].topic
-                suspects = (
-                    tuple(row.seq for row, _ in found if row.topic == topic) if scope is Scope.RECORD else ()
-                )
-                raise DeliveryError(found[0][1], suspects)
+            raise DeliveryError(judge(_name(error), batch.topic)) from None
+        done.add_done_callback(_looked_at)
+        return done
 
     async def _partitions(self, topic: str) -> set[int]:
         """The topic's partitions. Raises UnknownTopicOrPartitionError only if Kafka was asked and has it not."""
@@ -292,6 +292,55 @@ class KafkaDestination:
         for each in (task, waiter):
             if each is not None and each.done():
                 _looked_at(each)
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Records of one partition that Kafka takes as one, with one answer for all of them."""
+
+    topic: str
+    partition: int
+    builder: Any
+    rows: list[Outgoing] = field(default_factory=list)
+    done: Any = None
+
+    def takes(self, row: Outgoing, key: bytes) -> bool:
+        """Add the record, if there is room; the first always has."""
+        said = {**row.headers, EVENT_HEADER: row.event_id, SEQ_HEADER: str(row.seq)}
+        headers = [(name, str(value).encode()) for name, value in said.items()]
+        if self.builder.append(timestamp=None, key=key, value=row.payload, headers=headers) is None:
+            return False
+        self.rows.append(row)
+        return True
+
+    def placed(self) -> Iterable[Placed]:
+        """Where each record lies: one behind the other."""
+        first = self.done.result().offset
+        return (
+            Placed(row.seq, self.topic, self.partition, offset, row.event_id)
+            for offset, row in enumerate(self.rows, first)
+        )
+
+
+def _partition_of(key: bytes, partitions: Sequence[int]) -> int:
+    """Where a key belongs, as every Kafka client reckons; that takes Python long, and most topics have one partition."""
+    part: int = partitions[0] if len(partitions) == 1 else _PARTITIONER(key, partitions, ())
+    return part
+
+
+def _raise_first(batches: Sequence[_Batch]) -> None:
+    """The most telling error: a fence before a topic before a record before what followed from it."""
+    faults = [
+        (batch, judge(_name(error), batch.topic))
+        for batch in batches
+        if (error := batch.done.exception()) is not None
+    ]
+    for scope in (Scope.OWNER, Scope.TOPIC, Scope.RECORD, Scope.RECEIVER):
+        found = [(batch, fault) for batch, fault in faults if fault.scope is scope]
+        if found:
+            topic = found[0][0].topic
+            suspects = tuple(row.seq for batch, _ in found if batch.topic == topic for row in batch.rows)
+            raise DeliveryError(found[0][1], suspects if scope is Scope.RECORD else ())
 
 
 def _looked_at(future: "asyncio.Future[Any]") -> None:

@@ -7,15 +7,13 @@ references. An element that FHIR does not have is kept under its name, for the r
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 from hub.domain.rejection import Rejection, Why
 from hub.fhir.decimals import decimal
-from hub.fhir.elements import FhirVersion, elements, resource_types
-from hub.fhir.shape import Element, shape
+from hub.fhir.elements import Element, FhirVersion, elements, resource_types
 from hub.fhir.tree import Tree
 
 FHIR_NAMESPACE = "http://hl7.org/fhir"
@@ -24,7 +22,8 @@ _BETWEEN = "\t"
 """Between namespace and name as expat gives them; neither can hold it."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,3})?")
-_UNKNOWN = Element("", repeats=False, required=False, codes=(), aligned=False, primitive=False)
+_UNKNOWN = Element("", "")
+_EXTENSION = Element("extension", "Extension", repeats=True)
 
 
 @dataclass(slots=True)
@@ -42,33 +41,8 @@ class _Refused(Exception):  # noqa: N818 - it is an answer
         self.why, self.detail = why, detail
 
 
-class _Types:
-    """What a version of FHIR has in each place: its resource types, and the elements of a type."""
-
-    def __init__(self, version: FhirVersion) -> None:
-        self._version = version
-        self.resources = resource_types(version)
-
-    def elements(self, resource_type: str, type_name: str) -> Mapping[str, Element]:
-        """The elements of a type within reach of a resource type."""
-        if self._version is FhirVersion.R4:
-            return shape(resource_type, type_name)
-        return _stu3(type_name)
-
-
-@cache
-def _stu3(type_name: str) -> Mapping[str, Element]:
-    return {
-        name: Element(
-            each.type, each.is_list, required=False, codes=(), aligned=False, primitive=each.primitive
-        )
-        for name, each in elements(FhirVersion.STU3, type_name).items()
-    }
-
-
 def parse_xml(raw: bytes, depth_max: int, version: FhirVersion = FhirVersion.R4) -> Tree | Rejection:
     """The resource in ``raw``, in whatever encoding its XML declaration names; or why it cannot be read, and where."""
-    types = _Types(version)
     reader = _Reader(depth_max)
     parser = reader.parser
     try:
@@ -78,9 +52,9 @@ def parse_xml(raw: bytes, depth_max: int, version: FhirVersion = FhirVersion.R4)
     except (expat.ExpatError, ValueError, LookupError):
         return Rejection(Why.NOT_XML, at=_place(parser))
     root = reader.root
-    if root is None or root.name not in types.resources:
+    if root is None or root.name not in resource_types(version):
         return Rejection(Why.NOT_FHIR if root is None else Why.RESOURCE_TYPE_UNKNOWN, at="line 1")
-    return _resource(root, types)
+    return _resource(root, version)
 
 
 def _place(parser: Any) -> str:
@@ -157,37 +131,34 @@ class _Reader:
             raise _Refused(Why.NOT_FHIR, "FHIR has its values in attributes; there is text between elements.")
 
 
-def _resource(node: _Node, types: _Types) -> Tree:
+def _resource(node: _Node, version: FhirVersion) -> Tree:
     """A resource's element, whose name is its type. One of a type that FHIR does not have keeps only that name."""
     tree: Tree = {"resourceType": node.name}
-    if node.name in types.resources:
-        _fill(tree, node, types.elements(node.name, node.name), node.name, types)
+    if node.name in resource_types(version):
+        _fill(tree, node, node.name, version)
     return tree
 
 
-def _fill(
-    tree: Tree, node: _Node, elements: Mapping[str, Element], resource_type: str, types: _Types
-) -> None:
-    """Put a node's attributes and children under their JSON names."""
+def _fill(tree: Tree, node: _Node, type_name: str, version: FhirVersion) -> None:
+    """Put a node's attributes and children under their JSON names. ``type_name`` is "" for what FHIR does not have."""
+    known = elements(version, type_name) if type_name else {}
     for name, text in node.attributes.items():
         if _BETWEEN not in name:  # xsi:schemaLocation and its like say nothing of the patient
             tree[name] = text
     for name in dict.fromkeys(child.name for child in node.children):
         same = [child for child in node.children if child.name == name]
-        element = elements.get(name, _UNKNOWN)
+        element = known.get(name, _UNKNOWN)
         if element.primitive:
-            _primitive(tree, name, same, element, resource_type, types)
+            _primitive(tree, name, same, element, version)
             continue
-        values = [_value(child, element, resource_type, types) for child in same]
+        values = [_value(child, element, version) for child in same]
         # Where FHIR has one and several came, the list stays one: the structure check says so.
         tree[name] = values if element.repeats or len(values) > 1 else values[0]
 
 
-def _primitive(
-    tree: Tree, name: str, nodes: list[_Node], element: Element, resource_type: str, types: _Types
-) -> None:
+def _primitive(tree: Tree, name: str, nodes: list[_Node], element: Element, version: FhirVersion) -> None:
     values = [_typed(node, element) for node in nodes]
-    beside = [_beside(node, resource_type, types) for node in nodes]
+    beside = [_beside(node, version) for node in nodes]
     if not element.repeats and len(nodes) == 1:
         if values[0] is not None:
             tree[name] = values[0]
@@ -216,30 +187,24 @@ def _typed(node: _Node, element: Element) -> Any:
     return text
 
 
-def _beside(node: _Node, resource_type: str, types: _Types) -> Tree | None:
+def _beside(node: _Node, version: FhirVersion) -> Tree | None:
     """``_name``: a primitive's id and extensions."""
     found: Tree = {}
     if "id" in node.attributes:
         found["id"] = node.attributes["id"]
     extensions = [child for child in node.children if child.name == "extension"]
     if extensions:
-        found["extension"] = [
-            _value(each, Element("Extension", True, False, (), False, False), resource_type, types)
-            for each in extensions
-        ]
+        found["extension"] = [_value(each, _EXTENSION, version) for each in extensions]
     return found or None
 
 
-def _value(node: _Node, element: Element, resource_type: str, types: _Types) -> Any:
+def _value(node: _Node, element: Element, version: FhirVersion) -> Any:
     if node.xhtml is not None:
         return node.xhtml
     if element.type == "Resource":
-        return _resource(node.children[0], types) if len(node.children) == 1 else {}
-    tree: Tree = {}
-    if element.type:
-        _fill(tree, node, types.elements(resource_type, element.type), resource_type, types)
-    elif not node.children and set(node.attributes) == {"value"}:
+        return _resource(node.children[0], version) if len(node.children) == 1 else {}
+    if not element.type and not node.children and set(node.attributes) == {"value"}:
         return node.attributes["value"]
-    else:
-        _fill(tree, node, {}, resource_type, types)
+    tree: Tree = {}
+    _fill(tree, node, element.type, version)
     return tree

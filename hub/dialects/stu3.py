@@ -276,12 +276,12 @@ class _Turn:
 
     def _count(self, tree: Tree, name: str, was: Element, now: Element, place: str) -> None:
         value = tree[name]
-        if now.is_list and not was.is_list and not isinstance(value, list):
+        if now.repeats and not was.repeats and not isinstance(value, list):
             tree[name] = [value]
             if f"_{name}" in tree and not isinstance(tree[f"_{name}"], list):
                 tree[f"_{name}"] = [tree[f"_{name}"]]
             self._changed(place, "one", "a list of one", "stu3-list")
-        elif was.is_list and not now.is_list and isinstance(value, list) and value:
+        elif was.repeats and not now.repeats and isinstance(value, list) and value:
             tree[name] = value[0]
             self._changed(place, "a list", "its first", "stu3-single")
             self.unmapped += [

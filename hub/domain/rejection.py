@@ -1,8 +1,10 @@
 """Every "no" the hub can say: what is wrong, who can mend it, and what becomes of the message."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+
+from hub.domain.message import Change, Unmapped
 
 
 class Disposition(StrEnum):
@@ -206,6 +208,9 @@ class Rejection:
     """The hub's ids of whom or what could be meant, for the duty team's eyes: the sender may not be told who exists."""
     claimed: str = ""
     """Which organisation the message says it is from, where that is not who sent it: an ODS code."""
+    changes: tuple[Change, ...] = field(default=(), compare=False, repr=False)
+    unmapped: tuple[Unmapped, ...] = field(default=(), compare=False, repr=False)
+    """What had been done to the message by then. It holds the message's values: for `hub explain`, never stored or logged."""
 
     @property
     def ruling(self) -> Ruling:

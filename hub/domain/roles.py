@@ -29,7 +29,10 @@ MAY_DO: Mapping[Role, frozenset[Step]] = {
 """The steps each may take, of those that the lifecycle lets the trust take."""
 
 
+_ALL = frozenset(Step)
+
+
 def may_do(role: Role, steps: Iterable[Step]) -> bool:
     """Whether a message of this role's may take these steps. One that takes none, an update of a record, is for those who may do all."""
     taken = frozenset(steps)
-    return MAY_DO[role] == frozenset(Step) or (bool(taken) and taken <= MAY_DO[role])
+    return MAY_DO[role] == _ALL or (bool(taken) and taken <= MAY_DO[role])

@@ -415,9 +415,13 @@ def fold(facts: Iterable[Fact]) -> tuple[Move, ...]:
     return tuple(moves)
 
 
+_OPENING = frozenset({Step.REQUEST, Step.DRAFT})
+_ASKED = _OPENING | {Step.CONFIRM}
+
+
 def _in_order(facts: Iterable[Fact]) -> list[Fact]:
     ordered = sorted(facts, key=lambda fact: fact.order)
-    opening = next((fact for fact in ordered if fact.step in {Step.REQUEST, Step.DRAFT}), None)
+    opening = next((fact for fact in ordered if fact.step in _OPENING), None)
     if opening is not None:
         ordered.remove(opening)
         ordered.insert(0, opening)
@@ -491,7 +495,7 @@ class Transfer:
     @property
     def inferred(self) -> bool:
         """Nobody asked for it and nobody has confirmed it: it is what two records say together."""
-        return not any(fact.step in {Step.REQUEST, Step.DRAFT, Step.CONFIRM} for fact in self.facts)
+        return not any(fact.step in _ASKED for fact in self.facts)
 
     @property
     def is_open(self) -> bool:

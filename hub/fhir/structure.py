@@ -5,15 +5,13 @@ Schema and compiled by ``jsonschema_rs``, because the classes themselves take ab
 
  * Every resource is checked by the schema of its own type: the one given, and every resource inside it
    (``Bundle.entry.resource``, ``Bundle.entry.response.outcome``, ``Parameters.parameter.resource``, ``contained``).
- * Where R4B or its models differ from R4 4.0.1, R4 is what counts: the tables under "R4, where the models differ".
+ * The rules are R4's, not R4B's: see `hub.fhir.elements`.
  * An issue says where and what was expected. It never repeats what the message said, neither a value nor a name
    that FHIR does not know, because either may be patient data.
 
 What is not judged here: profiles, invariants (except dom-2), reference targets, terminology beyond required codes.
 """
 
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,8 +19,8 @@ from functools import cache
 from typing import Any
 
 import jsonschema_rs
-from fhir.resources.R4B import get_fhir_model_class
-from fhir_core.constraints import FHIR_PRIMITIVES_MAPS
+
+from hub.fhir.elements import PRIMITIVE_SIBLING, Element, FhirVersion, elements, is_of_r4, resource_types
 
 JsonSchema = dict[str, Any]
 
@@ -114,257 +112,90 @@ _EXPECTED: Mapping[str, str] = {
     "base64Binary": "base64 text that is not empty",
 }
 
-# ---------------------------------------------------------------------------------------------------------------
-# R4, where the models differ. Source of these tables: R4 4.0.1 (https://hl7.org/fhir/R4/fhir.schema.json and the
-# value sets it was made from), compared with fhir.resources 8.3.0 element by element.
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_R4_RESOURCE_TYPES = _names(
-    """
-    Account ActivityDefinition AdverseEvent AllergyIntolerance Appointment AppointmentResponse AuditEvent
-    Basic Binary BiologicallyDerivedProduct BodyStructure Bundle CapabilityStatement CarePlan CareTeam
-    CatalogEntry ChargeItem ChargeItemDefinition Claim ClaimResponse ClinicalImpression CodeSystem
-    Communication CommunicationRequest CompartmentDefinition Composition ConceptMap Condition Consent
-    Contract Coverage CoverageEligibilityRequest CoverageEligibilityResponse DetectedIssue Device
-    DeviceDefinition DeviceMetric DeviceRequest DeviceUseStatement DiagnosticReport DocumentManifest
-    DocumentReference EffectEvidenceSynthesis Encounter Endpoint EnrollmentRequest EnrollmentResponse
-    EpisodeOfCare EventDefinition Evidence EvidenceVariable ExampleScenario ExplanationOfBenefit
-    FamilyMemberHistory Flag Goal GraphDefinition Group GuidanceResponse HealthcareService ImagingStudy
-    Immunization ImmunizationEvaluation ImmunizationRecommendation ImplementationGuide InsurancePlan Invoice
-    Library Linkage List Location Measure MeasureReport Media Medication MedicationAdministration
-    MedicationDispense MedicationKnowledge MedicationRequest MedicationStatement MedicinalProduct
-    MedicinalProductAuthorization MedicinalProductContraindication MedicinalProductIndication
-    MedicinalProductIngredient MedicinalProductInteraction MedicinalProductManufactured
-    MedicinalProductPackaged MedicinalProductPharmaceutical MedicinalProductUndesirableEffect
-    MessageDefinition MessageHeader MolecularSequence NamingSystem NutritionOrder Observation
-    ObservationDefinition OperationDefinition OperationOutcome Organization OrganizationAffiliation
-    Parameters Patient PaymentNotice PaymentReconciliation Person PlanDefinition Practitioner
-    PractitionerRole Procedure Provenance Questionnaire QuestionnaireResponse RelatedPerson RequestGroup
-    ResearchDefinition ResearchElementDefinition ResearchStudy ResearchSubject RiskAssessment
-    RiskEvidenceSynthesis Schedule SearchParameter ServiceRequest Slot Specimen SpecimenDefinition
-    StructureDefinition StructureMap Subscription Substance SubstanceNucleicAcid SubstancePolymer
-    SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
-    SupplyDelivery SupplyRequest Task TerminologyCapabilities TestReport TestScript ValueSet
-    VerificationResult VisionPrescription
-    """
-)
-_NOT_CHECKABLE = _names(
-    # In R4 only: R4B dropped or replaced them, so there is no model to take the rules from.
-    """
-    EffectEvidenceSynthesis MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication
-    MedicinalProductIndication MedicinalProductIngredient MedicinalProductInteraction
-    MedicinalProductManufactured MedicinalProductPackaged MedicinalProductPharmaceutical
-    MedicinalProductUndesirableEffect RiskEvidenceSynthesis SubstanceNucleicAcid SubstancePolymer
-    SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification
-    """
-) | frozenset(
-    # In both, but rewritten in R4B (https://hl7.org/fhir/R4B/r4b-explanation.html): the model is not R4's.
-    ("Evidence", "EvidenceVariable")
-)
-
-_OBSERVATION_STATUS = (
-    "registered",
-    "preliminary",
-    "final",
-    "amended",
-    "corrected",
-    "cancelled",
-    "entered-in-error",
-    "unknown",
-)
-_COMPARATOR = ("<", "<=", ">=", ">")
-
-_CODES: Mapping[tuple[str, str], tuple[str, ...] | None] = {
-    # The models' list is cut short where FHIR's one-line summary of the element ends in "+".
-    # http://hl7.org/fhir/ValueSet/encounter-status|4.0.1, for both elements:
-    **dict.fromkeys(
-        [("Encounter", "status"), ("EncounterStatusHistory", "status")],
-        ("planned", "arrived", "triaged", "in-progress", "onleave", "finished", "cancelled", "entered-in-error", "unknown"),
-    ),
-    # http://hl7.org/fhir/ValueSet/task-status|4.0.1:
-    ("Task", "status"): (
-        "draft", "requested", "received", "accepted", "rejected", "ready", "cancelled", "in-progress",
-        "on-hold", "failed", "completed", "entered-in-error",
-    ),
-    # http://hl7.org/fhir/ValueSet/observation-status|4.0.1, for all three:
-    ("Observation", "status"): _OBSERVATION_STATUS,
-    ("DetectedIssue", "status"): _OBSERVATION_STATUS,
-    ("RiskAssessment", "status"): _OBSERVATION_STATUS,
-    # http://hl7.org/fhir/ValueSet/diagnostic-report-status|4.0.1:
-    ("DiagnosticReport", "status"): (
-        "registered", "partial", "preliminary", "final", "amended", "corrected", "appended", "cancelled",
-        "entered-in-error", "unknown",
-    ),
-    # http://hl7.org/fhir/ValueSet/udi-entry-type|4.0.1:
-    ("DeviceUdiCarrier", "entryType"): ("barcode", "rfid", "manual", "card", "self-reported", "unknown"),
-    # http://hl7.org/fhir/ValueSet/device-statement-status|4.0.1:
-    ("DeviceUseStatement", "status"): ("active", "completed", "entered-in-error", "intended", "stopped", "on-hold"),
-    # http://hl7.org/fhir/ValueSet/supplyrequest-status|4.0.1:
-    ("SupplyRequest", "status"): ("draft", "active", "suspended", "cancelled", "completed", "entered-in-error", "unknown"),
-    # http://hl7.org/fhir/ValueSet/item-type|4.0.1 ("question" is abstract):
-    ("QuestionnaireItem", "type"): (
-        "group", "display", "boolean", "decimal", "integer", "date", "dateTime", "time", "string", "text", "url",
-        "choice", "open-choice", "attachment", "reference", "quantity",
-    ),
-    # http://hl7.org/fhir/ValueSet/map-transform|4.0.1:
-    ("StructureMapGroupRuleTarget", "transform"): (
-        "create", "copy", "truncate", "escape", "cast", "append", "translate", "reference", "dateOp", "uuid",
-        "pointer", "evaluate", "cc", "c", "qty", "id", "cp",
-    ),
-    # Required in R4, but the models have no list at all.
-    **dict.fromkeys([(quantity, "comparator") for quantity in ("Quantity", "Age", "Count", "Distance", "Duration")], _COMPARATOR),
-    ("AuditEvent", "action"): ("C", "R", "U", "D", "E"),
-    ("AuditEvent", "outcome"): ("0", "4", "8", "12"),
-    ("AuditEventAgentNetwork", "type"): ("1", "2", "3", "4", "5"),
-    # http://hl7.org/fhir/ValueSet/issue-type|4.0.1:
-    ("OperationOutcomeIssue", "code"): (
-        "invalid", "structure", "required", "value", "invariant", "security", "login", "unknown", "expired",
-        "forbidden", "suppressed", "processing", "not-supported", "duplicate", "multiple-matches", "not-found",
-        "deleted", "too-long", "code-invalid", "extension", "too-costly", "business-rule", "conflict",
-        "transient", "lock-error", "no-store", "exception", "timeout", "incomplete", "throttled", "informational",
-    ),
-    # http://hl7.org/fhir/ValueSet/event-timing|4.0.1:
-    ("TimingRepeat", "when"): (
-        "MORN", "MORN.early", "MORN.late", "NOON", "AFT", "AFT.early", "AFT.late", "EVE", "EVE.early", "EVE.late",
-        "NIGHT", "PHS", "HS", "WAKE", "C", "CM", "CD", "CV", "AC", "ACM", "ACD", "ACV", "PC", "PCM", "PCD", "PCV",
-    ),
-    # Not closed lists in R4: the first is extensible, the second is any MIME type.
-    ("Expression", "language"): None,
-    ("CapabilityStatement", "format"): None,
-}  # fmt: skip
-
-# Data types that came with R4B, so a value[x] of them is no R4 (https://hl7.org/fhir/R4B/r4b-explanation.html).
-_R4B_DATA_TYPES = frozenset(("CodeableReference", "RatioRange"))
-# R4B lets these be a canonical as well.
-_R4B_CHOICES = frozenset(("subjectCanonical",))
-
 # Generated from the models (test_structure.py holds it to them): reading it from the models would import all
 # 140 of them, two seconds and 80 MB, for a constant.
-TIME_PROPERTIES: frozenset[str] = _names(
-    """
-    abatementDateTime answerDateTime authored authoredOn collectedDateTime created createdDateTime creation
-    date dateAsserted dateTime dateWritten deceasedDateTime defaultValueDateTime defaultValueInstant
-    detected effectiveDateTime effectiveInstant effectiveTime end enteredDate event expirationDate expiry
-    fixedDateTime fixedInstant identifiedDateTime ifModifiedSince issued lastModified lastOccurrence
-    lastPerformed lastUpdated manufactureDate maxValueDateTime maxValueInstant minValueDateTime
-    minValueInstant occurredDateTime occurrenceDateTime onset onsetDateTime participantEffectiveDateTime
-    patternDateTime patternInstant paymentDate performedDateTime presentationDate publicationDate received
-    receivedTime recorded recordedDate recordedOn releaseDate sent start started statusDate
-    studyEffectiveDateTime time timeDateTime timestamp timingDateTime validTo validationDate value
-    valueDateTime valueInstant verificationDate when whenHandedOver whenPrepared
-    """
+TIME_PROPERTIES: frozenset[str] = frozenset(
+    [
+        "abatementDateTime",
+        "answerDateTime",
+        "authored",
+        "authoredOn",
+        "collectedDateTime",
+        "created",
+        "createdDateTime",
+        "creation",
+        "date",
+        "dateAsserted",
+        "dateTime",
+        "dateWritten",
+        "deceasedDateTime",
+        "defaultValueDateTime",
+        "defaultValueInstant",
+        "detected",
+        "effectiveDateTime",
+        "effectiveInstant",
+        "effectiveTime",
+        "end",
+        "enteredDate",
+        "event",
+        "expirationDate",
+        "expiry",
+        "fixedDateTime",
+        "fixedInstant",
+        "identifiedDateTime",
+        "ifModifiedSince",
+        "issued",
+        "lastModified",
+        "lastOccurrence",
+        "lastPerformed",
+        "lastUpdated",
+        "manufactureDate",
+        "maxValueDateTime",
+        "maxValueInstant",
+        "minValueDateTime",
+        "minValueInstant",
+        "occurredDateTime",
+        "occurrenceDateTime",
+        "onset",
+        "onsetDateTime",
+        "participantEffectiveDateTime",
+        "patternDateTime",
+        "patternInstant",
+        "paymentDate",
+        "performedDateTime",
+        "presentationDate",
+        "publicationDate",
+        "received",
+        "receivedTime",
+        "recorded",
+        "recordedDate",
+        "recordedOn",
+        "releaseDate",
+        "sent",
+        "start",
+        "started",
+        "statusDate",
+        "studyEffectiveDateTime",
+        "time",
+        "timeDateTime",
+        "timestamp",
+        "timingDateTime",
+        "validTo",
+        "validationDate",
+        "value",
+        "valueDateTime",
+        "valueInstant",
+        "verificationDate",
+        "when",
+        "whenHandedOver",
+        "whenPrepared",
+    ]
 )
 """Names of JSON properties whose type is dateTime or instant somewhere in R4.
 
 A name can be something else elsewhere: ``value`` is a dateTime in one place only
 (ImmunizationRecommendation.recommendation.dateCriterion), and text in an Identifier.
 """
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Walking the models
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Element:
-    """One element of a FHIR type, as a model class declares it."""
-
-    name: str
-    type: str
-    """Name of a primitive, or of a model class."""
-    model: Any
-    """The model class; None for a primitive."""
-    repeats: bool
-    required: bool
-    codes: tuple[str, ...] | None
-    choice: str | None
-    """``value`` for what FHIR writes ``value[x]``."""
-    choice_required: bool
-
-
-def _element_type(annotation: Any) -> tuple[Any, bool]:
-    """The type inside ``List[X] | None``, and whether there was a list. Source: the models' annotations."""
-    repeats = False
-    while True:
-        origin = typing.get_origin(annotation)
-        if origin in (typing.Union, types.UnionType):
-            annotation = next(arg for arg in typing.get_args(annotation) if arg is not types.NoneType)
-        elif origin is list:
-            annotation, repeats = typing.get_args(annotation)[0], True
-        else:
-            return annotation, repeats
-
-
-def _codes(type_name: str, name: str, extra: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The required codes of an element, or None when any code will do."""
-    if (type_name, name) in _CODES:
-        return _CODES[type_name, name]
-    codes = tuple(extra.get("enum_values", ()))
-    if "+" in codes:
-        raise LookupError(f"{type_name}.{name}: the models' list of codes is cut short, _CODES has to say it")
-    return codes or None
-
-
-def _element(type_name: str, field_name: str, field: Any) -> _Element:
-    """One field of a model class, read. Raises when it is of a shape this module does not know."""
-    name, extra = field.alias or field_name, field.json_schema_extra or {}
-    declared, repeats = _element_type(field.annotation)
-    primitive = FHIR_PRIMITIVES_MAPS.get(declared)
-    if primitive is None and not hasattr(declared, "get_model_klass"):
-        raise TypeError(f"{type_name}.{name} has a type that is not known here")
-    model: Any = None if primitive else declared.get_model_klass()
-    choice = extra.get("one_of_many")
-    return _Element(
-        name=name,
-        type=primitive or model.__name__,
-        model=model,
-        repeats=repeats,
-        required=field.is_required() or bool(extra.get("element_required")),
-        codes=_codes(type_name, name, extra),
-        choice=choice,
-        choice_required=bool(choice and extra.get("one_of_many_required")),
-    )
-
-
-def _elements(model: Any) -> list[_Element]:
-    """The elements R4 gives a type, without the ``_name`` siblings of primitives."""
-    elements = [
-        _element(model.__name__, field_name, field)
-        for field_name, field in model.model_fields.items()
-        # fhir_comments is DSTU2's; R4 has no comments in JSON.
-        if field_name != "fhir_comments" and not field_name.endswith("__ext")
-    ]
-    choices = {e.choice for e in elements if e.choice and e.type in _R4B_DATA_TYPES}
-    elements = [
-        e for e in elements if not (e.choice and e.type in _R4B_DATA_TYPES) and e.name not in _R4B_CHOICES
-    ]
-    for choice in sorted(choices):
-        # A choice that takes every type. R4's list has Meta in it (datatypes.html#open); the models forgot it.
-        every = next(e for e in elements if e.choice == choice)
-        if not any(e.name == f"{choice}Meta" for e in elements):
-            meta = get_fhir_model_class("Meta")
-            elements.append(
-                _Element(f"{choice}Meta", "Meta", meta, repeats=False, required=False, codes=None,
-                         choice=choice, choice_required=every.choice_required)
-            )  # fmt: skip
-    return elements
-
-
-def _has_sibling(model: Any, element: _Element) -> bool:
-    """Whether ``_name`` may stand beside ``name``.
-
-    Every primitive may have one, except those that are plain strings and no FHIR primitives: ids and
-    Extension.url (https://hl7.org/fhir/R4/extensibility.html). The models leave it out in Extension.value[x].
-    """
-    if element.model is not None or element.name == "id":
-        return False
-    return (model.__name__, element.name) != ("Extension", "url")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -385,7 +216,7 @@ def _repeated(schema: JsonSchema) -> JsonSchema:
     return {"type": "array", "minItems": 1, "items": schema}
 
 
-def _value_schema(element: _Element) -> JsonSchema:
+def _value_schema(element: Element) -> JsonSchema:
     """What one value of this element must look like."""
     if element.codes:
         return {"enum": list(element.codes)}
@@ -394,22 +225,20 @@ def _value_schema(element: _Element) -> JsonSchema:
     return _ref(element.type)
 
 
-def _property_schemas(model: Any, element: _Element) -> dict[str, JsonSchema]:
+def _property_schemas(element: Element) -> dict[str, JsonSchema]:
     """The JSON properties of one element: ``name`` and, for a primitive, ``_name``."""
     value = _value_schema(element)
-    if not _has_sibling(model, element):
+    if not element.sibling:
         return {element.name: _repeated(value) if element.repeats else value}
-    sibling = _ref("FHIRPrimitiveExtension")
+    sibling = _ref(PRIMITIVE_SIBLING)
     if element.repeats:
         # null fills the gaps between the two lists: https://hl7.org/fhir/R4/json.html#primitive
         return {element.name: _repeated(_nullable(value)), f"_{element.name}": _repeated(_nullable(sibling))}
     return {element.name: value, f"_{element.name}": sibling}
 
 
-def _presence_rule(model: Any, element: _Element) -> JsonSchema:
+def _presence_rule(element: Element) -> JsonSchema:
     """A required primitive: itself, or its sibling with an extension that says why it is not there."""
-    if not _has_sibling(model, element):
-        return {"required": [element.name]}
     sibling = f"_{element.name}"
     explained: JsonSchema = {"required": [sibling]}
     if not element.repeats:
@@ -417,7 +246,7 @@ def _presence_rule(model: Any, element: _Element) -> JsonSchema:
     return {"anyOf": [{"required": [element.name]}, explained]}
 
 
-def _null_rules(element: _Element) -> list[JsonSchema]:
+def _null_rules(element: Element) -> list[JsonSchema]:
     """In a list of primitives null is allowed only where the sibling list has something."""
     name, sibling = element.name, f"_{element.name}"
     no_nulls = {"properties": {name: {"items": {"not": {"type": "null"}}}}}
@@ -426,42 +255,45 @@ def _null_rules(element: _Element) -> list[JsonSchema]:
     ]
 
 
-def _choice_rules(model: Any, choice: str, elements: list[_Element]) -> list[JsonSchema]:
+def _choice_rules(type_name: str, choice: str, of_choice: list[Element]) -> list[JsonSchema]:
     """At most one type of ``value[x]``, exactly one if it is required. https://hl7.org/fhir/R4/formats.html#choice"""
     names = {
         name: element.name
-        for element in elements
-        for name in ([element.name, f"_{element.name}"] if _has_sibling(model, element) else [element.name])
+        for element in of_choice
+        for name in ([element.name, f"_{element.name}"] if element.sibling else [element.name])
     }
     rules: list[JsonSchema] = []
-    if elements[0].choice_required:
+    if of_choice[0].choice_required:
         rules.append({"$comment": f"{choice}[x]", "anyOf": [{"required": [name]} for name in names]})
     at_most_one: JsonSchema = {"oneChoice": [choice, names]}
     # Nearly every extension is a url and one more property; then there cannot be two values.
     rules.append(
-        {"if": {"maxProperties": 2}, "else": at_most_one} if model.__name__ == "Extension" else at_most_one
+        {"if": {"maxProperties": 2}, "else": at_most_one} if type_name == "Extension" else at_most_one
     )
     return rules
 
 
-def _type_schema(model: Any) -> JsonSchema:
+def _elements(type_name: str) -> Mapping[str, Element]:
+    return elements(FhirVersion.R4, type_name)
+
+
+def _type_schema(type_name: str) -> JsonSchema:
     """The JSON Schema of one FHIR type, with references to the types of its elements."""
-    elements = _elements(model)
     properties: dict[str, JsonSchema] = {}
-    required = [e.name for e in elements if e.required and not _has_sibling(model, e)]
-    rules = [_presence_rule(model, e) for e in elements if e.required and _has_sibling(model, e)]
-    if model.has_resource_base():
-        properties["resourceType"] = {"const": model.__name__}
+    required = [e.name for e in _elements(type_name).values() if e.required and not e.sibling]
+    rules = [_presence_rule(e) for e in _elements(type_name).values() if e.required and e.sibling]
+    if type_name in resource_types():
+        properties["resourceType"] = {"const": type_name}
         required.append("resourceType")
-    choices: dict[str, list[_Element]] = {}
-    for element in elements:
-        properties |= _property_schemas(model, element)
+    choices: dict[str, list[Element]] = {}
+    for element in _elements(type_name).values():
+        properties |= _property_schemas(element)
         if element.choice:
             choices.setdefault(element.choice, []).append(element)
-        if element.repeats and _has_sibling(model, element):
+        if element.aligned:
             rules += _null_rules(element)
     for choice, of_choice in choices.items():
-        rules += _choice_rules(model, choice, of_choice)
+        rules += _choice_rules(type_name, choice, of_choice)
     schema: JsonSchema = {
         "type": "object",
         "minProperties": 1,
@@ -476,22 +308,21 @@ def _type_schema(model: Any) -> JsonSchema:
 
 
 @cache
-def _type_schema_and_parts(model: Any) -> tuple[JsonSchema, tuple[tuple[str, Any], ...]]:
-    """A type's schema and the (name, model) of every type it refers to. Cached: data types are shared by all."""
-    parts = {e.type: e.model for e in _elements(model) if e.model is not None and e.type != "Resource"}
-    parts["FHIRPrimitiveExtension"] = get_fhir_model_class("FHIRPrimitiveExtension")
-    return _type_schema(model), tuple(parts.items())
+def _type_schema_and_parts(type_name: str) -> tuple[JsonSchema, tuple[str, ...]]:
+    """A type's schema and every type it refers to. Cached: data types are shared by all."""
+    parts = {e.type: None for e in _elements(type_name).values() if not e.primitive and e.type != "Resource"}
+    return _type_schema(type_name), (*parts, PRIMITIVE_SIBLING)
 
 
 @cache
 def _schema(resource_type: str) -> JsonSchema:
     """One self-contained JSON Schema for a resource type, with a definition for every type within reach."""
     definitions: dict[str, JsonSchema] = dict(_PRIMITIVES)
-    waiting: list[tuple[str, Any]] = [(resource_type, get_fhir_model_class(resource_type))]
+    waiting = [resource_type]
     while waiting:
-        type_name, model = waiting.pop()
+        type_name = waiting.pop()
         if type_name not in definitions:
-            definitions[type_name], parts = _type_schema_and_parts(model)
+            definitions[type_name], parts = _type_schema_and_parts(type_name)
             waiting += parts
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -560,11 +391,6 @@ def _validator(resource_type: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def resource_types() -> frozenset[str]:
-    """The R4 resource types that can be checked. A few of R4's cannot: see ``_NOT_CHECKABLE``."""
-    return _R4_RESOURCE_TYPES - _NOT_CHECKABLE
-
-
 _CHECKABLE = resource_types()
 
 
@@ -611,7 +437,7 @@ def _unknown_type(path: str, resource: Mapping[str, Any]) -> StructureIssue:
     if not isinstance(resource_type, str):
         expected = f"expected the name of a resource type, found {_found(resource_type)}"
         return StructureIssue(f"{path}.resourceType", "structure", expected)
-    if resource_type in _NOT_CHECKABLE:  # a name out of our own list, so it can be repeated
+    if is_of_r4(resource_type):  # a name out of our own list, so it can be repeated
         why = f"{resource_type} is a resource type of R4 that this hub cannot check"
     else:
         why = "not the name of a resource type of FHIR R4"

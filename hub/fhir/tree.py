@@ -19,11 +19,15 @@ VALUE_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One resource and the URL that references in the same Bundle use for it."""
+    """One resource and the URL that references in the same Bundle use for it.
+
+    ``included``: it came along with what a search was for (FHIR R4, Bundle.entry.search.mode include).
+    """
 
     full_url: str
     resource: Tree
     path: str
+    included: bool = False
 
 
 class Resources:

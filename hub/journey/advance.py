@@ -40,6 +40,9 @@ REASONS = frozenset({"RRNA", "OTH", "FC", "22", "23", "24", "27", "40", "42", "9
 is not on the list might be a name: it stays in the message."""
 
 _NEEDS_REASON = frozenset({Step.REJECT, Step.FAIL})
+_NOT_ACCEPTED = frozenset(
+    {State.DRAFT, State.REQUESTED, State.RECEIVED, State.INFO_REQUESTED, State.REJECTED, State.CANCELLED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +81,7 @@ class Taken:
 
     @property
     def moved_without_acceptance(self) -> bool:
-        early = {
-            State.DRAFT,
-            State.REQUESTED,
-            State.RECEIVED,
-            State.INFO_REQUESTED,
-            State.REJECTED,
-            State.CANCELLED,
-        }
-        return self.fact.step is Step.DEPART and self.move.before in early
+        return self.fact.step is Step.DEPART and self.move.before in _NOT_ACCEPTED
 
     @property
     def corrects(self) -> bool:

@@ -8,18 +8,22 @@ Rules (`Change.rule`):
  * ``time-to-utc``          an instant with an offset is said in UTC; its fraction is kept as it was
  * ``full-url``             every entry has a ``urn:uuid:`` URL of its own, whatever server it came from
  * ``reference``            a reference to a resource of the same Bundle is that resource's URL
+ * ``reference-question``   a search in place of a reference, for what is not in the Bundle, is the identifier it searches by
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
 
 from hub.domain.ids import parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system, practitioner_system
-from hub.fhir.tree import Tree
+from hub.fhir.tree import Tree, identifiers
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, str | int]
+"""Where a value stands: (where its holder stands, the step from there). Most paths are never said, so none is spelt out before."""
 
 _TIMES = TIME_PROPERTIES - {"value"}
 """`value` is an instant in one place of FHIR and plain text in Identifier."""
@@ -32,13 +36,14 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
     """
     changes: list[Change] = []
     references: list[tuple[Tree, Path]] = []
-    _walk(tree, (tree["resourceType"],), changes, references)
-    if tree["resourceType"] == "Bundle":
-        urls = _full_urls(tree, url_of, changes)
-        for node, path in references:
-            target = urls.get(node["reference"])
-            if target is not None:
-                _set(node, "reference", target, "reference", path, changes)
+    _walk(tree, (None, tree["resourceType"]), changes, references)
+    urls = _full_urls(tree, url_of, changes) if tree["resourceType"] == "Bundle" else {}
+    for node, path in references:
+        target = urls.get(node["reference"])
+        if target is None:
+            _refer_otherwise(node, path, tree, urls, changes)
+        else:
+            _set(node, "reference", target, "reference", path, changes)
     return tuple(changes)
 
 
@@ -55,9 +60,60 @@ def _full_urls(bundle: Tree, url_of: Callable[[int], str], changes: list[Change]
             if given is not None:
                 changes.append(Change(f"Bundle.entry[{index}].fullUrl", given, entry["fullUrl"], "full-url"))
                 urls[given] = entry["fullUrl"]
+                # A relative reference is meant from the server that the entries come from.
+                urls.setdefault("/".join(given.rsplit("/", 2)[-2:]), entry["fullUrl"])
         if "id" in resource:
             urls.setdefault(f"{resource['resourceType']}/{resource['id']}", entry["fullUrl"])
     return urls
+
+
+def _refer_otherwise(
+    node: Tree, path: Path, bundle: Tree, urls: Mapping[str, str], changes: list[Change]
+) -> None:
+    """A reference by version, or a question, leads to the entry that it means; else a question becomes the number it asks for.
+
+    A question (``Patient?identifier=…``) is how a transaction refers to what its writer knows by number only (FHIR R4, http#trules).
+    """
+    said = node["reference"]
+    target = urls.get(said.partition("/_history/")[0])
+    question = None if target else _question(said)
+    if question is not None:
+        target = _answer(*question, bundle)
+    if target is not None:
+        _set(node, "reference", target, "reference", path, changes)
+    elif question is not None and question[1] and "identifier" not in node:
+        node["identifier"] = {"system": question[1], "value": question[2]}
+        del node["reference"]
+        changes.append(Change(_said((path, "reference")), said, None, "reference-question"))
+
+
+def _question(reference: str) -> tuple[str, str, str] | None:
+    """Resource type, system ("" if it is not said) and value of what is asked for by one identifier."""
+    resource_type, asked, token = reference.partition("?identifier=")
+    if not asked or "&" in token:
+        return None
+    system, _, value = unquote(token).rpartition("|")
+    system = canonical_system(system)
+    return (resource_type.rpartition("/")[2], system, _plain_value(system, value)) if value else None
+
+
+def _answer(resource_type: str, system: str, value: str, bundle: Tree) -> str | None:
+    """The URL of the only entry with that identifier."""
+    found = [
+        entry["fullUrl"]
+        for entry in bundle.get("entry", ())
+        if (entry.get("resource") or {}).get("resourceType") == resource_type
+        and any(
+            each.value == value and system in {"", each.system} for each in identifiers(entry["resource"])
+        )
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _plain_value(system: str, value: str) -> str:
+    if system == NHS_NUMBER:
+        return parse_nhs_number(value).digits or value
+    return (parse_ods(value) or value) if system in ODS_SYSTEMS else value
 
 
 def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[Tree, Path]]) -> None:
@@ -69,15 +125,17 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
             elif name == "reference":
                 references.append((node, path))
         elif kind is dict:
+            within = (path, name)
             if name == "identifier":
-                _identifier(value, (*path, name), changes)
-            _walk(value, (*path, name), changes, references)
+                _identifier(value, within, changes)
+            _walk(value, within, changes, references)
         elif kind is list:
+            within = (path, name)
             for index, child in enumerate(value):
                 if type(child) is dict:
                     if name == "identifier":
-                        _identifier(child, (*path, name, index), changes)
-                    _walk(child, (*path, name, index), changes, references)
+                        _identifier(child, (within, index), changes)
+                    _walk(child, (within, index), changes, references)
 
 
 def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
@@ -88,9 +146,9 @@ def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     if not isinstance(value, str):
         return
     if system == NHS_NUMBER:
-        _set(identifier, "value", parse_nhs_number(value).digits or value, "nhs-number-spaces", path, changes)
+        _set(identifier, "value", _plain_value(system, value), "nhs-number-spaces", path, changes)
     elif system in ODS_SYSTEMS:
-        _set(identifier, "value", parse_ods(value) or value, "ods-case", path, changes)
+        _set(identifier, "value", _plain_value(system, value), "ods-case", path, changes)
     elif isinstance(system, str):
         shaped = practitioner_system(system, value)
         _set(identifier, "system", shaped, "practitioner-shape", path, changes)
@@ -100,12 +158,16 @@ def _set(node: Tree, name: str, after: str, rule: str, path: Path, changes: list
     before = node[name]
     if after != before:
         node[name] = after
-        changes.append(Change(_said((*path, name)), before, after, rule))
+        changes.append(Change(_said((path, name)), before, after, rule))
 
 
-def _said(path: Path) -> str:
-    """``("Bundle", "entry", 0, "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)[1:]
+def _said(path: Path | None) -> str:
+    """``((((None, "Bundle"), "entry"), 0), "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
+    steps: list[str] = []
+    while path is not None:
+        path, step = path
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return "".join(reversed(steps))[1:]
 
 
 def to_utc(text: str) -> str:
@@ -117,7 +179,7 @@ def to_utc(text: str) -> str:
         moment = datetime.fromisoformat(head + offset).astimezone(UTC)
     except (ValueError, OverflowError):
         return text
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z" if moment.year >= 1000 else text
+    return f"{moment.isoformat()[:19]}{fraction}Z" if moment.year >= 1000 else text
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ Rules (`Change.rule`):
  * ``code-mapped``        a ConceptMap knows the code: the national coding stands first, the local one behind it
  * ``code-mapped-loosely`` the same, where the map says that the meanings are not equal
  * ``code-order``         a national coding that stood behind a local one stands first
+ * ``priority-derived``   a request that has an ambulance category and no priority gets the one that the map gives the category
  * ``extension-place``    UK Core has this extension on the hospitalization, not on the Encounter
  * ``extension-url``      an extension of a retired family under its UK Core URL
  * ``profile-claim``      what the sender says its resource conforms to is a hint of its own, and is not passed on
@@ -27,6 +28,8 @@ class _Kind:
 
     england: tuple[str, ...]
     wales: tuple[str, ...] = ()
+    open: bool = False
+    """Other kinds of code stand in the same place, so one that no map knows is no doubt."""
 
     def systems(self, nation: str) -> tuple[str, ...]:
         return (*self.wales, *self.england) if nation == "wales" else (*self.england, *self.wales)
@@ -42,6 +45,8 @@ DISCHARGE_DESTINATION = _national(
     "DischargeDestination", "https://transfer-hub.example/CodeSystem/discharge-destination-current"
 )
 SPECIALTY = _Kind((f"{_UK}PracticeSettingCode",))
+TRANSPORT_PRIORITY = _Kind(("https://fhir.nhs.uk/CodeSystem/arp-priority-codes",), open=True)
+REQUEST_PRIORITY = _Kind(("http://hl7.org/fhir/request-priority",))
 VERIFICATION = _Kind((f"{_UK}NHSNumberVerificationStatusEngland",))
 
 ELEMENTS: dict[str, tuple[tuple[tuple[str, ...], _Kind], ...]] = {
@@ -51,7 +56,11 @@ ELEMENTS: dict[str, tuple[tuple[tuple[str, ...], _Kind], ...]] = {
         (("hospitalization", "admitSource"), SOURCE_OF_ADMISSION),
         (("hospitalization", "dischargeDisposition"), DISCHARGE_DESTINATION),
     ),
-    "ServiceRequest": ((("performerType",), SPECIALTY),),
+    "ServiceRequest": (
+        (("performerType",), SPECIALTY),
+        (("category",), TRANSPORT_PRIORITY),
+        (("orderDetail",), TRANSPORT_PRIORITY),
+    ),
     "PractitionerRole": ((("specialty",), SPECIALTY),),
 }
 """Which element of which resource holds which kind of code."""
@@ -61,8 +70,17 @@ EXTENSIONS: dict[str, _Kind] = {
     "DischargeMethod": _national("DischargeMethod"),
     "NHSNumberVerificationStatus": VERIFICATION,
     "LegalStatusClassification": _national("LegalStatusClassification"),
+    "LegalStatusContext": _Kind((f"{_UK}LegalStatusContext",)),
 }
 """Extensions with one code, by the family name in their URL, whatever host, version or project it stands under."""
+
+_NESTED = {
+    "LegalStatus": {
+        "LegalStatusClassification": "legalStatusClassification",
+        "LegalStatusContext": "legalStatusContext",
+    }
+}
+"""Extensions made of others, by family: what stands within, and its URL there (UK Core, Extension-UKCore-LegalStatus)."""
 
 _ON_HOSPITALIZATION = frozenset({"AdmissionMethod", "DischargeMethod"})
 
@@ -84,13 +102,17 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
         done.profile_claim(resource, path)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
-            for where, value in _at(resource, steps, path):
-                done.element(value, kind, where)
+            if steps[0] in resource:
+                for where, value in _at(resource, steps, path):
+                    done.element(value, kind, where)
+        if resource_type == "ServiceRequest" and "priority" not in resource:
+            done.derived_priority(resource, path)
         if resource_type == "Encounter" and "extension" in resource:
             done.to_hospitalization(resource, path)
         for steps in _WHERE_EXTENSIONS.get(resource_type, ()):
-            for where, extension in _at(resource, steps, path):
-                done.extension(extension, where)
+            if steps[0] in resource:
+                for where, extension in _at(resource, steps, path):
+                    done.extension(extension, where)
     return tuple(done.changes), tuple(done.flags)
 
 
@@ -150,14 +172,41 @@ class _Done:
 
     def extension(self, extension: Tree, path: str) -> None:
         family = _family(extension.get("url", ""))
-        concept = extension.get("valueCodeableConcept")
-        if family is None or concept is None:
-            return
-        url = f"{_STRUCTURE}{family}"
-        if family != "LegalStatusClassification" and extension["url"] != url:
+        if family in _NESTED:
+            self.url(extension, f"{_STRUCTURE}{family}", path)
+            for index, part in enumerate(extension.get("extension", ())):
+                where = f"{path}.extension[{index}]"
+                kind = _family(part.get("url", ""))
+                if kind in _NESTED[family]:
+                    self.url(part, _NESTED[family][kind], where)
+                    self.concept_of(part, EXTENSIONS[kind], where)
+        elif family is not None and "valueCodeableConcept" in extension:
+            # UK Core has no LegalStatusClassification by itself, so there is no URL to give it.
+            if family not in _NESTED["LegalStatus"]:
+                self.url(extension, f"{_STRUCTURE}{family}", path)
+            self.concept_of(extension, EXTENSIONS[family], path)
+
+    def concept_of(self, extension: Tree, kind: _Kind, path: str) -> None:
+        if "valueCodeableConcept" in extension:
+            self.element(extension["valueCodeableConcept"], kind, f"{path}.valueCodeableConcept")
+
+    def url(self, extension: Tree, url: str, path: str) -> None:
+        if extension["url"] != url:
             self.changes.append(Change(f"{path}.url", extension["url"], url, "extension-url"))
             extension["url"] = url
-        self.element(concept, EXTENSIONS[family], f"{path}.valueCodeableConcept")
+
+    def derived_priority(self, request: Tree, path: str) -> None:
+        """Hospitals sort by FHIR's priority and ambulance services by theirs; whoever sends only theirs is understood by both."""
+        for name in ("category", "orderDetail"):
+            for concept in request.get(name, ()):
+                for coding in concept.get("coding", ()):
+                    found = self._translation(coding, REQUEST_PRIORITY.england)
+                    if found is not None and coding.get("system") in TRANSPORT_PRIORITY.england:
+                        request["priority"] = found.code
+                        self.changes.append(
+                            Change(f"{path}.priority", None, found.code, "priority-derived", found.source)
+                        )
+                        return
 
     def element(self, value: Tree, kind: _Kind, path: str) -> None:
         """A CodeableConcept gets the national coding in front; a Coding becomes it."""
@@ -183,7 +232,8 @@ class _Done:
                 value.clear()
                 value.update(national)
             return
-        self.flags.append(Flag(FlagCode.CODE_UNMAPPED, path))
+        if not kind.open:
+            self.flags.append(Flag(FlagCode.CODE_UNMAPPED, path))
 
     def _leads_with_national(self, codings: list[Tree], wanted: tuple[str, ...], path: str) -> bool:
         """Whether a national coding is there; it is moved to the front."""
@@ -214,4 +264,5 @@ def _family(url: str) -> str | None:
     for prefix in ("CareConnect-", "UKCore-"):
         name = name.removeprefix(prefix)
     name = name.removesuffix("-1")
-    return name if name in EXTENSIONS else None
+    name = name[:1].upper() + name[1:]
+    return name if name in EXTENSIONS or name in _NESTED else None

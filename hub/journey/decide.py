@@ -56,13 +56,12 @@ def understand(received: Received, journey: Journey) -> Understood:
     """Steps 1 and 2. A fault of our own becomes this message's quarantine and nobody else's."""
     sha256 = hashlib.sha256(received.raw).hexdigest()
     try:
-        found = read(received, journey.limits, journey.directory[received.trust])
+        book = journey.books.get(received.trust)
+        found = read(received, journey.limits, journey.directory[received.trust], book)
         meaning = (
             found
             if isinstance(found, Rejection)
-            else normalise(
-                received, found, journey.directory, journey.rules, journey.books.get(received.trust)
-            )
+            else normalise(received, found, journey.directory, journey.rules, book)
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the other messages
         meaning = _fault(error)

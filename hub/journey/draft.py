@@ -1,7 +1,7 @@
 """One message while it is being understood: what the parts of step 2 share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hub.domain.message import Flag, Received
@@ -19,17 +19,21 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Draft:
-    """A message, its resources, and the doubts so far."""
+    """A message, what it holds, and the doubts so far. ``header`` and ``resources`` are known once it is spread."""
 
     received: Received
     tree: Tree
-    header: Tree | None
-    resources: Resources
     directory: Directory
     flags: list[Flag]
+    header: Tree | None = None
+    resources: Resources = field(default_factory=lambda: Resources(()))
 
     def first(self, resource_type: str) -> Entry | None:
         return next(iter(self.resources.of_type(resource_type)), None)
+
+    def told(self, resource_type: str) -> Entry | None:
+        """The first of a type that the message is about, not what a search brought along."""
+        return next((each for each in self.resources.of_type(resource_type) if not each.included), None)
 
     def organisation_codes(
         self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None

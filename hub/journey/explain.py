@@ -60,7 +60,14 @@ def explain(received: Received, journey: Journey) -> Explanation:
     dialect = detect(received.headers.get(headers.CONTENT_TYPE, ""), received.raw).value
     if isinstance(meaning, Rejection):
         rejected = meaning.ruling.disposition is Disposition.REJECTED
-        return Explanation("rejected" if rejected else "quarantined", dialect, None, (_refusal(meaning),))
+        return Explanation(
+            "rejected" if rejected else "quarantined",
+            dialect,
+            None,
+            (_refusal(meaning),),
+            meaning.changes,
+            meaning.unmapped,
+        )
     return Explanation(
         "canonical",
         dialect,

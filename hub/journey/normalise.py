@@ -6,18 +6,29 @@ server's resource id.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from hub.codes.book import CodeBook
-from hub.domain.ids import Identifier, OdsCode, parse_ods, time_ordered_id
-from hub.domain.message import Canonical, EncounterRef, Flag, FlagCode, Kind, Received, TransferRefs
+from hub.domain.ids import Identifier, OdsCode, parse_ods
+from hub.domain.message import (
+    Canonical,
+    Change,
+    EncounterRef,
+    Flag,
+    FlagCode,
+    Kind,
+    Received,
+    TransferRefs,
+    Unmapped,
+)
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.fhir.systems import HUB_STATE, HUB_TRANSFER, HUB_TRANSFER_TYPE
-from hub.fhir.tree import Entry, Resources, Tree, code_of, codes, identifiers
+from hub.fhir.tree import Entry, Tree, code_of, codes, identifiers
+from hub.journey.bundle import as_collection, spread, url_of
 from hub.journey.canonicalise import canonicalise, instant
 from hub.journey.codes import to_national
 from hub.journey.draft import Draft, RefusedError
@@ -32,9 +43,6 @@ from hub.journey.encounter import (
 from hub.journey.patient import person_ref
 from hub.journey.read import Read
 
-_BUNDLE_TYPES = frozenset({"message", "collection", "transaction", "batch", "searchset"})
-_NOT_CONTENT = frozenset({"MessageHeader", "OperationOutcome"})
-"""Resources about the message; a searchset may hold an OperationOutcome about the search."""
 _PATIENT_TRIGGERS: Mapping[str, str] = {
     "a28": "patient.created",
     "a31": "patient.updated",
@@ -61,20 +69,21 @@ def normalise(
 
     ``book`` is the sender's code book; without one, codes stay as they were sent.
     """
-    try:
-        return _normalise(received, found, directory, rules, book)
-    except RefusedError as refused:
-        return refused.rejection
-
-
-def _normalise(
-    received: Received, found: Read, directory: Directory, rules: Rules, book: CodeBook | None
-) -> Canonical:
     tree = found.tree
     coded, doubts = to_national(tree, book, directory[received.trust].nation) if book else ((), ())
-    changes = (*found.changes, *coded, *canonicalise(tree, lambda index: _url(received, index)))
-    draft = _open(received, tree, directory)
-    draft.flags += (*found.flags, *doubts)
+    changes = (*found.changes, *coded, *canonicalise(tree, lambda index: url_of(received, index)))
+    draft = Draft(received, tree, directory, [*found.flags, *doubts])
+    try:
+        return _meaning(draft, rules, changes, found.unmapped)
+    except RefusedError as refused:
+        return replace(refused.rejection, changes=changes, unmapped=found.unmapped)
+
+
+def _meaning(
+    draft: Draft, rules: Rules, changes: tuple[Change, ...], unmapped: tuple[Unmapped, ...]
+) -> Canonical:
+    received, tree, directory = draft.received, draft.tree, draft.directory
+    spread(draft)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
     entry = encounter_entry(draft, kind)
@@ -115,53 +124,10 @@ def _normalise(
         stated_at=stated_at(subject.resource),
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         message=tree,
-        changes=changes,
-        unmapped=found.unmapped,
+        changes=(*changes, *as_collection(tree)),
+        unmapped=unmapped,
         flags=tuple(draft.flags),
     )
-
-
-def _open(received: Received, tree: Tree, directory: Directory) -> Draft:
-    """Spread a message into its resources; a bare resource is a message of one."""
-    if tree["resourceType"] != "Bundle":
-        return Draft(
-            received,
-            tree,
-            None,
-            Resources([Entry(_url(received, 0), tree, tree["resourceType"])]),
-            directory,
-            [],
-        )
-    entries = [
-        Entry(
-            each.get("fullUrl") or _url(received, index), each["resource"], f"Bundle.entry[{index}].resource"
-        )
-        for index, each in enumerate(tree.get("entry", ()))
-        if "resource" in each
-    ]
-    header = (
-        entries[0].resource if entries and entries[0].resource["resourceType"] == "MessageHeader" else None
-    )
-    if tree.get("type") == "message" and header is None:
-        raise RefusedError(Why.MESSAGE_HEADER_MISSING, "Bundle.entry[0]")
-    if tree.get("type") not in _BUNDLE_TYPES:
-        raise RefusedError(
-            Why.MESSAGE_NOT_SUPPORTED,
-            "Bundle.type",
-            "A Bundle must be of type message, collection, transaction, batch or searchset.",
-        )
-    if any((each.get("request") or {}).get("method") == "DELETE" for each in tree.get("entry", ())):
-        raise RefusedError(
-            Why.MESSAGE_NOT_SUPPORTED,
-            "Bundle.entry.request.method",
-            "Nothing is deleted here: say what happened (cancelled, entered-in-error).",
-        )
-    rest = [entry for entry in entries if entry.resource["resourceType"] not in _NOT_CONTENT]
-    return Draft(received, tree, header, Resources(rest), directory, [])
-
-
-def _url(received: Received, index: int) -> str:
-    return "urn:uuid:" + time_ordered_id(received.received_at, received.event_id, index)
 
 
 def _sender(draft: Draft) -> str | None:
@@ -212,7 +178,7 @@ def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]
 
 def _kind(draft: Draft) -> tuple[Kind, Entry]:
     """What the message is, and the resource it is about."""
-    request, task, encounter = draft.first("ServiceRequest"), draft.first("Task"), draft.first("Encounter")
+    request, task, encounter = draft.told("ServiceRequest"), draft.told("Task"), draft.told("Encounter")
     event = draft.event_code
     if event in _PATIENT_TRIGGERS and (patient := draft.first("Patient")) is not None:
         return Kind.PATIENT, _patient_subject(draft, patient)
@@ -238,7 +204,7 @@ def _kind(draft: Draft) -> tuple[Kind, Entry]:
         return Kind.ENCOUNTER, encounter
     if request is not None and draft.header is None:
         return _request_kind(draft, request), request
-    if request is None and (patient := draft.first("Patient")) is not None:
+    if request is None and (patient := draft.told("Patient")) is not None:
         return Kind.PATIENT, _patient_subject(draft, patient)
     raise RefusedError(
         Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"]
@@ -425,7 +391,11 @@ def _wishes(subject: Entry, kind: Kind) -> dict[str, Any]:
     if kind not in {Kind.REQUEST, Kind.UPDATE}:
         return {}
     request = subject.resource
-    categories = [code for concept in request.get("category", ()) for code in codes(concept)]
+    categories = [
+        code
+        for concept in (*request.get("category", ()), *request.get("orderDetail", ()))
+        for code in codes(concept)
+    ]
     replaced = [each for reference in request.get("replaces", ()) for each in identifiers(reference)]
     return {
         "specialty": _code(code_of(request.get("performerType"))),

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from hub.codes.book import CodeBook
 from hub.dialects import STU3, SUPPORTED, XML, Dialect, contradicts, detect
 from hub.dialects.fhir_xml import parse_xml
 from hub.dialects.stu3 import to_r4
@@ -13,8 +14,8 @@ from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
 from hub.fhir import decimals, headers
-from hub.fhir.elements import FhirVersion
-from hub.fhir.structure import StructureIssue, resource_types
+from hub.fhir.elements import FhirVersion, resource_types
+from hub.fhir.structure import StructureIssue
 from hub.fhir.tree import Tree
 from hub.journey.repair import Repaired, RuleId, repair
 
@@ -38,11 +39,13 @@ class Read:
     flags: tuple[Flag, ...] = ()
 
 
-def read(received: Received, limits: Limits, trust: TrustProfile) -> Read | Rejection:
+def read(
+    received: Received, limits: Limits, trust: TrustProfile, book: CodeBook | None = None
+) -> Read | Rejection:
     """The message as FHIR R4 in the sender's own codes, or a Rejection that names the first fault.
 
     Cheap questions come first, so that nothing large or deep is parsed. ``trust`` is the sender: its zone, and
-    which repairs it does without.
+    which repairs it does without; ``book`` its code book, for words where FHIR has a code.
     """
     raw = received.raw
     if received.unread:
@@ -60,7 +63,8 @@ def read(received: Received, limits: Limits, trust: TrustProfile) -> Read | Reje
     tree = _tree(raw, dialect, limits)
     if isinstance(tree, Rejection):
         return tree
-    found = _sound_stu3(tree, dialect, trust) if dialect in STU3 else _sound(tree, dialect, trust)
+    sound = _sound_stu3 if dialect in STU3 else _sound
+    found = sound(tree, dialect, trust, book or CodeBook())
     if isinstance(found, Read) and contradicts(content_type, dialect):
         return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
     return found
@@ -72,14 +76,12 @@ def _tree(raw: bytes, dialect: Dialect, limits: Limits) -> Any:
     return parse_xml(raw, limits.depth_max, FhirVersion.STU3 if dialect in STU3 else FhirVersion.R4)
 
 
-def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile) -> Read | Rejection:
+def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> Read | Rejection:
     """STU3 becomes R4 first, so that one set of rules judges both."""
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
     converted = to_r4(tree)
-    found = _sound(converted.tree, dialect, trust)
-    if isinstance(found, Rejection):
-        return found
+    found = _sound(converted.tree, dialect, trust, book)
     return replace(
         found,
         changes=(*converted.changes, *found.changes),
@@ -127,16 +129,22 @@ def _deeper_than(tree: Any, levels: int) -> bool:
     return True
 
 
-def _sound(tree: Any, dialect: Dialect, trust: TrustProfile) -> Read | Rejection:
+def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> Read | Rejection:
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
     if tree["resourceType"] not in resource_types():
         return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
-    repaired = repair(tree, trust.repairs_off, trust.time_zone, trust.identifier_namespaces)
+    repaired = repair(tree, trust.repairs_off, trust.time_zone, trust.identifier_namespaces, book)
     if repaired.issues:
         first = repaired.issues[0]
         why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
-        return Rejection(why, at=first.path, detail=" ".join(map(_sentence, repaired.issues)))
+        return Rejection(
+            why,
+            at=first.path,
+            detail=" ".join(map(_sentence, repaired.issues)),
+            changes=repaired.changes,
+            unmapped=repaired.unmapped,
+        )
     return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
 
 
@@ -145,6 +153,9 @@ def _doubts(repaired: Repaired) -> Iterator[Flag]:
         change = next((each for each in repaired.changes if each.rule == rule), None)
         if change is not None:
             yield Flag(code, change.path)
+    for each in repaired.unmapped:
+        if each.why == RuleId.CODE_UNKNOWN:
+            yield Flag(FlagCode.CODE_UNMAPPED, each.path)
 
 
 _DOUBTFUL = {

@@ -2,9 +2,9 @@
 
 FHIR wants an offset wherever there is a time of day (https://hl7.org/fhir/R4/datatypes.html#dateTime). Hospital
 systems leave it out and mean the clock on the wall. Twice a year that is not plain:
- * an hour that comes twice (October): the earlier of the two instants;
+ * an hour that comes twice (October): the earlier of the two instants, unless a period would end before it began;
  * an hour that does not come (March): an hour later, because the clock that said it had not been put forward.
-Whether the earlier of two fits the order of events can only be seen where the other events are known: not here.
+Whether the earlier of two fits the order of other messages' events can only be seen where those are known: not here.
 """
 
 import re
@@ -23,6 +23,7 @@ class Assumed(StrEnum):
 
     ZONE = "the clock of the zone"
     EARLIER = "the clock of the zone; this hour comes twice and the earlier was taken"
+    LATER = "the clock of the zone; this hour comes twice and the later was taken, because the earlier is before the start"
     LATER_HOUR = "the clock of the zone; this hour does not come and an hour was added"
 
 
@@ -34,11 +35,11 @@ class Placed:
     assumed: Assumed
 
 
-def with_offset(text: str, zone: str) -> Placed | None:
+def with_offset(text: str, zone: str, *, later: bool = False) -> Placed | None:
     """The same time with the offset that ``zone`` had then; None if there is nothing to add or no such time.
 
     In: a FHIR dateTime or instant, and an IANA zone (``Europe/London``). A bare date has no time of day and
-    stays one. Seconds and fraction are kept digit by digit, beyond microseconds too.
+    stays one. ``later``: of an hour that comes twice, the second. Seconds and fraction are kept digit by digit, beyond microseconds too.
     Raises zoneinfo.ZoneInfoNotFoundError when the machine has no such zone.
     """
     parts = _LOCAL.fullmatch(text)
@@ -46,16 +47,15 @@ def with_offset(text: str, zone: str) -> Placed | None:
         return None
     try:
         wall = datetime.fromisoformat(parts["minute"])
-        # fold=0, the default: the earlier of two.
-        moment = wall.replace(tzinfo=ZoneInfo(zone))
+        moment = wall.replace(tzinfo=ZoneInfo(zone), fold=int(later))
         real = moment.astimezone(UTC).astimezone(moment.tzinfo)
-        twice = moment.utcoffset() != moment.replace(fold=1).utcoffset()
+        twice = moment.utcoffset() != moment.replace(fold=1 - moment.fold).utcoffset()
     except (ValueError, OverflowError):
         return None  # the 30th of February, or the edge of the calendar
     if real.replace(tzinfo=None) != wall:
         assumed = Assumed.LATER_HOUR
     else:
-        assumed = Assumed.EARLIER if twice else Assumed.ZONE
+        assumed = (Assumed.LATER if later else Assumed.EARLIER) if twice else Assumed.ZONE
     # isoformat, because strftime does not fill a year to four digits everywhere.
     minute = real.replace(tzinfo=None).isoformat(timespec="minutes")
     return Placed(minute + parts["rest"] + _offset(real), assumed)

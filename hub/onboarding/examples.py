@@ -84,6 +84,14 @@ def check_examples(schemas_dir: Path, ods: str, journey: Journey) -> list[Findin
     return findings
 
 
+def explained(schemas_dir: Path, ods: str, journey: Journey) -> list[tuple[str, Explanation]]:
+    """What the hub makes of each of a trust's examples, by name."""
+    return [
+        (example.given.name, explain_file(example.given, example.ods, journey, RECEIVED_AT))
+        for example in examples_of(schemas_dir, ods)
+    ]
+
+
 def sign_off(schemas_dir: Path, ods: str, journey: Journey) -> list[Path]:
     """Write the expected files that are missing or differ, for a person to read before they are committed."""
     written: list[Path] = []

@@ -1,9 +1,11 @@
 """What another version of a trust's profile would change: stored messages, explained twice, nothing written but the audit."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hub.codes.book import CodeBook
 from hub.domain.message import Received
 from hub.domain.trust import Directory, TrustProfile
 from hub.journey.decide import Journey
@@ -19,10 +21,11 @@ class Difference:
     after: Any
 
 
-def with_profile(journey: Journey, profile: TrustProfile) -> Journey:
-    """The same rules with one trust's profile exchanged."""
+def with_profile(journey: Journey, profile: TrustProfile, book: CodeBook | None = None) -> Journey:
+    """The same rules with one trust's profile exchanged, and its code book if there is another."""
     others = (each for each in journey.directory if each.ods != profile.ods)
-    return replace(journey, directory=Directory((*others, profile)))
+    books = {**journey.books, profile.ods: book} if book else journey.books
+    return replace(journey, directory=Directory((*others, profile)), books=books)
 
 
 def compare(
@@ -31,7 +34,11 @@ def compare(
     """Each message with what would differ in its explanation; [] where nothing would."""
     for received in messages:
         before, after = (explain(received, journey).as_json() for journey in (now, then))
-        yield received, list(differences(before, after))
+        # A line that only moved within its map changes nothing for anybody.
+        yield received, [each for each in differences(before, after) if not _SOURCE.fullmatch(each.path)]
+
+
+_SOURCE = re.compile(r"changes\[[0-9]+\]\.source")
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[Difference]:

@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope, backoff_s, judge
 from hub.domain.trust import Directory
+from hub.services.together import Together
 from hub.store import outbox
 from hub.telemetry.log import Log, fault_of
 
@@ -62,7 +63,7 @@ class DispatcherConfig:
 
     batch_max: int = 200
     poll_s: float = 0.05
-    gather_s: float = 0.15
+    gather_s: float = 0.25
     backoff_s: float = 0.5
     backoff_max_s: float = 60
     lease_s: float = 15
@@ -132,6 +133,9 @@ class Dispatcher:
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._now = now
         self._stop = asyncio.Event()
+        # The store is asked for all receivers that are as far as each other; what is sent, each sends by itself.
+        self._looked = Together(self._look)
+        self._written = Together(self._write_down)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dispatch until ``stop`` is set; then finish the batches under way, give the leases back and return.
@@ -265,9 +269,7 @@ class Dispatcher:
             receiver.wake.clear()
             limit = 1 if receiver.careful else self._config.batch_max
             shut = [topic for topic, each in receiver.closed.items() if each.until != float("inf")]
-            rows = await self._store(
-                outbox.pending(self._engine, receiver.ods, limit, self._now(), without_topics=shut)
-            )
+            rows = await self._waiting_for(receiver, limit, shut)
             if not rows:
                 empty += 1
                 receiver.careful = 0
@@ -279,12 +281,27 @@ class Dispatcher:
                 break
             receiver.sending = rows
             placed = await destination.send(rows)
-            await self._store(outbox.mark_sent(self._engine, placed, self._now()))
+            await self._store(self._written.ask(placed))
             self._sent(receiver, rows[: len(placed)])
             if len(rows) < limit:
                 # A Kafka transaction costs the broker as much for two rows as for two hundred.
                 await self._sleep(self._config.gather_s)
         self._log.warning("delivery.lease_lost", receiver=receiver.ods)
+
+    async def _waiting_for(self, receiver: _Receiver, limit: int, shut: Sequence[str]) -> Sequence[Outgoing]:
+        if limit == self._config.batch_max and not shut:
+            return await self._store(self._looked.ask(receiver.ods))
+        return await self._store(
+            outbox.pending(self._engine, receiver.ods, limit, self._now(), without_topics=shut)
+        )
+
+    async def _look(self, receivers: Sequence[str]) -> Sequence[Sequence[Outgoing]]:
+        return await outbox.pending_of_each(self._engine, receivers, self._config.batch_max, self._now())
+
+    async def _write_down(self, batches: Sequence[Sequence[Placed]]) -> Sequence[None]:
+        """In one transaction what several receivers were sent: each was sent by itself."""
+        await outbox.mark_sent(self._engine, [each for batch in batches for each in batch], self._now())
+        return [None] * len(batches)
 
     def _sent(self, receiver: _Receiver, rows: Sequence[Outgoing]) -> None:
         receiver.sending = ()

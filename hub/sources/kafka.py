@@ -21,9 +21,6 @@ from hub.sources.positions import Positions
 from hub.store.intake import Intake
 from hub.telemetry.log import Log, fault_of
 
-_TAKE_S = 0.005
-"""The broker has let the batch fill; this is for what it delivered in several parts."""
-
 __all__ = ["ExitCode", "WorkerConfig", "run_worker", "serve"]
 
 
@@ -130,7 +127,7 @@ def _app(config: WorkerConfig, source: KafkaSource, topics: list[str]) -> HubApp
         broker_rebalance_timeout=max(20, config.session_timeout_s),
         broker_commit_interval=0.5,
         stream_wait_empty=True,
-        stream_buffer_maxsize=512,
+        broker_max_poll_records=config.batch_messages_max,
         autodiscover=False,
         **security,
     )
@@ -145,8 +142,9 @@ def _app(config: WorkerConfig, source: KafkaSource, topics: list[str]) -> HubApp
     # concurrency=1: more loses messages on a crash (faust issue 606). Scale by partitions and workers.
     @app.agent(channel, concurrency=1, name="intake")  # type: ignore[untyped-decorator]
     async def take_in(stream: Any) -> None:
-        async for events in stream.take_events(config.batch_messages_max, within=_TAKE_S):
-            await source.handle([event.message for event in events])
+        async for event in stream.events():
+            await source.handle(event.message.messages)
+            event.message.handled.set()
 
     return app
 

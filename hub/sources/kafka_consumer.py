@@ -4,7 +4,7 @@ Private parts of faust-streaming 0.15 and aiokafka 0.14 are used here and nowher
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, ensure_aiokafka_TP
 from faust.types import TP
+from faust.types.tuples import ConsumerMessage
 
 from hub.store.intake import PartitionKey
 
@@ -55,10 +56,26 @@ class HubApp(faust.App):  # type: ignore[misc]
         """Faust would make a folder for tables; the container's file system is read-only."""
 
 
+class Fetch(ConsumerMessage):  # type: ignore[misc]
+    """All that one fetch brought, on its way through Faust as one message: for each, Faust makes half a dozen tasks,
+    which costs as much as the journey itself.
+    """
+
+    def __init__(self, messages: Sequence[Any], generation_id: int) -> None:
+        last = messages[-1]
+        super().__init__(
+            last.topic, last.partition, last.offset, last.timestamp, last.timestamp_type, None, None, b"", None,
+            tp=last.tp, generation_id=generation_id,
+        )  # fmt: skip
+        self.messages = messages
+        self.handled = asyncio.Event()
+
+
 class HubConsumer(Consumer):  # type: ignore[misc]
     """Starts from the database's positions; Kafka's own commits are for monitoring only."""
 
     _thread: "HubConsumerThread"
+    _in_hand: Fetch | None = None
 
     def _new_consumer_thread(self) -> "HubConsumerThread":
         return HubConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -68,8 +85,29 @@ class HubConsumer(Consumer):  # type: ignore[misc]
         steering: Steering = self.app.steering
         return steering
 
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Fetch]]:  # noqa: ASYNC109 - Faust's
+        """The next fetch, when the one in hand is done: what has arrived meanwhile is one batch."""
+        if self._in_hand is not None:
+            await self.wait_first(self._in_hand.handled.wait(), self.suspend_flow.wait())
+        records, ours = await self._wait_next_records(timeout)
+        if not records or self.should_stop:
+            return
+        if not self.flow_active:
+            await self.perform_seek()  # they came too late, and the client stands behind them
+            return
+        messages = [
+            self._to_message(tp, record)
+            for tp, of_partition in records.items()
+            if ours is None or tp in ours
+            for record in of_partition
+        ]
+        if messages:
+            self._in_hand = Fetch(messages, self.app.consumer_generation_id)
+            yield self._in_hand.tp, self._in_hand
+
     async def perform_seek(self) -> None:
         """Faust calls this on every assignment. The group's committed offsets are not even asked for."""
+        self._in_hand = None
         await self._steering.take_up(self)
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
@@ -103,10 +141,12 @@ class HubConsumer(Consumer):  # type: ignore[misc]
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         """Gaps are judged by `KafkaSource`; Faust's bookkeeping of them stalls its commits for ever."""
 
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[Any]:
+        """All of ours: a fetch is acknowledged as one message of one partition."""
+        return [tp for tp in self.assignment() if topics is None or tp in topics or tp.topic in topics]
+
     def _new_offset(self, tp: Any) -> int | None:
         """What to commit to Kafka: the database's position, so that lag as others measure it is the truth."""
-        if not self._acked[tp]:
-            return None
         self._acked[tp].clear()
         self._acked_index[tp].clear()
         return self._steering.next_offset((tp.topic, tp.partition))

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
 from hub.domain.message import Position, Received
 from hub.domain.rejection import Disposition
+from hub.journey.decide import Understood
 from hub.sources.kafka_config import ExitCode, Leave, WorkerConfig
 from hub.sources.kafka_consumer import HubConsumer
 from hub.sources.kafka_reader import KafkaUnavailableError, Reader
@@ -34,6 +35,8 @@ from hub.telemetry.log import Log, fault_of
 DEATHS_MAX = 3
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _SECOND_LOOK_S = 1.0
+_AT_A_STRETCH = 4
+"""Messages understood before the former batch's transaction gets its turn: a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class KafkaSource:
         self._consumer: HubConsumer | None = None
         # One at a time: a batch, or a change of positions.
         self._turn = asyncio.Lock()
+        self._committing: asyncio.Task[None] | None = None
         self._next: dict[PartitionKey, int] = {}
         self._refused: set[PartitionKey] = set()
         self._braked: frozenset[OdsCode] = frozenset()
@@ -200,20 +204,35 @@ class KafkaSource:
     # -- batches ----------------------------------------------------------------------------------------
 
     async def handle(self, messages: Sequence[Any]) -> None:
-        """Take in a batch of Faust's messages. Returns when it is committed or is to be left alone; never raises."""
+        """Take in a batch of Faust's messages. Returns when its transaction is under way: meanwhile the next batch can be
+        understood. The former one's is over then. Never raises.
+        """
+        received: list[Received] = []
+        ahead: dict[Position, Understood] = {}
 
-        async def work() -> None:
+        async def understand() -> None:
+            for number, message in enumerate(messages):
+                each = self._received(message)
+                received.append(each)
+                # Where a worker died, nothing is looked at before that is marked.
+                if _key(each) not in self._alone:
+                    ahead[each.place] = self._intake.understand(each)
+                if number % _AT_A_STRETCH == 0:
+                    await asyncio.sleep(0)
+
+        async def commit() -> None:
             async with self._turn:
-                await self._handle(messages)
+                await self._handle(received, ahead)
 
-        await self._or_leave(work)
+        await self._or_leave(understand)
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
+        self._committing = asyncio.create_task(self._or_leave(commit))
 
-    async def _handle(self, messages: Sequence[Any]) -> None:
-        of_partition: dict[PartitionKey, dict[int, Any]] = {}
-        for message in messages:
-            of_partition.setdefault((message.topic, message.partition), {}).setdefault(
-                message.offset, message
-            )
+    async def _handle(self, received: Sequence[Received], ahead: Mapping[Position, Understood]) -> None:
+        of_partition: dict[PartitionKey, dict[int, Received]] = {}
+        for each in received:
+            of_partition.setdefault(_key(each), {}).setdefault(each.place.offset, each)
         ours = set(self._consumer.assigned()) if self._consumer else set()
         batch: list[Received] = []
         alone: list[Received] = []
@@ -221,10 +240,10 @@ class KafkaSource:
             if key not in ours or key not in self._next or self._is_braked(key):
                 continue
             fresh = [by_offset[offset] for offset in sorted(by_offset) if offset >= self._next[key]]
-            if fresh and await self._nothing_missed(key, [message.offset for message in fresh]):
-                (alone if key in self._alone else batch).extend(self._received(message) for message in fresh)
+            if fresh and await self._nothing_missed(key, [each.place.offset for each in fresh]):
+                (alone if key in self._alone else batch).extend(fresh)
         if batch:
-            await self._take(batch)
+            await self._take([ahead.get(each.place, each) for each in batch])
         for each in alone:
             await self._take_alone(each)
 
@@ -256,7 +275,7 @@ class KafkaSource:
             self._log.info("position.gap", topic=key[0], partition=key[1], offset=begin, offsets=absent)
         return True
 
-    async def _take(self, batch: Sequence[Received]) -> None:
+    async def _take(self, batch: Sequence[Received | Understood]) -> None:
         began = time.monotonic()
         taken = await self._intake.take(batch)
         for key, offset in taken.positions.items():
@@ -402,6 +421,10 @@ class KafkaSource:
         except Exception as error:  # noqa: BLE001 - that is the point
             self._log.error("fault", fault=fault_of(error))
             self._leave(ExitCode.UNFORESEEN)
+
+
+def _key(received: Received) -> PartitionKey:
+    return received.place.topic, received.place.partition
 
 
 def _instant(timestamp: float | None) -> datetime:

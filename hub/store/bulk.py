@@ -17,7 +17,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    and_,
     any_,
     bindparam,
     cast,
@@ -75,21 +74,31 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
 
 
 async def update_rows(
-    connection: AsyncConnection, table: Table, key: Sequence[str], rows: Sequence[Row]
-) -> None:
-    """Set the other columns of the rows that have these values in the columns ``key``, which name one row each."""
+    connection: AsyncConnection,
+    table: Table,
+    key: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    where: ColumnElement[bool] | None = None,
+    returning: Sequence[ColumnElement[Any]] = (),
+) -> Sequence[Any]:
+    """Set the other columns of the rows that have these values in the columns ``key``, which name one row each.
+
+    ``where``: only rows of which this is true as well. Returns ``returning`` of those that were updated.
+    """
     if not rows:
-        return
+        return []
     names = tuple(rows[0])
-    if not is_postgresql(connection):
-        where = and_(*(table.c[name] == bindparam(f"_{name}") for name in key))
-        values: dict[str, Any] = {name: bindparam(f"_{name}") for name in names if name not in key}
-        await connection.execute(
-            update(table).where(where).values(values),
-            [{f"_{name}": value for name, value in row.items()} for row in rows],
-        )
-        return
-    await connection.execute(_update(table, tuple(key), names), _arrays(table, names, rows))
+    if is_postgresql(connection):
+        statement = _update(table, tuple(key), names, where, tuple(returning))
+        done = await connection.execute(statement, _arrays(table, names, rows))
+        return done.all() if returning else []
+    statement = _update_one(table, tuple(key), names, where, tuple(returning))
+    bound = [{f"_{name}": value for name, value in row.items()} for row in rows]
+    if not returning:
+        await connection.execute(statement, bound)
+        return []
+    return [found for each in bound for found in (await connection.execute(statement, each)).all()]
 
 
 @lru_cache(maxsize=64)
@@ -100,14 +109,37 @@ def _insert(table: Table, names: tuple[str, ...]) -> Insert:
 
 
 @lru_cache(maxsize=64)
-def _update(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Update:
+def _update(
+    table: Table,
+    key: tuple[str, ...],
+    names: tuple[str, ...],
+    where: ColumnElement[bool] | None,
+    returning: tuple[ColumnElement[Any], ...],
+) -> Update:
     spread = _spread(table, names)
-    where = and_(*(table.c[name] == spread.c[name] for name in key))
-    return (
-        update(table)
-        .where(where)
-        .values({name: _value(table, spread, name) for name in names if name not in key})
-    )
+    its = [table.c[name] == spread.c[name] for name in key]
+    values = {name: _value(table, spread, name) for name in names if name not in key}
+    return _told(update(table).where(*its).values(values), where, returning)
+
+
+@lru_cache(maxsize=64)
+def _update_one(
+    table: Table,
+    key: tuple[str, ...],
+    names: tuple[str, ...],
+    where: ColumnElement[bool] | None,
+    returning: tuple[ColumnElement[Any], ...],
+) -> Update:
+    its = [table.c[name] == bindparam(f"_{name}") for name in key]
+    values: dict[str, Any] = {name: bindparam(f"_{name}") for name in names if name not in key}
+    return _told(update(table).where(*its).values(values), where, returning)
+
+
+def _told(
+    statement: Update, where: ColumnElement[bool] | None, returning: tuple[ColumnElement[Any], ...]
+) -> Update:
+    narrowed = statement if where is None else statement.where(where)
+    return narrowed.returning(*returning) if returning else narrowed
 
 
 def _spread(table: Table, names: tuple[str, ...]) -> FromClause:

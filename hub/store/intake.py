@@ -7,6 +7,7 @@ from typing import Protocol
 from hub.domain.ids import OdsCode
 from hub.domain.message import Received
 from hub.domain.rejection import Disposition
+from hub.journey.decide import Understood
 
 PartitionKey = tuple[str, int]
 """(topic, partition)."""
@@ -30,8 +31,12 @@ class Taken:
 class Intake(Protocol):
     """The one transaction, seen from a door."""
 
+    def understand(self, received: Received) -> Understood:
+        """What `take` begins with, for whoever has time before it; nothing is asked and nothing is written."""
+        ...
+
     async def take(
-        self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None
+        self, batch: Sequence[Received | Understood], *, next_after: Mapping[PartitionKey, int] | None = None
     ) -> Taken:
         """Commit everything the batch causes, positions included, in one transaction.
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    String,
     and_,
     any_,
     bindparam,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -156,6 +158,46 @@ def _whole() -> Select[Any]:
     return select(c.seq, c.receiver, c.topic, c.key, c.headers, c.payload, c.event_id, c.attempts)
 
 
+def _first_of_each() -> Select[Any]:
+    """The first ``most`` rows of each of ``receivers``, due or not. PostgreSQL only."""
+    receivers = (
+        func.unnest(bindparam("receivers", type_=ARRAY(String)))
+        .table_valued("receiver", name="r")
+        .render_derived()
+    )
+    first = (
+        _whole()
+        .add_columns(outbox.c.next_attempt_at)
+        .where(outbox.c.receiver == receivers.c.receiver, _PENDING)
+        .order_by(outbox.c.seq)
+        .limit(bindparam("most", type_=BigInteger))
+        .lateral("first")
+    )
+    return select(first).select_from(receivers.join(first, true()))
+
+
+_FIRST_OF_EACH = _first_of_each()
+
+
+async def pending_of_each(
+    store: Store, receivers: Sequence[str], limit: int, now: datetime
+) -> list[list[Outgoing]]:
+    """`pending` for several receivers, in the order given; one query as long as nothing is held back."""
+    async with _one_statement(store) as connection:
+        if connection.dialect.name == "sqlite":
+            return [await pending(connection, each, limit, now) for each in receivers]
+        found: dict[str, list[Row[Any]]] = {each: [] for each in receivers}
+        asked = {"receivers": list(found), "most": limit}
+        for row in await connection.execute(_FIRST_OF_EACH, asked):
+            found[row.receiver].append(row)
+        return [
+            await pending(connection, receiver, limit, now)
+            if any(row.next_attempt_at is not None and row.next_attempt_at > now for row in found[receiver])
+            else [Outgoing(*tuple(row)[:-1]) for row in found[receiver]]
+            for receiver in receivers
+        ]
+
+
 def _receivers_with_pending() -> Select[Any]:
     first = select(func.min(outbox.c.receiver).label("receiver")).where(_PENDING).cte("found", recursive=True)
     after = (
@@ -219,41 +261,30 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
     """
     place = {each.seq: each for each in placed}
     async with _writing(store) as connection:
-        rows: list[Row[Any]] = []
-        c = outbox.c
-        for some in _chunks(sorted(place)):
-            rows.extend(
-                await connection.execute(
-                    select(*_TOLD, c.topic, c.attempts)
-                    .where(_numbered(some, connection), _PENDING)
-                    .order_by(c.seq)
-                    .with_for_update()
-                )
-            )
-        rows = [
-            row
-            for row in rows
-            if (row.topic, row.event_id) == (place[row.seq].topic, place[row.seq].event_id)
-        ]
-        if not rows:
-            return 0
-        await update_rows(
+        updated = await update_rows(
             connection,
             outbox,
-            ["seq"],
+            ["seq", "topic", "event_id"],
             [
                 {
-                    "seq": row.seq,
+                    "seq": each.seq,
+                    "topic": each.topic,
+                    "event_id": each.event_id,
                     "state": "sent",
                     "sent_at": at,
-                    "sent_partition": place[row.seq].partition,
-                    "sent_offset": place[row.seq].offset,
+                    "sent_partition": each.partition,
+                    "sent_offset": each.offset,
                     "next_attempt_at": None,
                     "last_error": None,
                 }
-                for row in rows
+                for _, each in sorted(place.items())
             ],
+            where=_PENDING,
+            returning=(*_TOLD, outbox.c.topic, outbox.c.attempts),
         )
+        if not updated:
+            return 0
+        rows = sorted(updated, key=lambda row: row.seq)
         await insert_rows(
             connection, delivery_attempt, _attempts(rows, at, "found-sent" if found else "sent", None)
         )

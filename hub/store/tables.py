@@ -152,8 +152,8 @@ event = Table(
     _id("event_id", primary_key=True),
     Column("trust", String(6), nullable=False),
     Column("event_type", String(40), nullable=False),
-    _id("person_id", index=True),
-    _id("transfer_id", index=True),
+    _id("person_id"),
+    _id("transfer_id"),
     Column("encounter_key", String(600)),
     Column("occurred_at", UtcDateTime, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
@@ -163,6 +163,13 @@ event = Table(
     Column("changes", JSON, nullable=False),
     Column("unmapped", JSON, nullable=False, server_default="[]"),
     Column("payload", LargeBinary, comment="The canonical resources, zlib-compressed JSON"),
+)
+# A request asks for the stays of its patient that belong to no transfer; nobody asks for the others.
+Index(
+    "ix_event_loose",
+    event.c.person_id,
+    postgresql_where=event.c.transfer_id.is_(None),
+    sqlite_where=event.c.transfer_id.is_(None),
 )
 
 transfer = Table(
@@ -254,7 +261,7 @@ outbox = Table(
     Column("key", String(300), nullable=False),
     Column("headers", JSON, nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    _id("event_id", nullable=False, index=True),
+    _id("event_id", nullable=False),
     _id("transfer_id"),
     _id("person_id"),
     Column("created_at", UtcDateTime, nullable=False),

@@ -70,11 +70,15 @@ class UnitOfWork:
         self._log = log
         self._in_a_row_max = quarantine_in_a_row_max
 
+    def understand(self, received: Received) -> Understood:
+        """See `hub.store.intake.Intake.understand`."""
+        return understand(received, self._journey)
+
     async def take(
-        self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None
+        self, batch: Sequence[Received | Understood], *, next_after: Mapping[PartitionKey, int] | None = None
     ) -> Taken:
         """See `hub.store.intake.Intake.take`."""
-        understood = [understand(received, self._journey) for received in batch]
+        understood = [each if isinstance(each, Understood) else self.understand(each) for each in batch]
         taken, effects = await self._until_committed(lambda: self._take_once(understood, next_after or {}))
         for each in effects:
             self._say(each)

@@ -42,6 +42,8 @@ BATCH = 200
 """Of the passthrough; the hub's own default."""
 AHEAD = 3000
 """Messages kept on their way while the backlog is fed: some ten batches, whatever the pace."""
+FED_AT_ONCE = 1000
+"""So many are produced together: a request for each message would cost the broker as much as the hub does."""
 WARM_UP_S = 20.0
 """After the first arrival: Java compiles what it meets for the first time."""
 EVENTS_PER_SECOND_MAX = 2000
@@ -365,7 +367,9 @@ def sustained(load: Load, inboxes: Inboxes, usage: Usage, seconds: float, most: 
     before: dict[str, float] = {}
     arrived_before = len(inboxes.arrived)
     while True:
-        load.next(min(AHEAD - (len(load.produced) - len(inboxes.arrived)), most - len(load.produced)))
+        wanted = min(AHEAD - (len(load.produced) - len(inboxes.arrived)), most - len(load.produced))
+        if wanted >= FED_AT_ONCE or wanted + len(load.produced) == most:
+            load.next(wanted)
         time.sleep(PACE_S)
         now = time.monotonic()
         if not inboxes.arrived:

@@ -455,7 +455,8 @@ async def test_a_stale_owner_is_fenced_and_its_open_transaction_hides_nothing(bo
     await old.start()
     await old.send([outgoing(1, ods)])
     await old._producer.begin_transaction()
-    await (await old._hand_over(outgoing(2, ods)))
+    (batch,) = old._packed([outgoing(2, ods)])
+    await (await old._hand_over(batch))
 
     await new.start()
     back = await new.read_back([inbox(ods)], {})

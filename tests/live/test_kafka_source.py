@@ -64,6 +64,9 @@ class FakeIntake:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
 
+    def understand(self, received: Received) -> Received:
+        return received
+
     async def take(
         self, batch: Sequence[Received], *, next_after: Mapping[PartitionKey, int] | None = None
     ) -> Taken:

@@ -85,7 +85,7 @@ AS_BYTES = [
     ("XML with BOM", b"\xef\xbb\xbf<Bundle/>", "not-fhir", None),
     ("half of XML", b'<Patient xmlns="http://hl7.org/fhir"><id value="' + NAMED, "not-xml", None),
     ("a document type", b'<!DOCTYPE x [<!ENTITY a "b">]><Patient xmlns="http://hl7.org/fhir"/>', "xml-unsafe", None),
-    ("wrong structure", b'{"resourceType": "Patient", "birthDate": "09/03/1948"}', "structure-invalid", "Patient.birthDate"),
+    ("wrong structure", b'{"resourceType": "Patient", "birthDate": "9 March 1948"}', "structure-invalid", "Patient.birthDate"),
     ("a name as element", b'{"resourceType": "Patient", "' + NAMED + b'": 1}', "patient-unidentified", "Patient.identifier"),
 ]  # fmt: skip
 

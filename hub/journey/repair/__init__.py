@@ -2,7 +2,7 @@
 
 * Every repair is a rule with an id (`rules.RULES`), can be switched off for a trust, and is remembered: as a
   `Change` when a value was mended or dropped, as `Unmapped` when it has no place in FHIR R4. Nothing is lost.
-* Nothing is guessed: a required code that is not known, a resource without its required elements or two
+* Nothing is guessed: a code of a required set that no map knows (but see ``code-unknown``), a resource without its required elements or two
   different resources under one URL stay as they are and are said in ``issues``; the caller quarantines.
 * ``meta.profile`` is not looked at: it is a hint of the sender's, and often a wrong one.
 * A clean message costs one structure check, which its caller needs anyway, and a glance (`glance.py`).
@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from hub.codes.book import CodeBook
 from hub.domain.message import Change, Unmapped
 from hub.fhir.structure import StructureIssue, check
 from hub.fhir.tree import Tree
@@ -50,6 +51,7 @@ class Repaired:
 
 
 _CLEAN = Repaired()
+_NO_BOOK = CodeBook()
 
 
 def repair(
@@ -57,6 +59,7 @@ def repair(
     switched_off: frozenset[str] = frozenset(),
     zone: str = "Europe/London",
     namespaces: Namespaces | None = None,
+    book: CodeBook = _NO_BOOK,
     *,
     limit: int = 5,
 ) -> Repaired:
@@ -64,7 +67,7 @@ def repair(
 
     In: an R4 tree as orjson parses it, at most 64 deep; ids of rules that are off for this trust; the zone its
     clocks are in; and per resource type the systems of identifiers that come without one,
-    ``{"Encounter": {"FIN NBR": "urn:…", "*": "urn:…"}}``.
+    ``{"Encounter": {"FIN NBR": "urn:…", "*": "urn:…"}}``; the sender's code book.
     Out: what changed, what has no place, and at most ``limit`` things that are still wrong.
     Raises zoneinfo.ZoneInfoNotFoundError for a zone that the machine does not know, and nothing else.
     """
@@ -74,7 +77,7 @@ def repair(
         return _CLEAN
     if not isinstance(tree, dict):
         return Repaired(issues=issues)
-    walk = Walk(switched_off, zone, namespaces, _event(tree))
+    walk = Walk(switched_off, zone, namespaces, _event(tree), book)
     for _ in range(_ROUNDS):
         done = len(walk.changes) + len(walk.unmapped)
         walk.message(tree)

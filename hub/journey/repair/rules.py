@@ -21,7 +21,9 @@ class RuleId(StrEnum):
     NUMBER_TEXT = "number-text"
     TEXT_NUMBER = "text-number"
     CODE_CASE = "code-case"
-    GENDER_LETTER = "gender-letter"
+    CODE_MAP = "code-map"
+    CODE_UNKNOWN = "code-unknown"
+    DAY_FIRST = "date-day-first"
     TIME_SEPARATOR = "time-separator"
     TIME_OFFSET = "time-offset"
     TIME_MIDNIGHT = "time-midnight"
@@ -83,9 +85,17 @@ RULES: Mapping[RuleId, Rule] = {
         "Writes a code of a required code set as that set writes it (In_Progress → in-progress).",
         f"{_TYPES}#code: codes are case sensitive unless said otherwise.",
     ),
-    RuleId.GENDER_LETTER: Rule(
-        "Reads M, F, O and U as male, female, other and unknown.",
-        "HL7 v2 table 0001; FHIR's own map of it: https://hl7.org/fhir/R4/valueset-administrative-gender.html.",
+    RuleId.CODE_MAP: Rule(
+        "Says a code of a required code set that came as a local word, a Coding or a concept, as a ConceptMap translates it.",
+        "Seen: gender as M, as 1 (NHS Data Dictionary) and as a Coding; the Change names map and line.",
+    ),
+    RuleId.CODE_UNKNOWN: Rule(
+        "Keeps a gender, a kind of telecom or of address that no map knows as unmapped; the message is flagged.",
+        "Nothing is routed or decided by these; any other unknown code of a required set stops the message.",
+    ),
+    RuleId.DAY_FIRST: Rule(
+        "Reads 23/11/2026, 23-11-2026 and 23.11.2026, with or without a time of day, as 2026-11-23.",
+        f"{_TYPES}#date: YYYY-MM-DD. In the United Kingdom the day comes first; switch it off for a system that does not.",
     ),
     RuleId.TIME_SEPARATOR: Rule(
         "Puts a T between date and time of day.", f"{_TYPES}#dateTime: the format of XML Schema."

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from hub.fhir.decimals import decimal
-from hub.fhir.shape import Element
+from hub.fhir.elements import Element
 from hub.journey.repair.rules import RuleId
 from hub.journey.uk_time import with_offset
 
@@ -26,11 +26,10 @@ _NO_SPACES = (
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
-_GENDERS = {"m": "male", "f": "female", "o": "other", "u": "unknown"}
-
 _DAY = r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
 _SEPARATOR = re.compile(_DAY + r"(?:[ \t]+|[ \t]*t[ \t]*)([0-9]{2}:[0-9]{2}.*)")
 _ZONE = re.compile(_DAY + r"(T[0-9:.]+)\s*(?:(z|Z)|([+-])\s*([0-9]{1,2}):?([0-9]{2})?)")
+_DAY_FIRST = re.compile(r"([0-9]{1,2})([/.-])([0-9]{1,2})\2([0-9]{4})(?:[ \tT]+([0-9]{2}:[0-9]{2}.*))?")
 _MIDNIGHT = re.compile(_DAY + r"T24:00((?::00(?:\.0+)?)?(?:Z|[+-].*)?)")
 _NO_SECONDS = re.compile(f"({_DAY}T[0-9]{{2}}:[0-9]{{2}})(Z|[+-].*)?")
 
@@ -77,11 +76,15 @@ def _code_case(value: Any, element: Element, _zone: str) -> Mended:
     return (meant[0], "") if len(meant) == 1 else None
 
 
-def _gender_letter(value: Any, element: Element, _zone: str) -> Mended:
-    if not isinstance(value, str) or not {*_GENDERS.values()} <= {*element.codes}:
+def _day_first(value: Any, element: Element, _zone: str) -> Mended:
+    parts = _DAY_FIRST.fullmatch(value) if isinstance(value, str) else None
+    if parts is None or (element.type == "date" and parts[5]):
         return None
-    gender = _GENDERS.get(value.strip().lower())
-    return (gender, "") if gender else None
+    try:
+        day = date(int(parts[4]), int(parts[3]), int(parts[1]))
+    except ValueError:
+        return None  # the month came first, or there is no such day
+    return day.isoformat() + (f"T{parts[5]}" if parts[5] else ""), ""
 
 
 def _time_separator(value: Any, _element: Element, _zone: str) -> Mended:
@@ -139,7 +142,7 @@ _MENDERS: tuple[tuple[RuleId, frozenset[str], Mender], ...] = (
     (RuleId.NUMBER_TEXT, _WHOLE | {"decimal"}, _number_text),
     (RuleId.TEXT_NUMBER, _TEXTS, _text_number),
     (RuleId.CODE_CASE, frozenset({"code"}), _code_case),
-    (RuleId.GENDER_LETTER, frozenset({"code"}), _gender_letter),
+    (RuleId.DAY_FIRST, _TIMES | {"date"}, _day_first),
     (RuleId.TIME_SEPARATOR, _TIMES, _time_separator),
     (RuleId.TIME_OFFSET, _TIMES, _time_offset),
     (RuleId.TIME_MIDNIGHT, _TIMES, _time_midnight),

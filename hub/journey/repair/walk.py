@@ -7,15 +7,17 @@ those of the message as it was when the walk began.
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from hub.codes.book import CodeBook, Translation
 from hub.domain.message import Change, Unmapped
-from hub.fhir.shape import Element, shape
-from hub.fhir.structure import resource_types
+from hub.fhir.elements import Element, properties, resource_types
 from hub.fhir.tree import Tree
+from hub.journey.canonicalise import instant
 from hub.journey.repair.rules import RuleId
 from hub.journey.repair.values import menders
+from hub.journey.uk_time import Assumed, with_offset
 
 _GONE: Final = object()
 """Takes the place of a value that was dropped or set aside."""
@@ -36,7 +38,16 @@ _BLANK_REFERENCE = re.compile(r".*[][{}<>].*|\$.*|(?:urn)?:uuid:", re.IGNORECASE
 _BLANK_VALUE = re.compile(r"\$\{?[A-Za-z][\w.-]*\}?|\{.*\}|\[.*\]|<.*>|:uuid:", re.DOTALL)
 
 
-_ROOT: Final = Element("Resource", repeats=False, required=True, codes=(), aligned=False, primitive=False)
+_SPARE = frozenset(
+    [
+        (holder, "gender")
+        for holder in ("Patient", "PatientContact", "Person", "Practitioner", "RelatedPerson")
+    ]
+    + [("ContactPoint", "system"), ("Address", "type")]
+)
+"""Codes of required sets by which nothing is routed or decided: an unknown one need not stop the message."""
+
+_ROOT: Final = Element("", "Resource", required=True)
 
 
 @dataclass(slots=True)
@@ -63,6 +74,7 @@ class Walk:
     zone: str
     namespaces: Namespaces
     event: str
+    book: CodeBook
     changes: list[Change] = field(default_factory=list)
     unmapped: list[Unmapped] = field(default_factory=list)
 
@@ -102,7 +114,7 @@ class Walk:
     # Every place ---------------------------------------------------------------------------------------------
 
     def _fields(self, node: Tree, place: _Place, path: str) -> None:
-        elements = shape(place.resource_type, place.type)
+        elements = properties(place.type)
         is_resource = place.resource_type == place.type
         aligned: set[str] = set()
         for name in list(node):
@@ -172,7 +184,7 @@ class Walk:
         if _is_empty(value):
             return self._empty(value, path)
         if place.element.primitive:
-            return self._primitive(value, place.element, path)
+            return self._primitive(value, place, path)
         if place.element.type == "Coding":
             value = self._coding(value, place, path)
         if not isinstance(value, dict):
@@ -183,13 +195,27 @@ class Walk:
         self._fields(value, place.within(), path)
         return self._empty(self._of_type(value, place, path), path)
 
-    def _primitive(self, value: Any, element: Element, path: str) -> Any:
-        for rule, mend in menders(element.type, self.switched_off):
-            mended = mend(value, element, self.zone)
+    def _primitive(self, value: Any, place: _Place, path: str) -> Any:
+        for rule, mend in menders(place.element.type, self.switched_off):
+            mended = mend(value, place.element, self.zone)
             if mended is not None:
                 self._changed(path, value, mended[0], rule, mended[1])
                 value = mended[0]
+        if place.element.codes and value not in place.element.codes and not _is_empty(value):
+            return self._code(value, place, path)
         return self._empty(value, path)
+
+    def _code(self, value: Any, place: _Place, path: str) -> Any:
+        """What should be one of the element's codes and is not."""
+        found = _translated(value, place, self.book) if self._on(RuleId.CODE_MAP) else None
+        if found is not None:
+            loosely = "" if found.equivalence in {"equal", "equivalent"} else f", {found.equivalence}"
+            self._changed(path, value, found.code, RuleId.CODE_MAP, found.source + loosely)
+            return found.code
+        if (place.type, place.name) in _SPARE and self._on(RuleId.CODE_UNKNOWN):
+            self._set_aside(path, value, RuleId.CODE_UNKNOWN)
+            return _GONE
+        return value
 
     def _empty(self, value: Any, path: str) -> Any:
         """The value, or _GONE if it says nothing and may be dropped."""
@@ -230,6 +256,8 @@ class Walk:
         match place.element.type:
             case "Extension":
                 return self._extension(node, place, path)
+            case "Period":
+                self._period(node, path)
             case "Reference":
                 return self._reference(node, place, path)
             case "Narrative":
@@ -278,10 +306,28 @@ class Walk:
             return _GONE
         return node
 
+    def _period(self, node: Tree, path: str) -> None:
+        """An end in the hour that comes twice was taken as the earlier; it is the later if the period would end before it began."""
+        start, end = instant(node.get("start")), instant(node.get("end"))
+        if start is None or end is None or start <= end:
+            return
+        for at, change in enumerate(self.changes):
+            if change.path != f"{path}.end" or not change.source.endswith(Assumed.EARLIER):
+                continue
+            placed = with_offset(change.before, self.zone, later=True)
+            if placed is not None and (instant(placed.text) or end) >= start:
+                node["end"] = placed.text
+                source = f"{self.zone}: {placed.assumed}"
+                self.changes[at] = replace(change, after=placed.text, source=source)
+
     def _reference(self, node: Tree, place: _Place, path: str) -> Any:
         self._uuid(node, "reference", path)
         self._placeholder(node, "reference", _BLANK_REFERENCE, path)
-        if node.keys() == {"type"} and not place.element.required and self._on(RuleId.REFERENCE_EMPTY):
+        if (
+            node.keys() == {"type"}
+            and not (place.element.required or place.element.choice_required)
+            and self._on(RuleId.REFERENCE_EMPTY)
+        ):
             self._set_aside(path, node, RuleId.REFERENCE_EMPTY)
             return _GONE
         return node
@@ -356,6 +402,29 @@ class Walk:
             del bundle["entry"]
         else:
             bundle["entry"] = kept
+
+
+def _translated(value: Any, place: _Place, book: CodeBook) -> Translation | None:
+    """A local word, a Coding or a CodeableConcept as one of the element's codes; a word's system is its element's."""
+    codings = value.get("coding") if isinstance(value, dict) and "coding" in value else [value]
+    for coding in codings if isinstance(codings, list) else [codings]:
+        said = coding if isinstance(coding, dict) else {"code": coding}
+        system, code = said.get("system"), said.get("code")
+        if not isinstance(code, str):
+            continue
+        if not isinstance(system, str):
+            found = (*book.words(place.type, place.name, code), *_itself(code, place.element))
+        else:
+            found = (*book.translations(system, code), *_itself(code, place.element))
+        for each in found:
+            if each.code in place.element.codes:
+                return each
+    return None
+
+
+def _itself(code: str, element: Element) -> tuple[Translation, ...]:
+    """FHIR's own code, in a Coding where FHIR has a code."""
+    return (Translation("", code, None, "equal", ""),) if code in element.codes else ()
 
 
 def resources_of(tree: Tree) -> Iterator[tuple[str, Tree]]:

@@ -58,7 +58,8 @@ def _no_position_check() -> None:
         """Nothing is kept: whoever starts, starts where the partition was first met."""
 
     async def take_anew(self: Any, batch: Any, **more: Any) -> Any:
-        fresh = [dataclasses.replace(each, event_id=str(uuid.uuid4())) for each in batch]
+        received = [getattr(each, "received", each) for each in batch]  # as it came, or understood already
+        fresh = [dataclasses.replace(each, event_id=str(uuid.uuid4())) for each in received]
         return await take(self, fresh, **more)
 
     u._lock_positions = lock_positions

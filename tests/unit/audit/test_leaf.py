@@ -64,14 +64,14 @@ def read_back(leaf):
 
 def test_an_entry_as_it_is_written():
     fields = {
-        "entry": 7, "code": Code.DELIVERY_SENT, "at": AT, "outcome": Outcome.SUCCESS, "trust": "RA9", "system": "hub",
+        "entry": 7, "code": Code.DISCLOSURE_SENT, "at": AT, "outcome": Outcome.SUCCESS, "trust": "RA9", "system": "hub",
         "event_id": None, "detail": {"b": 1, "a": {"d": "\u00e9", "c": 2.5}},
     }  # fmt: skip
 
     assert (
         leaf_bytes(12, fields)
         == (
-            '{"leaf":12,"v":1,"entry":7,"code":"delivery-sent","at":"2026-03-01T09:10:00.000000Z","outcome":0,'
+            '{"leaf":12,"v":1,"entry":7,"code":"disclosure-sent","at":"2026-03-01T09:10:00.000000Z","outcome":0,'
             '"trust":"RA9","system":"hub","detail":{"a":{"c":2.5,"d":"\u00e9"},"b":1}}'
         ).encode()
     )

@@ -157,12 +157,12 @@ def stu3_of_xml(node, type_name=None):
                 else float(value) if element.type == "decimal" else value
             )  # fmt: skip
             beside = [stu3_of_xml(each, "Extension") for each in child]
-            tree[name] = [*tree.get(name, ()), value] if element.is_list else value
+            tree[name] = [*tree.get(name, ()), value] if element.repeats else value
             if beside:
                 tree[f"_{name}"] = {"extension": beside}
         else:
             value = stu3_of_xml(child[0]) if element.type == "Resource" else stu3_of_xml(child, element.type)
-            tree[name] = [*tree.get(name, ()), value] if element.is_list else value
+            tree[name] = [*tree.get(name, ()), value] if element.repeats else value
     return tree
 
 

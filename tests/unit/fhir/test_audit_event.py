@@ -5,7 +5,7 @@ from itertools import product
 import orjson
 import pytest
 from fhir.resources.R4B.auditevent import AuditEvent
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.audit.catalogue import CATALOGUE
@@ -79,6 +79,7 @@ ANYTHING = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     detail=st.dictionaries(
         TEXT | st.sampled_from(["why", "topic", "claimed", "interaction"]), ANYTHING, max_size=5

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.fhir import structure
+from hub.fhir.elements import _CODES, FhirVersion, elements, resource_types
 from hub.fhir.structure import StructureIssue, check
 
 CORPUS = Path(__file__).resolve().parents[3].parent / "shared" / "corpus"
@@ -387,16 +388,16 @@ def test_junk_anywhere_is_an_answer_and_not_an_exception(junk, where):
 def all_elements():
     """(type name, element) of everything within reach of a resource type."""
     seen, found = set(), []
-    waiting = [get_fhir_model_class(name) for name in sorted(structure.resource_types())]
+    waiting = sorted(resource_types())
     while waiting:
-        model = waiting.pop()
-        if model in seen:
+        type_name = waiting.pop()
+        if type_name in seen:
             continue
-        seen.add(model)
-        for element in structure._elements(model):
-            found.append((model.__name__, element))
-            if element.model is not None and element.type != "Resource":
-                waiting.append(element.model)
+        seen.add(type_name)
+        for element in elements(FhirVersion.R4, type_name).values():
+            found.append((type_name, element))
+            if not element.primitive and element.type != "Resource":
+                waiting.append(element.type)
     return found
 
 
@@ -427,18 +428,20 @@ def test_only_codes_are_closed_lists_and_every_list_by_hand_is_of_an_element_the
     with_codes = {(type_name, element.name): element for type_name, element in all_elements}
 
     assert {element.type for element in with_codes.values() if element.codes} == {"code"}
-    assert set(structure._CODES) <= set(with_codes)
+    assert set(_CODES) <= set(with_codes)
     assert not [key for key, element in with_codes.items() if set(element.codes or ()) & {"+", "etc.", "..."}]
 
 
 def test_every_resource_type_compiles_and_every_model_is_r4b(all_elements):
-    assert {e.model.__module__.rsplit(".", 1)[0] for _, e in all_elements if e.model} == {
-        "fhir.resources.R4B"
-    }
-    for name in structure.resource_types():
+    assert all(
+        get_fhir_model_class(e.type).__module__.startswith("fhir.resources.R4B.")
+        for _, e in all_elements
+        if not e.primitive
+    )
+    for name in resource_types():
         assert get_fhir_model_class(name).has_resource_base()
         assert structure._validator(name).is_valid({"resourceType": name, MARKER: 1}) is False
-    assert len(structure.resource_types()) == 126
+    assert len(resource_types()) == 126
 
 
 def test_the_primitives_have_words():
@@ -634,7 +637,7 @@ def corpus_files():
             tree = orjson.loads(path.read_bytes())
         except orjson.JSONDecodeError:
             continue  # one of bars-api's is not JSON
-        if isinstance(tree, dict) and tree.get("resourceType") in structure.resource_types():
+        if isinstance(tree, dict) and tree.get("resourceType") in resource_types():
             yield str(path.relative_to(CORPUS)), tree
 
 

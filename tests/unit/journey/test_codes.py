@@ -164,6 +164,102 @@ def test_every_spelling_of_the_verification_status(system, code, said):
     assert (found["system"], found["code"]) == (f"{UK}NHSNumberVerificationStatusEngland", said)
 
 
+ARP = "https://fhir.nhs.uk/CodeSystem/arp-priority-codes"
+
+
+def request(**more):
+    return {"resourceType": "ServiceRequest", "status": "active", "intent": "order", **more}
+
+
+@pytest.mark.parametrize(
+    ("system", "sent", "said", "priority"),
+    [
+        (ARP, "IFT1", "IFT1", "stat"),
+        (ARP, "IFT2", "IFT2", "asap"),
+        (ARP, "IFT3", "IFT3", "urgent"),
+        (ARP, "IFT4", "IFT4", "routine"),
+        (ARP.removesuffix("s"), "IFT2", "IFT2", "asap"),
+        (ARP.removesuffix("s"), "C1", "IFT1", "stat"),
+        (ARP, "C2", "IFT2", "asap"),
+    ],
+)
+@pytest.mark.parametrize("element", ["category", "orderDetail"])
+def test_an_ambulance_category_becomes_its_level_and_gives_the_priority(
+    element, system, sent, said, priority
+):
+    coding = {"system": system, "code": sent}
+    tree = request(**{element: [{"coding": [coding]}]})
+    changes, flags = to_national(tree, SHARED, "england")
+
+    assert (tree[element][0]["coding"][0]["system"], tree[element][0]["coding"][0]["code"]) == (ARP, said)
+    assert tree[element][0]["coding"][-1] == coding
+    assert tree["priority"] == priority
+    assert flags == ()
+    [derived] = [change for change in changes if change.rule == "priority-derived"]
+    assert derived.source.startswith("conceptmaps/request-priority.json, line ")
+
+
+def test_a_priority_that_was_said_counts_and_other_categories_are_no_doubt():
+    referral = {
+        "coding": [
+            {"system": "https://fhir.nhs.uk/CodeSystem/message-category-servicerequest", "code": "referral"}
+        ]
+    }
+    tree = request(priority="urgent", category=[referral, {"coding": [{"system": ARP, "code": "IFT4"}]}])
+    assert to_national(tree, SHARED, "england") == ((), ())
+    assert tree["priority"] == "urgent"
+    tree = request(category=[referral, {"coding": [{"system": ARP, "code": "C3"}]}])
+    assert to_national(tree, SHARED, "england") == ((), ())
+    assert "priority" not in tree
+
+
+@pytest.mark.parametrize("nation", ["england", "wales"])
+def test_a_legal_status_within_its_extension(nation):
+    """Detained under section 3, as CareConnect's successor nests it, in the retired systems' words."""
+    tree = encounter(
+        extension=[
+            {
+                "url": "https://fhir.hl7.org.uk/STU3/StructureDefinition/Extension-CareConnect-LegalStatus-1",
+                "extension": [
+                    {"url": "LegalStatusContext", "valueCodeableConcept": {"coding": [{"system": f"{CARECONNECT}LegalStatusContext-1", "code": "admission"}]}},
+                    {"url": "legalStatusClassification", "valueCodeableConcept": {"coding": [{"system": f"{CARECONNECT}LegalStatusClassification-1", "code": "03"}]}},
+                ],
+            }
+        ]
+    )  # fmt: skip
+    changes, flags = to_national(tree, SHARED, nation)
+
+    [status] = tree["extension"]
+    assert status["url"] == f"{EXTENSION}LegalStatus"
+    assert [part["url"] for part in status["extension"]] == [
+        "legalStatusContext",
+        "legalStatusClassification",
+    ]
+    said = [part["valueCodeableConcept"]["coding"][0] for part in status["extension"]]
+    assert [(each["system"], each["code"]) for each in said] == [
+        (f"{UK}LegalStatusContext", "admission"),
+        (f"{UK}LegalStatusClassificationEngland", "03"),
+    ]
+    assert flags == ()
+    assert [change.rule for change in changes] == [
+        "extension-url",
+        "extension-url",
+        "code-mapped",
+        "code-mapped",
+    ]
+
+
+def test_a_legal_status_that_no_map_knows_is_flagged_where_it_stands():
+    tree = encounter(
+        extension=[{"url": f"{EXTENSION}LegalStatus", "extension": [
+            {"url": "legalStatusClassification", "valueCodeableConcept": {"coding": [{"system": "urn:ours", "code": "S3"}]}},
+            {"url": "legalStatusContext", "valueCode": "admission"},
+        ]}]
+    )  # fmt: skip
+    _, flags = to_national(tree, SHARED, "england")
+    assert [flag.path for flag in flags] == ["Encounter.extension[0].extension[0].valueCodeableConcept"]
+
+
 def test_what_a_sender_claims_to_conform_to_is_not_passed_on():
     tree = {"resourceType": "Patient", "meta": {"profile": ["https://example/StructureDefinition/Ours"]}}
     changes, _ = to_national(tree, SHARED, "england")

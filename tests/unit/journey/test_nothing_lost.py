@@ -10,11 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hub.fhir.structure import check, resource_types
+from hub.fhir.elements import resource_types
+from hub.fhir.structure import check
 from hub.journey.repair import repair
 from hub.journey.repair.glance import nothing_to_mend
 from hub.journey.repair.walk import Walk
+from hub.trusts import load_books, load_directory
 
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+BOOK = load_books(SCHEMAS, load_directory(SCHEMAS))["RA9"]
 CORPUS = Path(__file__).resolve().parents[3].parent / "shared" / "corpus"
 R4_FOLDERS = ("hl7-r4-spec", "bars-api", "nhs-pds", "nhs-ers")
 MUTATED_FILE_BYTES_MAX = 20_000
@@ -51,7 +55,8 @@ OWN = (
     },
 )
 ODD = (
-    None, "", {}, [], [None], True, "true", 5, 1.5, -(2**40), 1e300, " x ", "$x", "{x}", "[x]", "M", "IN_PROGRESS",
+    None, "", {}, [], [None], True, "true", 5, 1.5, -(2**40), 1e300, " x ", "$x", "{x}", "[x]", "M", "IN_PROGRESS", "1", 9, {"coding": [{"system": "http://hl7.org/fhir/v2/0001", "code": "F"}]}, {"code": "home"},
+    "29/02/1956", "23.11.2026 09:10",
     "2026-10-25T01:30:00", "2026-03-29 01:30", "2026-01-01T24:00", "2026-01-01T00:00:00+0215", "Patient/[Id]",
     ":uuid:", "URN:UUID:6B5A8F2E-1111-4222-8333-444455556666", '\\"', {"coding": [{"code": "a"}, {"code": "b"}]},
     {"type": "Patient"}, {"url": "http://hl7.org/fhir/us/core/x", "valueCode": "y"}, {"resourceType": "Patient", "x": 1},
@@ -79,7 +84,7 @@ def hold_to_the_rules(tree, switched_off=frozenset()):
     """Nothing lost, nothing said twice, and what is said to be sound is."""
     before = copy.deepcopy(tree)
     lost = leaves(tree)
-    done = repair(tree, switched_off, namespaces=NAMESPACES)
+    done = repair(tree, switched_off, namespaces=NAMESPACES, book=BOOK)
     lost -= leaves(tree)
     lost -= leaves([change.before for change in done.changes])
     lost -= leaves([each.value for each in done.unmapped])
@@ -91,7 +96,7 @@ def hold_to_the_rules(tree, switched_off=frozenset()):
     orjson.dumps([change.after for change in done.changes])
 
     once = orjson.dumps(tree)
-    again = repair(tree, switched_off, namespaces=NAMESPACES)
+    again = repair(tree, switched_off, namespaces=NAMESPACES, book=BOOK)
     assert (again.changes, again.unmapped) == ((), ())
     assert again.issues == done.issues
     assert orjson.dumps(tree) == once
@@ -100,7 +105,7 @@ def hold_to_the_rules(tree, switched_off=frozenset()):
 def hold_the_glance_to_the_walk(tree):
     """What the glance and the structure check let pass, the walk does not touch."""
     if isinstance(tree, dict) and not check(tree) and nothing_to_mend(tree, NAMESPACES):
-        walk = Walk(frozenset(), "Europe/London", NAMESPACES, "")
+        walk = Walk(frozenset(), "Europe/London", NAMESPACES, "", BOOK)
         walk.message(copy.deepcopy(tree))
         assert (walk.changes, walk.unmapped) == ([], [])
 

@@ -1,13 +1,31 @@
 """Each repair on its own: what comes in, what goes out, what is remembered. And that it can be switched off."""
 
 import copy
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from hub.codes.book import CodeFile
 from hub.fhir.structure import check
-from hub.journey.repair import RULES, RuleId, repair
+from hub.journey.repair import RULES, RuleId
+from hub.journey.repair import repair as repair_with
 from hub.journey.repair.glance import nothing_to_mend
+from hub.trusts import load_books, load_directory
 
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+BOOK = load_books(SCHEMAS, load_directory(SCHEMAS))["RA9"].with_maps(
+    [
+        CodeFile(
+            "ours.json",
+            b"""{"resourceType": "ConceptMap", "group": [
+{"source": "https://transfer-hub.example/element/Encounter.status", "target": "http://hl7.org/fhir/encounter-status", "element": [
+{"code": "INPATIENT", "target": [{"code": "in-progress"}]}
+]}]}""",
+        )
+    ]
+)
+repair = partial(repair_with, book=BOOK)
 UUID = "6b5a8f2e-1111-4222-8333-444455556666"
 
 
@@ -17,6 +35,16 @@ def patient(**elements):
 
 def encounter(**elements):
     return {"resourceType": "Encounter", "status": "planned", "class": {"code": "IMP"}, **elements}
+
+
+def request(**elements):
+    return {
+        "resourceType": "ServiceRequest",
+        "status": "active",
+        "intent": "order",
+        "subject": {"display": "x"},
+        **elements,
+    }
 
 
 def bundle(*entries, **elements):
@@ -39,7 +67,7 @@ CASES = [
     # Empties, and lists that belong together
     ("empty-dropped", patient(birthDate="", gender="male"), patient(gender="male")),
     ("empty-dropped", patient(gender=None), patient()),
-    ("empty-dropped", patient(gender=[None, ""]), patient()),
+    ("empty-dropped", patient(birthDate=[None, ""]), patient()),
     ("empty-dropped", patient(name=[None, {"family": "A", "given": []}]), patient(name=[{"family": "A"}])),
     ("empty-dropped", patient(name=[{"family": ""}, {}], contact=[]), patient()),
     ("empty-dropped", patient(name=[{"given": ["A", None, "B", ""]}]), patient(name=[{"given": ["A", "B"]}])),
@@ -70,8 +98,28 @@ CASES = [
     ("text-number", patient(identifier=[{"value": 999}]), patient(identifier=[{"value": "999"}])),
     ("code-case", encounter(status="In_Progress"), encounter(status="in-progress")),
     ("code-case", patient(gender="FEMALE"), patient(gender="female")),
-    ("gender-letter", patient(gender="F"), patient(gender="female")),
-    # Times
+    # Codes that FHIR requires, by the maps
+    ("code-map", patient(gender="F"), patient(gender="female")),
+    ("code-map", patient(gender="m"), patient(gender="male")),
+    ("code-map", patient(gender="1"), patient(gender="male")),
+    ("code-map", patient(contact=[{"gender": "Indeterminate"}]), patient(contact=[{"gender": "other"}])),
+    ("code-map", patient(gender={"coding": [{"system": "http://hl7.org/fhir/v2/0001", "code": "F"}]}), patient(gender="female")),
+    ("code-map", patient(gender={"system": "urn:ours", "code": "female"}), patient(gender="female")),
+    (
+        "code-map",
+        patient(gender={"coding": [{"system": "urn:ours", "code": "W"}, {"system": "http://hl7.org/fhir/v2/0001", "code": "F"}]}),
+        patient(gender="female"),
+    ),
+    ("code-map", request(priority="EMERGENCY"), request(priority="stat")),
+    ("code-map", request(priority="IFT2"), request(priority="asap")),
+    ("code-map", encounter(status="Inpatient"), encounter(status="in-progress")),
+    ("code-unknown", patient(gender="4"), patient()),
+    ("code-unknown", patient(gender=["male", "female"]), patient()),
+    ("code-unknown", patient(telecom=[{"system": "pigeon", "value": "x"}]), patient(telecom=[{"value": "x"}])),
+    # Dates and times
+    ("date-day-first", patient(birthDate="29/02/1956"), patient(birthDate="1956-02-29")),
+    ("date-day-first", patient(birthDate="3.4.1956"), patient(birthDate="1956-04-03")),
+    ("date-day-first", patient(deceasedDateTime="05-07-2026 09:20:00Z"), patient(deceasedDateTime="2026-07-05T09:20:00Z")),
     (
         "tz-assumed",
         encounter(period={"start": "2026-07-15T09:20:00.1234567"}),
@@ -227,6 +275,31 @@ def test_the_first_of_a_list_stays_and_the_rest_is_kept():
     ]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "after", "assumed"),
+    [
+        # Half past one comes twice: from ten to two until ten past one, it was the second ten past one.
+        ("2026-10-25T01:50:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T01:50:00+01:00", "2026-10-25 01:10", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T01:05:00Z", "2026-10-25T01:10:00", "2026-10-25T01:10:00+00:00", "later was taken"),
+        ("2026-10-25T00:50:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        ("2026-10-25T01:05:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        # Neither would do: the sender's mistake stays what it was.
+        ("2026-10-25T03:00:00", "2026-10-25T01:10:00", "2026-10-25T01:10:00+01:00", "earlier was taken"),
+        ("2026-07-25T03:00:00", "2026-07-25T01:10:00", "2026-07-25T01:10:00+01:00", "the clock of the zone"),
+    ],
+)
+def test_a_period_does_not_end_before_it_began_in_the_night_the_clocks_go_back(start, end, after, assumed):
+    tree = encounter(location=[{"location": {"display": "x"}, "period": {"start": start, "end": end}}])
+    done = repair(tree)
+
+    assert tree["location"][0]["period"]["end"] == after
+    change = [each for each in done.changes if each.path.endswith(".end")][-1]
+    assert (change.after, change.rule) == (after, "tz-assumed")
+    assert assumed in change.source
+    assert told(repair(tree)) == []
+
+
 def test_two_different_resources_under_one_url_are_left_for_a_person():
     url = f"urn:uuid:{UUID}"
     tree = bundle({"fullUrl": url, "resource": patient(active=True)}, {"fullUrl": url, "resource": patient()})
@@ -241,10 +314,15 @@ def test_two_different_resources_under_one_url_are_left_for_a_person():
     "tree",
     [
         patient(modifierExtension=[{"valueString": "x"}]),
-        patient(gender="4"),
-        patient(gender=["male", "female"]),
+        encounter(status="4"),
+        request(priority="4"),
+        patient(identifier=[{"use": "former", "value": "1"}]),
         encounter(subject=[{"reference": "Patient/1"}, {"reference": "Patient/2"}]),
-        patient(birthDate="29/02/1956"),
+        patient(birthDate="02/29/1956"),
+        patient(birthDate="29/02/1957"),
+        patient(birthDate="29/02-1956"),
+        patient(birthDate="29/02/1956 10:00"),
+        patient(birthDate="29/02/56"),
         patient(deceasedDateTime="2026-02-30T09:20:00"),
         patient(deceasedBoolean=True, deceasedDateTime="2026"),
         {"resourceType": "ServiceRequest", "status": "active", "intent": "order"},

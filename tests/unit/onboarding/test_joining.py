@@ -76,7 +76,55 @@ def test_a_refused_message_is_shown_with_its_line(hub):
     told = hub("explain", str(REQUEST.with_name("wrong-sender.json")), "--trust", "RA9")
     assert told.exit_code == 0
     assert "sender-not-topic-owner MessageHeader.sender" in told.stdout
-    assert "MessageHeader" in told.stdout.partition("❱")[2]
+    assert '"sender": {' in told.stdout.partition("❱")[2].splitlines()[0]
+
+
+def test_a_refused_message_is_shown_with_what_was_done_to_it_before(hub, tmp_path):
+    """Mended and translated, and then it named nobody's patient; in XML, so the line is XML's."""
+    given = ROOT / "schemas" / "trusts" / "RFS" / "examples" / "discharged-as-transaction.in.xml"
+    spoilt = given.read_text().replace("9990000069", "9999999999")
+    assert spoilt != given.read_text()
+    file = tmp_path / "spoilt.xml"
+    file.write_text(spoilt)
+
+    told = orjson.loads(hub("explain", str(file), "--trust", "RFS", "--json").stdout)
+    assert (told["outcome"], told["canonical"], told["routes"]) == ("quarantined", None, [])
+    assert [issue["code"] for issue in told["issues"]] == ["nhs-number-repeated-digits"]
+    assert {"full-url", "reference"} <= {change["rule"] for change in told["changes"]}
+
+    said = hub("explain", str(file), "--trust", "RFS").stdout
+    assert "<identifier>" in said.partition("❱")[2].splitlines()[0]
+    assert "Changed" in said
+    assert "by full-url" in said
+
+
+def test_a_message_of_a_wrong_structure_is_shown_with_its_repairs(hub, tmp_path):
+    message = orjson.loads(REQUEST.read_bytes())
+    request, patient = (message["entry"][at]["resource"] for at in (1, 2))
+    request["status"], patient["gender"] = "in the post", "F"
+    file = tmp_path / "spoilt.json"
+    file.write_bytes(orjson.dumps(message))
+    told = orjson.loads(hub("explain", str(file), "--trust", "RA9", "--json").stdout)
+    assert [issue["code"] for issue in told["issues"]] == ["structure-invalid"]
+    assert [(change["before"], change["after"]) for change in told["changes"]] == [("F", "female")]
+
+
+def test_a_message_in_one_line_is_laid_out_to_show_the_place(hub, tmp_path):
+    file = tmp_path / "short.json"
+    file.write_bytes(orjson.dumps(orjson.loads(REQUEST.with_name("wrong-sender.json").read_bytes())))
+    said = hub("explain", str(file), "--trust", "RA9").stdout
+    assert "is shown laid out" in said
+    assert '"sender": {' in said.partition("❱")[2].splitlines()[0]
+
+
+def test_what_is_not_even_xml_is_shown_where_it_ceases_to_be(hub, tmp_path):
+    file = tmp_path / "spoilt.xml"
+    file.write_text(
+        '<Bundle xmlns="http://hl7.org/fhir">\n  <type value="message"/>\n  <entry>\n  </entri>\n</Bundle>'
+    )
+    said = hub("explain", str(file), "--trust", "RA9").stdout
+    assert "not-xml line 4" in said
+    assert "</entri>" in said.partition("❱")[2].splitlines()[0]
 
 
 def test_the_schema_that_editors_use_is_that_of_the_code():

@@ -70,6 +70,21 @@ async def seqs(engine, **more):
     ]
 
 
+async def test_several_receivers_are_looked_at_together_each_as_if_alone(engine):
+    await fill(
+        engine,
+        row(1, "a"),
+        row(2, "b", next_attempt_at=LATER),
+        row(3, "b"),
+        row(4, "c", receiver="RH8"),
+        row(5, "c", receiver="RH8"),
+    )
+
+    found = await outbox.pending_of_each(engine, ["RH8", "RVJ", "RA9"], 100, NOW)
+
+    assert [[each.seq for each in rows] for rows in found] == [[4, 5], [], [1]]
+
+
 async def test_rows_come_in_sequence_for_one_receiver_only(engine):
     await fill(engine, row(3, "b"), row(1, "a"), row(2, "a", receiver="RH8"), row(4, "a", state="sent"))
 

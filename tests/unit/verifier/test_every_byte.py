@@ -13,6 +13,8 @@ from hub.verifier import Kind, verify_export
 from hub.verifier.export import lines_of
 from tests.harness.sealed_log import FALSE_KEY, HUB, HUB_KEY, NEXT_KEY, a_log, an_entry, keys_of
 
+pytestmark = pytest.mark.long
+
 BOTH = keys_of(HUB_KEY, NEXT_KEY)
 LOG = a_log(66, [3, 20, 41], signers=[HUB_KEY])
 LOG.notes[41] = a_log(41, signers=[HUB_KEY, NEXT_KEY]).notes[41]

@@ -13,6 +13,8 @@ from hub.audit.note import sign
 from hub.verifier import Kind, verify_export
 from tests.harness.sealed_log import FALSE_KEY, HUB, HUB_KEY, NEXT_KEY, ORIGIN, a_log, an_entry, keys_of
 
+pytestmark = pytest.mark.long
+
 SIZE = 1_000
 CHECKPOINTS = [1, 2, 95, 96, 192, 289, 350, 351, 480, 640, 777, 900, 998, 1000]
 LOG = a_log(SIZE, CHECKPOINTS)

@@ -1,0 +1,219 @@
+"""However a Bundle was exchanged, what it says is the same."""
+
+import copy
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+import pytest
+
+from hub.domain.ids import EventId, OdsCode
+from hub.domain.message import Canonical, Kind, Position, Received
+from hub.domain.rejection import Rejection
+from hub.journey.decide import Journey, understand
+from hub.trusts import load_books, load_directory
+
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+TRUSTS = load_directory(SCHEMAS)
+JOURNEY = Journey(TRUSTS, books=load_books(SCHEMAS, TRUSTS))
+SERVER = "https://epr.torbay.example/fhir"
+OWN = "https://fhir.torbay.example/Id/visit"
+NHS = "https://fhir.nhs.uk/Id/nhs-number"
+PATIENT = {"resourceType": "Patient", "id": "p1", "identifier": [{"system": NHS, "value": "9990000018"}]}
+STAY = {
+    "resourceType": "Encounter",
+    "id": "e1",
+    "identifier": [{"system": OWN, "value": "V-1"}],
+    "status": "in-progress",
+    "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+    "subject": {"reference": "Patient/p1"},
+    "serviceProvider": {
+        "identifier": {"system": "https://fhir.nhs.uk/Id/ods-organization-code", "value": "RA9"}
+    },
+    "period": {"start": "2026-01-15T09:10:00Z"},
+}
+OUTCOME = {
+    "resourceType": "OperationOutcome",
+    "issue": [{"severity": "information", "code": "informational"}],
+}
+
+
+def entry(resource, **more):
+    return {"fullUrl": f"{SERVER}/{resource['resourceType']}/{resource['id']}", "resource": resource, **more}
+
+
+def understood(kind, *entries, **more):
+    tree = copy.deepcopy({"resourceType": "Bundle", "type": kind, "entry": list(entries), **more})
+    received = Received(
+        EventId("e"),
+        OdsCode("RA9"),
+        Position("epr.ra9.events", 0, 0),
+        {"x-request-id": "m1"},
+        b"k",
+        orjson.dumps(tree),
+        datetime(2026, 1, 15, 12, tzinfo=UTC),
+    )
+    return understand(received, JOURNEY).meaning
+
+
+def post(resource):
+    return entry(resource, request={"method": "POST", "url": resource["resourceType"]})
+
+
+def found(resource, mode="match"):
+    return entry(resource, search={"mode": mode})
+
+
+SAID = understood("collection", entry(STAY), entry(PATIENT))
+
+EXCHANGED = {
+    "transaction": understood("transaction", post(STAY), post(PATIENT)),
+    "what depends on another comes first": understood("transaction", post(PATIENT), post(STAY)),
+    "batch": understood("batch", post(STAY), post(PATIENT)),
+    "upsert": understood(
+        "transaction",
+        entry(STAY, request={"method": "PUT", "url": f"Encounter?identifier={OWN}|V-1"}),
+        post(PATIENT),
+    ),
+    "with a question between": understood(
+        "batch", post(STAY), {"request": {"method": "GET", "url": "Patient/p1"}}, post(PATIENT)
+    ),
+    "searchset": understood(
+        "searchset",
+        found(STAY),
+        found(PATIENT, "include"),
+        total=1,
+        link=[{"relation": "self", "url": f"{SERVER}/Encounter?_id=e1"}],
+    ),
+    "searchset with a word about the search first": understood(
+        "searchset",
+        {"resource": OUTCOME, "search": {"mode": "outcome"}},
+        found(STAY),
+        found(PATIENT, "include"),
+    ),
+    "what came along first": understood("searchset", found(PATIENT, "include"), found(STAY)),
+}
+
+
+def by_type(canonical):
+    """The resources, without the URLs that a Bundle gives its entries by their place."""
+    tree = orjson.loads(orjson.dumps(canonical.message))
+    for each in tree["entry"]:
+        if each["resource"]["resourceType"] == "Encounter":
+            target = each["resource"]["subject"].pop("reference")
+            assert target.startswith("urn:uuid:")
+            assert [e["resource"]["id"] for e in tree["entry"] if e["fullUrl"] == target] == ["p1"]
+    for each in tree["entry"]:
+        del each["fullUrl"]
+    return tree["type"], sorted(orjson.dumps(each) for each in tree["entry"])
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_a_stay_means_the_same_however_it_was_exchanged(name):
+    told = EXCHANGED[name]
+    assert isinstance(told, Canonical), told
+    assert (told.kind, told.event_type, told.encounter, told.occurred_at, told.person) == (
+        SAID.kind,
+        SAID.event_type,
+        SAID.encounter,
+        SAID.occurred_at,
+        SAID.person,
+    )
+    assert by_type(told) == by_type(SAID)
+
+
+def test_what_steered_the_exchange_is_kept_as_changes():
+    changes = {
+        each.path: each.before for each in EXCHANGED["upsert"].changes if each.rule.startswith("bundle-")
+    }
+    assert changes["Bundle.type"] == "transaction"
+    assert changes["Bundle.entry[0].request"]["url"] == f"Encounter?identifier={OWN}|V-1"
+    asked = {each.path: each.before for each in EXCHANGED["with a question between"].changes}
+    assert asked["Bundle.entry[1]"] == {"request": {"method": "GET", "url": "Patient/p1"}}
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Patient/p1",
+        f"{SERVER}/Patient/p1",
+        "Patient/p1/_history/4",
+        f"{SERVER}/Patient/p1/_history/4",
+        "Patient?identifier=https%3A%2F%2Ffhir.nhs.uk%2FId%2Fnhs-number%7C9990000018",
+        "Patient?identifier=https://fhir.nhs.uk/id/nhs-number|999 000 0018",
+        "Patient?identifier=9990000018",
+    ],
+)
+def test_every_way_to_refer_to_what_is_in_the_bundle(reference):
+    told = understood("transaction", post({**STAY, "subject": {"reference": reference}}), post(PATIENT))
+    stay, patient = told.resources
+    assert stay["resource"]["subject"] == {"reference": patient["fullUrl"]}
+
+
+def test_a_record_known_only_by_where_it_stands():
+    """The server's URL names it; the resource has no id of its own."""
+    patient = {name: value for name, value in PATIENT.items() if name != "id"}
+    told = understood("searchset", found(STAY), {"fullUrl": f"{SERVER}/Patient/p1", "resource": patient})
+    stay, patient = told.resources
+    assert stay["resource"]["subject"]["reference"] == patient["fullUrl"]
+
+
+def test_a_question_for_somebody_who_is_not_in_the_bundle_names_them():
+    told = understood(
+        "transaction", post({**STAY, "subject": {"reference": f"Patient?identifier={NHS}|9990000018"}})
+    )
+    assert told.person.nhs_number.digits == "9990000018"
+    assert told.resources[0]["resource"]["subject"] == {"identifier": {"system": NHS, "value": "9990000018"}}
+    assert "reference-question" in {each.rule for each in told.changes}
+
+
+def test_a_question_that_two_answer_leads_to_neither():
+    other = {**PATIENT, "id": "p2"}
+    question = f"Patient?identifier={NHS}|9990000018"
+    told = understood(
+        "transaction", post({**STAY, "subject": {"reference": question}}), post(PATIENT), post(other)
+    )
+    assert told.resources[0]["resource"]["subject"] == {"identifier": {"system": NHS, "value": "9990000018"}}
+
+
+def test_a_search_is_about_what_was_searched_for():
+    """The stay's request came along; it is not asked for again."""
+    request = {
+        "resourceType": "ServiceRequest",
+        "id": "r1",
+        "status": "active",
+        "intent": "order",
+        "subject": {"reference": "Patient/p1"},
+    }
+    told = understood("searchset", found(request, "include"), found(PATIENT, "include"), found(STAY))
+    assert told.kind is Kind.ENCOUNTER
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "at"),
+    [
+        ("searchset", [found(STAY), found({**STAY, "id": "e2"})], "Bundle.entry[1].resource"),
+        (
+            "transaction",
+            [post(STAY), {"request": {"method": "DELETE", "url": "Patient/p1"}}],
+            "Bundle.entry[1].request.method",
+        ),
+        (
+            "transaction",
+            [
+                post(STAY),
+                {
+                    "resource": {"resourceType": "Parameters"},
+                    "request": {"method": "PATCH", "url": "Encounter/e1"},
+                },
+            ],
+            "Bundle.entry[1].request.method",
+        ),
+        ("searchset", [{"resource": OUTCOME, "search": {"mode": "outcome"}}], "Bundle"),
+        ("history", [entry(STAY, request={"method": "PUT", "url": "Encounter/e1"})], "Bundle.type"),
+    ],
+)  # fmt: skip
+def test_what_tells_no_one_event_is_not_guessed_at(kind, entries, at):
+    said = understood(kind, *entries)
+    assert isinstance(said, Rejection)
+    assert (said.why, said.at) == ("message-not-supported", at)
