@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from hub import wiring
-from hub.commands import audit_log
+from hub.commands import audit_log, audit_reports
 from hub.commands.governance import governance
 from hub.commands.retention import retention
 from hub.commands.terminal import (
@@ -38,7 +38,7 @@ from hub.journey.decide import Choice
 from hub.services.health import untried
 from hub.services.log_keys import KeyFileError
 from hub.settings import HubSettings
-from hub.store import outbox, queries, schema
+from hub.store import book, outbox, queries, schema
 from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.telemetry.log import get_log
@@ -86,6 +86,7 @@ audit = _group(
     "audit", "Who sent what to whom, when, and what became of it. Reading is itself audited.", "ask"
 )
 audit_log.add_to(audit)
+audit_reports.add_to(audit)
 glass = _group("break-glass", "Who saw a patient whose hospital is not theirs, and why.", "untangle")
 quarantine = _group("quarantine", "Messages that wait for somebody to mend their cause.", "untangle")
 incidents = _group("incidents", "What is wrong and not yet acknowledged.", "untangle")
@@ -690,43 +691,6 @@ def explain(
 # ---------------------------------------------------------------- Ask
 
 
-@audit.command("search")
-def audit_search(
-    patient: Annotated[str | None, typer.Option(help="NHS number, or a hospital's own number.")] = None,
-    transfer: Annotated[str | None, typer.Option(help="The transfer's id.")] = None,
-    ods: Annotated[str | None, typer.Option("--trust", help="The trust that acted, or to whom.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="UTC, exclusive.")] = None,
-    code: Annotated[str | None, typer.Option(help="One kind of entry, for example msg-quarantined.")] = None,
-    limit: Annotated[int, typer.Option(help="At most this many entries.", min=1, max=100_000)] = 1000,
-    as_json: AsJson = False,
-) -> None:
-    """Audit entries that match all that is given, oldest first."""
-
-    async def search(settings: HubSettings) -> list[queries.Row]:
-        async with wiring.opened(settings) as engine:
-            return await queries.audit_search(
-                engine,
-                now=wiring.now(),
-                reader=getpass.getuser(),
-                patient=patient,
-                transfer_id=transfer,
-                trust=ods.upper() if ods else None,
-                since=since.replace(tzinfo=UTC) if since else None,
-                until=until.replace(tzinfo=UTC) if until else None,
-                code=code,
-                limit=limit,
-            )
-
-    rows = run_it(search, settings_now())
-    show(
-        rows,
-        as_json,
-        ("at", "code", "outcome", "trust", "counterpart", "transfer_id", "detail"),
-        "Nothing was found.",
-    )
-
-
 @audit.command("trail")
 def audit_trail(
     transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
@@ -740,9 +704,9 @@ def audit_trail(
                 row = await queries.transfer_row(engine, transfer)
             except queries.NotFoundError:
                 raise Failure(f"There is no transfer {transfer}.") from None
-            return row, await queries.audit_search(
-                engine, now=wiring.now(), reader=getpass.getuser(), transfer_id=transfer
-            )
+            asked = book.Asked(fits=[[book.Is("transfer_id", transfer)]], oldest_first=True)
+            by = book.Asking("cli", wiring.now(), {"user_id": getpass.getuser()}, ["transfer"])
+            return row, (await book.entries(engine, asked, by)).rows
 
     found, entries = run_it(load, settings_now())
     if as_json:

@@ -196,6 +196,7 @@ def _examine(schemas_dir: Path) -> tuple[_Profiles, list[Finding]]:
             profiles[folder.name] = read
             findings += _judge(folder.name, *read)
     findings += _clashes(profiles)
+    findings += _audits_opened(profiles)
     return profiles, findings
 
 
@@ -339,6 +340,19 @@ def _clashes(profiles: _Profiles) -> Iterator[Finding]:
             yield from _claim(
                 systems, folder, f"identifier_systems.{name}", system.rstrip("/").lower(), "the system"
             )
+
+
+def _audits_opened(profiles: _Profiles) -> Iterator[Finding]:
+    """That a trust opens its audit to trusts that are there. One that is not answered counts for nothing, and is no fault."""
+    for folder, (profile, _) in profiles.items():
+        for number, ods in enumerate(profile.audit_opened_to):
+            if ods not in profiles or ods == profile.ods:
+                yield Finding(
+                    _file(folder),
+                    f"audit_opened_to.{number}",
+                    f"{ods} is no other trust that has joined",
+                    "the trust",
+                )
 
 
 def _claim(owners: dict[str, str], folder: str, field: str, value: str, what: str) -> Iterator[Finding]:

@@ -314,7 +314,9 @@ def facade_of(settings: HubSettings, engine: AsyncEngine) -> "Facade":
         settings.watchdog_s,
     )
     unit = unit_of_work(settings, engine, trusts, "serve")
-    return Facade(engine, unit, trusts, office, now, get_log(service="serve"), limits)
+    return Facade(
+        engine, unit, trusts, office, now, get_log(service="serve"), limits, audit_observer(settings)
+    )
 
 
 async def run_facade(settings: HubSettings) -> None:

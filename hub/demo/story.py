@@ -42,7 +42,7 @@ from hub.fhir import headers
 from hub.governance.trail import tell as tell_trail
 from hub.services.log_keys import load_keys
 from hub.settings import HubSettings
-from hub.store import exporting, outbox, queries, schema
+from hub.store import book, exporting, outbox, queries, schema
 from hub.trusts import TrustsError
 from hub.verifier import read_keys, verify_export
 
@@ -471,7 +471,9 @@ async def _tell_trail(stage: Stage, transfer_id: str) -> None:
         while await outbox.waiting(engine) and time.monotonic() < until:  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.1)
         row = await queries.transfer_row(engine, transfer_id)
-        entries = await queries.audit_search(engine, now=wiring.now(), reader="demo", transfer_id=transfer_id)
+        asked = book.Asked(fits=[[book.Is("transfer_id", transfer_id)]], oldest_first=True)
+        by = book.Asking("cli", wiring.now(), {"user_id": "demo"}, ["transfer"])
+        entries = (await book.entries(engine, asked, by)).rows
     for line in tell_trail(row, entries, {each.ods: each.name for each in stage.directory}):
         stage.say(f"  {line}")
 

@@ -14,6 +14,8 @@ class Role(StrEnum):
     BED_MANAGER = "bed-manager"
     TRANSPORT = "transport"
     GOVERNANCE = "governance"
+    JOINT_GOVERNANCE = "joint-governance"
+    """Governance on behalf of several trusts: those that opened their audit to each other."""
 
 
 MAY_DO: Mapping[Role, frozenset[Step]] = {
@@ -22,6 +24,7 @@ MAY_DO: Mapping[Role, frozenset[Step]] = {
     Role.BED_MANAGER: frozenset({Step.RECEIVE, Step.AWAIT_BED, Step.ALLOCATE_BED, Step.RELEASE_BED}),
     Role.TRANSPORT: frozenset({Step.DEPART, Step.ARRIVE}),
     Role.GOVERNANCE: frozenset(),
+    Role.JOINT_GOVERNANCE: frozenset(),
 }
 """The steps each may take, of those that the lifecycle lets the trust take."""
 

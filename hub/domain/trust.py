@@ -107,6 +107,10 @@ class TrustProfile(_Part):
         default=(),
         description="ODS codes of trusts on the same record system: their stays, told on this trust's topic, are echoes",
     )
+    audit_opened_to: tuple[Ods, ...] = Field(
+        default=(),
+        description="ODS codes of trusts whose joint governance may read this trust's audit; counts only where each names the other",
+    )
     doors: Doors = Doors()
     issuers: tuple[Issuer, ...] = Field(
         default=(), description="Whose tokens the REST facade takes besides its own, for this trust"
@@ -169,6 +173,16 @@ class Directory:
         if listed is not None:
             return listed
         return self._trust_of_code.get(code[:3]) if len(code) == 5 else None
+
+    def joint_with(self, ods: str) -> frozenset[OdsCode]:
+        """The trusts whose audit a joint role at this trust may read: itself, and those that agreed as it agreed."""
+        own = self._by_ods[OdsCode(ods)]
+        agreed = (
+            other
+            for each in own.audit_opened_to
+            if (other := OdsCode(each)) in self._by_ods and own.ods in self._by_ods[other].audit_opened_to
+        )
+        return frozenset({OdsCode(own.ods), *agreed})
 
     @cached_property
     def trust_of_topic(self) -> dict[str, OdsCode]:

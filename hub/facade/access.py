@@ -12,6 +12,8 @@ from enum import IntEnum, StrEnum
 from hub.domain.ids import OdsCode
 from hub.domain.roles import Role
 from hub.domain.transfer import ENDED, State, Transfer
+from hub.domain.trust import Directory
+from hub.store.book import Scope
 
 KEPT_FOR = timedelta(days=30)
 """How long after its end a transfer that did not arrive is more than a state for the receiver."""
@@ -74,6 +76,7 @@ MOST: Mapping[Role, Sees] = {
     Role.BED_MANAGER: Sees.MINIMUM,
     Role.TRANSPORT: Sees.MINIMUM,
     Role.GOVERNANCE: Sees.STATUS,
+    Role.JOINT_GOVERNANCE: Sees.STATUS,
 }
 """The most that each role sees, whatever its trust may."""
 
@@ -87,6 +90,38 @@ class Reader:
     trust: OdsCode
     role: Role = Role.SYSTEM
     broken: frozenset[str] = frozenset()
+
+
+class Audit(StrEnum):
+    """How much of the audit a role sees."""
+
+    NOTHING = "nothing"
+    OWN_ACTS = "its trust's own acts"
+    OWN_TRUST = "its trust's patients, and what its trust did or was told"
+    TRUSTS_THAT_AGREED = "the same of all trusts that opened their audits to each other"
+
+
+AUDIT: Mapping[Role, Audit] = {
+    Role.SYSTEM: Audit.OWN_ACTS,
+    Role.CLINICIAN: Audit.NOTHING,
+    Role.BED_MANAGER: Audit.NOTHING,
+    Role.TRANSPORT: Audit.NOTHING,
+    Role.GOVERNANCE: Audit.OWN_TRUST,
+    Role.JOINT_GOVERNANCE: Audit.TRUSTS_THAT_AGREED,
+}
+
+
+def audit_scope(reader: Reader, directory: Directory) -> Scope | None:
+    """What the reader may see of the audit; None: nothing, whatever is asked."""
+    match AUDIT[reader.role]:
+        case Audit.OWN_ACTS:
+            return Scope(frozenset({reader.trust}), own_acts_only=True)
+        case Audit.OWN_TRUST:
+            return Scope(frozenset({reader.trust}))
+        case Audit.TRUSTS_THAT_AGREED:
+            return Scope(directory.joint_with(reader.trust))
+        case Audit.NOTHING:
+            return None
 
 
 def sees(transfer: Transfer, reader: Reader, now: datetime) -> Sees:

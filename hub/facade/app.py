@@ -55,6 +55,7 @@ _JSON_TYPES = frozenset({FHIR_JSON, "application/json", "text/json", "applicatio
 _XML_TYPES = frozenset({FHIR_XML, "application/xml", "text/xml", "application/xml+fhir"})
 _USABLE: Mapping[str, frozenset[str]] = {
     "search_task_post": frozenset({_FORM}),
+    "search_audit_post": frozenset({_FORM}),
     "patch_task": frozenset({JSON_PATCH}),
 }
 """What an interaction takes, where that is not a resource."""

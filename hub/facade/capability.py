@@ -129,6 +129,13 @@ SERVED: Sequence[Served] = (
            "The trusts that have joined.", "search-type"),
     Served("read_organization", "GET", "/fhir/Organization/{id}", "Organization", "r",
            "One trust, by its ODS code.", "read"),
+    Served("search_audit", "GET", "/fhir/AuditEvent", "AuditEvent", "s",
+           "The audit: of your trust's patients and people, for its governance; its own acts, for its systems.", "search-type"),
+    Served("search_audit_post", "POST", "/fhir/AuditEvent/_search", "AuditEvent", "s",
+           "The audit, with the parameters in the body as a form: a number in an address may stand in others' logs.",
+           "search-type", body=True),
+    Served("read_audit", "GET", "/fhir/AuditEvent/{id}", "AuditEvent", "r",
+           "One entry of the audit, by its number.", "read"),
     *(Served(f"history_{name}", "GET", f"/fhir/{resource}/{{id}}/_history", resource, "r",
              "Its one version: it does not change here.", "history-instance") for resource, name in ONE_VERSION.items()),
     *(Served(f"vread_{name}", "GET", f"/fhir/{resource}/{{id}}/_history/{{version}}", resource, "r",
@@ -262,7 +269,7 @@ def described(each: Served) -> Mapping[str, Any]:
         "security": [{"smart": [f"system/{each.resource}.{each.verb}"]}],
         "parameters": parameters,
     }
-    if each.name == "search_task_post":
+    if each.path.endswith("/_search"):
         described["requestBody"] = {
             "content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
         }

@@ -1,14 +1,13 @@
 """The interactions by name, and those that read transfers. They raise FacadeError where the answer is no."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
 
 from hub.domain.transfer import Transfer
-from hub.facade import asking, glass, inbox, places, searching, tasks, wishes
+from hub.facade import asking, auditing, glass, inbox, places, searching, tasks, wishes
 from hub.facade.access import Reader, Sees, sees
-from hub.facade.answers import fhir, is_unchanged, tree_of, validators
+from hub.facade.answers import asked_with, fhir, is_unchanged, tree_of, validators
 from hub.facade.capability import ONE_VERSION, Served
 from hub.facade.errors import bad_request, not_found
 from hub.facade.send import answer
@@ -59,16 +58,8 @@ async def search_transfers(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """Tasks, ServiceRequests or Patients: each is looked for as a transfer, and shown as what was asked for."""
-    parameters = list(request.query_params.multi_items())
-    if request.method == "POST":
-        try:
-            parameters += parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body))
-        except ValueError:
-            raise bad_request("Send the parameters as application/x-www-form-urlencoded.") from None
-        if any("\x00" in value for _, value in parameters):
-            raise bad_request("A value holds U+0000, which nothing here has.")
-    strict = "handling=strict" in request.headers.get("prefer", "").replace(" ", "").lower()
-    asked = searching.question(served.resource, [each for each in parameters if each[1]], strict=strict)
+    parameters, strict = asked_with(request, body)
+    asked = searching.question(served.resource, parameters, strict=strict)
     found: list[Transfer] = []
     more = False
     if not asked.count_only:
@@ -95,7 +86,7 @@ async def search_transfers(
             shown,
             facade.base,
             included=included,
-            after=found[-1] if more else None,
+            after=searching.place_of(found[-1]) if more else None,
             total=total,
             aged_out=len(gone),
         )
@@ -318,6 +309,9 @@ HANDLERS: Mapping[str, Handler] = {
     "vread_encounter": vread,
     "history_patient": history,
     "vread_patient": vread,
+    "search_audit": auditing.search_audit,
+    "search_audit_post": auditing.search_audit,
+    "read_audit": auditing.read_audit,
     "search_location": places.search_location,
     "read_location": places.read_location,
     "search_organization": places.search_organization,

@@ -6,11 +6,12 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 from urllib.parse import urlencode
 
 from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, State, Transfer
 from hub.facade import errors
-from hub.facade.errors import bad_request
+from hub.facade.errors import FacadeError, bad_request
 from hub.fhir.systems import HUB_STATE, ODS_ORGANISATION, canonical_system
 from hub.fhir.tree import Tree
 from hub.store.search import Token, Wanted
@@ -18,6 +19,7 @@ from hub.store.search import Token, Wanted
 COUNT, COUNT_MAX = 50, 200
 
 _CHANGED = ("date", "When the transfer last changed; prefixes eq, gt, ge, lt, le")
+_RECORDED = ("date", "When it was recorded; prefixes eq, gt, ge, lt, le")
 _PATIENT = ("reference", "patient:identifier=system|value: an NHS number, or your own hospital's number")
 _SENDER = ("reference", "requester:identifier=system|ODS code: the sending trust")
 
@@ -65,6 +67,31 @@ SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "identifier": ("token", "The ODS site code"),
         "name": ("string", "How the name begins"),
         "organization": ("token", "Organization/{ODS code}: the trust that runs it"),
+    },
+    "AuditEvent": {
+        "_id": ("token", "The entry's number"),
+        "_lastUpdated": _RECORDED,
+        "date": _RECORDED,
+        "patient": (
+            "reference",
+            "patient:identifier=system|value: an NHS number, or your own hospital's number; whoever was merged is followed",
+        ),
+        "agent": (
+            "reference",
+            "agent:identifier=system|value: a trust that acted or to which it was done, a user, a role or a client",
+        ),
+        "entity": (
+            "reference",
+            "entity:identifier=system|value: a transfer, an event (message) or an X-Request-Id",
+        ),
+        "type": ("token", "AuditEvent.type"),
+        "subtype": ("token", "What happened: a code of the hub's, or one of the others that say the same"),
+        "action": ("token", "C, R, U, D, E"),
+        "outcome": ("token", "0, 4, 8, 12"),
+        "source": (
+            "reference",
+            "source:identifier=system|value: the hub; source=word: a part of it, such as rest, kafka, cli",
+        ),
     },
     "Subscription": {"status": ("token", "requested, active, error, off")},
     "Organization": {"identifier": ("token", "The ODS code"), "name": ("string", "How the name begins")},
@@ -124,13 +151,18 @@ def question(resource: str, parameters: Sequence[tuple[str, str]], *, strict: bo
         elif known != "_format":
             wanted = _narrowed(wanted, resource, known, value)
     if ignored and strict:
-        raise bad_request(
-            f"These parameters are not known here: {_names(ignored)}. {resource} is searched by "
-            f"{', '.join(sorted(SEARCHED[resource]))}; leave them out, or send Prefer: handling=lenient to have them ignored.",
-            "",
-            "not-supported",
-        )
+        raise not_known(resource, ignored)
     return Question(wanted, tuple(asked), tuple(ignored), resource, frozenset(includes), count_only, total)
+
+
+def not_known(resource: str, parameters: Iterable[str]) -> FacadeError:
+    """400, for who asked to be told (`Prefer: handling=strict`)."""
+    return bad_request(
+        f"These parameters are not known here: {_names(parameters)}. {resource} is searched by "
+        f"{', '.join(sorted(SEARCHED[resource]))}; leave them out, or send Prefer: handling=lenient to have them ignored.",
+        "",
+        "not-supported",
+    )
 
 
 def _meaning(resource: str, name: str) -> str | None:
@@ -143,17 +175,28 @@ def _meaning(resource: str, name: str) -> str | None:
     return plain
 
 
+class Understood(Protocol):
+    """What a page says of the question that it answers."""
+
+    @property
+    def resource(self) -> str: ...
+    @property
+    def asked(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def ignored(self) -> tuple[str, ...]: ...
+
+
 def page(
-    question: Question,
+    question: Understood,
     found: Sequence[Tree],
     base: str,
     *,
     included: Sequence[Tree] = (),
-    after: Transfer | None,
+    after: tuple[datetime, object] | None,
     total: int | None,
     aged_out: int = 0,
 ) -> Tree:
-    """A searchset. ``after`` is the last of this page if there are more; links hold for as long as the server does.
+    """A searchset. ``after`` is the place of the last of this page if there are more; links hold for as long as the server does.
     ``aged_out``: of so many that were found the content is kept no longer.
     """
     address = f"{base}/{question.resource}"
@@ -161,7 +204,7 @@ def page(
         {"relation": "self", "url": f"{address}?{urlencode(question.asked)}" if question.asked else address}
     ]
     if after is not None:
-        following = (*question.asked, ("_page", _token(after)))
+        following = (*question.asked, ("_page", _token(*after)))
         links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
     bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "link": links}
     if total is not None:
@@ -201,7 +244,7 @@ def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
     if resource == "Patient" and name == "_id":
         return replace(wanted, persons=(*wanted.persons, *value.split(",")))
     if resource == "Patient" and name == "identifier":
-        return replace(wanted, patients=(*wanted.patients, *map(_token_of, value.split(","))))
+        return replace(wanted, patients=(*wanted.patients, *map(token_of, value.split(","))))
     if resource in PARTS and name == "_id":
         return replace(wanted, ids=(*wanted.ids, *(each.rpartition("-")[0] for each in value.split(","))))
     if name == "target":
@@ -210,29 +253,34 @@ def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
     if name == "_id":
         return replace(wanted, ids=(*wanted.ids, *value.split(",")))
     if name == "identifier":
-        return replace(wanted, identifiers=(*wanted.identifiers, *map(_token_of, value.split(","))))
+        return replace(wanted, identifiers=(*wanted.identifiers, *map(token_of, value.split(","))))
     if name in {"status", "business-status"}:
         return replace(
             wanted,
             states=_states(wanted.states, _STATUS_OF[resource] if name == "status" else _STATE, name, value),
         )
     if name == "_lastUpdated":
-        return replace(wanted, changed=(*wanted.changed, _range(value)))
+        return replace(wanted, changed=(*wanted.changed, range_of("_lastUpdated", value)))
     if name == "_count":
-        if not value.isascii() or not value.isdigit():
-            raise bad_request("_count must be a whole number.", "_count", "value")
-        return replace(wanted, limit=min(max(int(value[:9]), 1), COUNT_MAX))
+        return replace(wanted, limit=count_of(value))
     if name == "_sort":
         if value not in {"_lastUpdated", "-_lastUpdated"}:
             raise bad_request(
                 "_sort must be _lastUpdated or -_lastUpdated (the default).", "_sort", "not-supported"
             )
         return replace(wanted, oldest_first=value == "_lastUpdated")
-    return replace(wanted, after=_after(value))
+    return replace(wanted, after=place_after(value))
+
+
+def count_of(value: str) -> int:
+    """What `_count` says, as far as one page holds so many. Raises FacadeError (400)."""
+    if not value.isascii() or not value.isdigit():
+        raise bad_request("_count must be a whole number.", "_count", "value")
+    return min(max(int(value[:9]), 1), COUNT_MAX)
 
 
 def _referring(wanted: Wanted, known: str, name: str, value: str) -> Wanted:
-    tokens = tuple(map(_token_of, value.split(",")))
+    tokens = tuple(map(token_of, value.split(",")))
     if known in {"patient", "subject"}:
         return replace(wanted, patients=(*wanted.patients, *tokens))
     for each in tokens:
@@ -250,7 +298,7 @@ _STATE: Mapping[State, str] = {state: state.value for state in State}
 def _states(
     before: Sequence[State] | None, said_as: Mapping[State, str], name: str, value: str
 ) -> tuple[State, ...]:
-    values = {_token_of(each).value for each in value.split(",")}
+    values = {token_of(each).value for each in value.split(",")}
     if values - set(said_as.values()):
         raise bad_request(f"{name} must be of: {', '.join(sorted(set(said_as.values())))}.", name, "value")
     states = {state for state, said in said_as.items() if said in values}
@@ -267,7 +315,8 @@ def token_of_identifier(identifier: object) -> Token | None:
     return Token(canonical_system(system) if system else None, value)
 
 
-def _token_of(text: str) -> Token:
+def token_of(text: str) -> Token:
+    """A search token as it is written: system|value, |value or value."""
     system, bar, value = text.rpartition("|")
     if not bar:
         return Token(None, text.strip())
@@ -277,7 +326,7 @@ def _token_of(text: str) -> Token:
 _PREFIXES = ("eq", "gt", "ge", "lt", "le")
 
 
-def _range(value: str) -> tuple[datetime | None, datetime | None]:
+def range_of(name: str, value: str) -> tuple[datetime | None, datetime | None]:
     """A FHIR date with a prefix as a half-open range: 2026-11-24 is that whole day, 2026-11-24T09:00Z that minute (R4, search, date)."""
     prefix, text = (value[:2], value[2:]) if value[:2] in _PREFIXES else ("eq", value)
     try:
@@ -285,8 +334,8 @@ def _range(value: str) -> tuple[datetime | None, datetime | None]:
         end = begin + width
     except (ValueError, OverflowError):
         raise bad_request(
-            "_lastUpdated must be a FHIR date or time, for example ge2026-11-24 or lt2026-11-24T09:30:00Z.",
-            "_lastUpdated",
+            f"{name} must be a FHIR date or time, for example ge2026-11-24 or lt2026-11-24T09:30:00Z.",
+            name,
             "value",
         ) from None
     return {
@@ -316,12 +365,18 @@ def _begin_and_width(text: str) -> tuple[datetime, timedelta]:
     return begin, timedelta(seconds=1) if has_seconds else timedelta(minutes=1)
 
 
-def _token(transfer: Transfer) -> str:
-    at = (transfer.changed_at or transfer.requested_at).astimezone(UTC).isoformat()
-    return base64.urlsafe_b64encode(f"{at} {transfer.id}".encode()).decode().rstrip("=")
+def place_of(transfer: Transfer) -> tuple[datetime, str]:
+    """Where a page that ends with this transfer ends."""
+    return transfer.changed_at or transfer.requested_at, transfer.id
 
 
-def _after(token: str) -> tuple[datetime, str]:
+def _token(at: datetime, key: object) -> str:
+    text = f"{at.astimezone(UTC).isoformat()} {key}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def place_after(token: str) -> tuple[datetime, str]:
+    """What `_page` says. Raises FacadeError (400)."""
     try:
         text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
         at, _, transfer_id = text.partition(" ")

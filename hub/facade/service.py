@@ -23,6 +23,7 @@ from hub.facade.issuers import ASSURANCE_TO_WRITE, Issuers
 from hub.facade.send import received
 from hub.facade.together import Together, UnderWayError
 from hub.facade.tokens import Caller, TokenError, TokenOffice, Who, claimed_issuer
+from hub.fhir.audit_event import Observer
 from hub.fhir.headers import REQUEST_ID
 from hub.fhir.tree import Tree
 from hub.journey.effects import Effects
@@ -63,6 +64,8 @@ class Facade:
     now: Callable[[], datetime]
     log: Log
     limits: Limits = field(default_factory=Limits)
+    observer: Observer = field(default_factory=Observer)
+    """The hub, as its AuditEvents name it."""
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
     _late: set[asyncio.Task[Effects]] = field(default_factory=set)
     _known: dict[str, tuple[float, Client | None]] = field(default_factory=dict)

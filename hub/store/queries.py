@@ -1,20 +1,19 @@
 """Questions people ask: the audit, the quarantine, incidents, brakes. Rows come back as plain dicts, newest last."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
-from hub.domain.ids import NHS_AUTHORITY, parse_nhs_number
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.domain.transfer import ENDED, Transfer
 from hub.store import incidents as incidents_store
 from hub.store import tables as t
-from hub.store.book import whole
+from hub.store.bulk import among
 from hub.store.load import as_received, first_key, with_facts
 from hub.store.packing import unpack
 from hub.store.write import write_audit
@@ -32,73 +31,6 @@ async def message_headers(engine: AsyncEngine, trust: str, message_id: str) -> R
     async with engine.connect() as connection:
         found: Row | None = await connection.scalar(query)
     return found
-
-
-async def audit_search(
-    engine: AsyncEngine,
-    *,
-    now: datetime,
-    reader: str,
-    patient: str | None = None,
-    transfer_id: str | None = None,
-    trust: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    code: str | None = None,
-    limit: int = 1000,
-) -> list[Row]:
-    """Audit entries that match all that is given, oldest first, at most ``limit``.
-
-    ``patient`` is an NHS number (any spacing) or a hospital's own number. ``trust`` matches who acted and to
-    whom. Reading the audit is itself audited, before the answer is given; ``reader`` says who asked.
-    """
-    a = whole()
-    query = select(a).order_by(a.c.at, a.c.entry).limit(limit)
-    if transfer_id:
-        query = query.where(a.c.transfer_id == transfer_id)
-    if trust:
-        query = query.where((a.c.trust == trust) | (a.c.counterpart == trust))
-    if since:
-        query = query.where(a.c.at >= since)
-    if until:
-        query = query.where(a.c.at < until)
-    if code:
-        query = query.where(a.c.code == code)
-    async with engine.begin() as connection:
-        persons: list[str] = []
-        if patient:
-            persons = await _persons_known_as(connection, patient)
-            query = query.where(a.c.person_id.in_(persons))
-        rows = _dicts((await connection.execute(query)).mappings().all())
-        asked = {
-            "by": ["patient"] * bool(patient) + ["transfer"] * bool(transfer_id) + ["trust"] * bool(trust),
-            "entries": len(rows),
-        }
-        person_id = persons[0] if len(persons) == 1 else None
-        read = AuditEntry(
-            Code.AUDIT_READ,
-            now,
-            "cli",
-            trust=trust,
-            person_id=person_id,
-            transfer_id=transfer_id,
-            user_id=reader,
-            detail=asked,
-        )
-        await write_audit(connection, [read])
-    return rows
-
-
-async def _persons_known_as(connection: AsyncConnection, number: str) -> list[str]:
-    p = t.person_identifier
-    nhs = parse_nhs_number(number)
-    rows = await connection.execute(
-        select(p.c.person_id).where(
-            ((p.c.authority == NHS_AUTHORITY) & (p.c.value == nhs.digits))
-            | ((p.c.authority != NHS_AUTHORITY) & (p.c.value == number.strip()))
-        )
-    )
-    return sorted({row.person_id for row in rows})
 
 
 async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:
@@ -127,6 +59,16 @@ async def transfers(
     elif not ended:
         query = query.where(table.c.state.not_in([each.value for each in ENDED]))
     return await _all(engine, query)
+
+
+async def transfers_named(engine: AsyncEngine, transfer_ids: Collection[str]) -> dict[str, Row]:
+    """These transfers as they stand, by id; those that there are."""
+    table = t.transfer
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            select(table).where(among(table.c.transfer_id, transfer_ids, connection))
+        )
+        return {row["transfer_id"]: _dict(row) for row in rows.mappings()}
 
 
 async def transfers_due(engine: AsyncEngine, until: datetime) -> list[Row]:

@@ -17,7 +17,7 @@ from hub.domain.ids import OdsCode
 from hub.store.bulk import update_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.tables import subscription as table
-from hub.store.tables import subscription_event
+from hub.store.tables import subscription_event, transfer
 from hub.store.write import write_audit
 
 INCIDENT = "subscription-failing"
@@ -195,12 +195,17 @@ async def took(
                 told_number=case((_s.told_number < highest, highest), else_=_s.told_number),
             )
         )
+        about = select(transfer.c.transfer_id, transfer.c.person_id).where(
+            transfer.c.transfer_id.in_({each.transfer_id for each in told})
+        )
+        persons = {row.transfer_id: row.person_id for row in await connection.execute(about)}
         entries = [
             AuditEntry(
                 Code.DISCLOSURE_SENT if content == "full-resource" else Code.DELIVERY_ACKNOWLEDGED,
                 now,
                 "notifier",
                 counterpart=wish.trust,
+                person_id=persons.get(each.transfer_id),
                 transfer_id=each.transfer_id,
                 detail={"subscription": wish.id, "number": each.number, "content": content},
             )

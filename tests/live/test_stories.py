@@ -17,6 +17,8 @@ from hub.store.tables import metadata
 from tests.live.conftest import _revive
 from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
 from tests.stories.test_asking import *  # noqa: F403
+from tests.stories.test_audit_reading import *  # noqa: F403
+from tests.stories.test_audit_reports import *  # noqa: F403
 from tests.stories.test_bad_input import *  # noqa: F403
 from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403

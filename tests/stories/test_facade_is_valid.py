@@ -78,6 +78,11 @@ async def test_every_resource_that_is_read_back_is_valid(hub, torbay, exeter, po
     read["message"] = await at_exeter.get(f"/Bundle/{inbox[0]['resource']['id']}")
     read["acknowledged"] = await at_exeter.ack(inbox[0]["resource"]["id"])
     read["nobody"] = await at_exeter.get("/Task?_id=none")
+    # What was disclosed, moved, read and refused above.
+    read["audit"] = await at_torbay.get("/AuditEvent?_count=200&_total=accurate&colour=red")
+    read["audit-entry"] = await at_torbay.get(
+        f"/AuditEvent/{read['audit'].json()['entry'][0]['resource']['id']}"
+    )
     verdict = judge([answer.content for answer in read.values()], names=list(read))
     assert verdict.judged == len(read)
     # The backport's own profile is not among those that lie beside the repository.

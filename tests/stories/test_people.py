@@ -30,6 +30,7 @@ ROLES = {
     "R0002": Role.BED_MANAGER,
     "R0003": Role.TRANSPORT,
     "R0004": Role.GOVERNANCE,
+    "R0005": Role.JOINT_GOVERNANCE,
 }
 CODE_OF = {role: code for code, role in ROLES.items()}
 
@@ -158,6 +159,7 @@ MUST = {
     Role.BED_MANAGER: (Sees.MINIMUM,   403, 200),
     Role.TRANSPORT:   (Sees.MINIMUM,   403, 403),
     Role.GOVERNANCE:  (Sees.STATUS,    403, 403),
+    Role.JOINT_GOVERNANCE: (Sees.STATUS, 403, 403),
 }  # fmt: skip
 
 
@@ -198,6 +200,7 @@ def test_each_step_for_each_role():
         Role.BED_MANAGER: {Step.RECEIVE, Step.AWAIT_BED, Step.ALLOCATE_BED, Step.RELEASE_BED},
         Role.TRANSPORT: {Step.DEPART, Step.ARRIVE},
         Role.GOVERNANCE: set(),
+        Role.JOINT_GOVERNANCE: set(),
     }
     assert set(must) == set(MAY_DO) == set(MOST)
     for role, steps in must.items():

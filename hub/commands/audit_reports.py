@@ -1,0 +1,401 @@
+"""`hub audit search` and `hub audit report …`: what is in the audit, and what people ask of it. That it was read is written first."""
+
+import getpass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hub import wiring
+from hub.audit.catalogue import CATALOGUE, Action
+from hub.audit.entries import Code, Outcome
+from hub.commands.terminal import AsJson, Failure, fail, run_it, settings_now, show
+from hub.governance import reports
+from hub.governance.csv_text import csv_text
+from hub.governance.reports import Report
+from hub.store import book
+from hub.store.book import Asked, Asking, Is
+
+report = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="What information governance asks of the audit: as a table, as `--csv`, or as `--json`, one object a line.",
+)
+
+Since = Annotated[
+    datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+]  # fmt: skip
+Until = Annotated[
+    datetime | None, typer.Option(help="UTC, exclusive.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated, safe for spreadsheets.")]
+OfTrust = Annotated[
+    str | None, typer.Option("--trust", help="Only what this trust did, or what was done to it.")
+]
+Most = Annotated[int, typer.Option("--limit", help="At most this many entries.", min=1, max=1_000_000)]
+USUALLY = timedelta(days=30)
+"""How far back a report looks that is not told from when."""
+
+
+def add_to(audit: typer.Typer) -> None:
+    """Put the commands into the group `hub audit`."""
+    audit.command("search")(search)
+    audit.add_typer(report, name="report")
+
+
+# ---------------------------------------------------------------- hub audit search
+
+
+def search(
+    patient: Annotated[
+        str | None,
+        typer.Option(help="NHS number or a hospital's own, system|value or bare; merges are followed."),
+    ] = None,
+    transfer: Annotated[str | None, typer.Option(help="The transfer's id.")] = None,
+    event: Annotated[str | None, typer.Option(help="The event's (message's) id.")] = None,
+    request: Annotated[str | None, typer.Option(help="X-Request-Id of the message or the request.")] = None,
+    ods: Annotated[str | None, typer.Option("--trust", help="The trust that acted, or to whom.")] = None,
+    by: Annotated[str | None, typer.Option("--by", help="The trust that acted.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="The trust to whom it was done.")] = None,
+    user: Annotated[str | None, typer.Option(help="Who signed in, or the operator.")] = None,
+    client: Annotated[str | None, typer.Option(help="Which system called.")] = None,
+    role: Annotated[str | None, typer.Option(help="The role's id (selected_roleid).")] = None,
+    code: Annotated[
+        list[str] | None, typer.Option(help="A kind of entry, for example msg-quarantined; may be repeated.")
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="C, R, U, D or E: created, read, updated, deleted, executed.")
+    ] = None,
+    outcome: Annotated[
+        list[int] | None, typer.Option(help="0 well, 4, 8 and 12 less and less; may be repeated.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="The part of the hub: rest, kafka, dispatcher, cli …")
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 1000,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Else the newest first.")] = False,
+    count: Annotated[bool, typer.Option("--count", help="Only how many there are.")] = False,
+    as_fhir: Annotated[bool, typer.Option("--fhir", help="FHIR AuditEvents, one a line.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Audit entries that match all that is given, the newest first."""
+    fits = {
+        "transfer": [Is("transfer_id", transfer or "")], "event": [Is("event_id", event or "")],
+        "request": [Is("request_id", request or "")], "trust": _of_trust(ods or ""),
+        "by": [Is("trust", (by or "").upper())], "to": [Is("counterpart", (to or "").upper())],
+        "user": [Is("user_id", user or "")], "client": [Is("client_id", client or "")],
+        "role": [Is("role_id", role or "")], "system": [Is("system", system or "")],
+    }  # fmt: skip
+    given = {
+        "transfer": transfer, "event": event, "request": request, "trust": ods, "by": by, "to": to, "user": user,
+        "client": client, "role": role, "system": system, "patient": patient, "code": code, "action": action,
+        "outcome": outcome, "since": since, "until": until,
+    }  # fmt: skip
+    used = [name for name, value in given.items() if value]
+    asked = Asked(
+        patients=_patient(patient) if patient else (),
+        fits=[fits[name] for name in used if name in fits],
+        codes=_codes(code, action),
+        outcomes=_outcomes(outcome),
+        at=_range(since, until),
+        oldest_first=oldest_first,
+        limit=0 if count else limit,
+    )
+    _search(asked, used, as_json=as_json, as_fhir=as_fhir)
+
+
+def _search(asked: Asked, used: Sequence[str], *, as_json: bool, as_fhir: bool) -> None:
+    asking = _asking(used, exported=as_json or as_fhir)
+
+    async def work() -> tuple[book.Page, Mapping[str, Any]]:
+        async with wiring.opened(settings_now()) as engine:
+            if not asked.limit:
+                return await book.page(engine, asked, asking, counted=True), {}
+            found = await book.entries(engine, asked, asking, most=asked.limit)
+            return found, await book.known_numbers(engine, found) if as_fhir else {}
+
+    found, known = run_it(work)
+    if found.total is not None:
+        print(found.total)
+    elif as_fhir:
+        _print_fhir(found.rows, known)
+    else:
+        columns = ("at", "code", "outcome", "trust", "counterpart", "user_id", "transfer_id", "detail")
+        show(found.rows, as_json, columns, "Nothing was found.")
+
+
+def _print_fhir(rows: Sequence[book.Row], known: Mapping[str, Any]) -> None:
+    from hub.fhir import decimals
+    from hub.fhir.audit_event import audit_event
+
+    observer, names = wiring.audit_observer(settings_now()), _names()
+    for row in rows:
+        print(decimals.dumps(audit_event(row, known.get(row["person_id"]), names, observer)).decode())
+
+
+def _codes(said: Sequence[str] | None, action: str | None) -> frozenset[Code] | None:
+    if said and (strange := set(said) - set(Code)):
+        fail(f"There is no code {min(strange)}: see schemas/codesystems/transfer-audit-event.json.")
+    if action and action.upper() not in set(Action):
+        fail("The action is C, R, U, D or E.")
+    if not said and not action:
+        return None
+    return frozenset(
+        each
+        for each in Code
+        if (not said or each in said) and (not action or CATALOGUE[each].action == action.upper())
+    )
+
+
+def _outcomes(said: Sequence[int] | None) -> frozenset[int] | None:
+    if said and not set(said) <= set(Outcome):
+        fail("The outcome is 0, 4, 8 or 12.")
+    return frozenset(said) if said else None
+
+
+# ---------------------------------------------------------------- hub audit report
+
+
+@report.command("who-has-seen")
+def who_has_seen(
+    number: Annotated[str, typer.Argument(help="NHS number, or system|value of a hospital's own number.")],
+    since: Since = None,
+    until: Until = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Write a page for the patient (HTML, to be printed): no staff are named."),
+    ] = None,
+    contact: Annotated[str, typer.Option(help="On the page: whom the patient can ask.")] = "",
+    limit: Most = 100_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """Everybody to whom something of a patient was disclosed, who read or searched it, or who broke the glass."""
+    from hub.governance import access_page
+
+    asked = Asked(patients=_patient(number), codes=reports.SEEN, at=_range(since, until), oldest_first=True)
+    asking = _asking(
+        _given(patient=number, since=since, until=until),
+        "who-has-seen",
+        as_csv or as_json or page is not None,
+    )
+
+    async def work() -> list[book.Row]:
+        async with wiring.opened(settings_now()) as engine:
+            if len(await book.patients(engine, asked.patients)) > 1:
+                raise Failure(
+                    "This number stands for more than one patient: give the NHS number, or system|value."
+                )
+            return (await book.entries(engine, asked, asking, most=limit)).rows
+
+    entries = run_it(work)
+    if page is None:
+        _print(reports.WHO_HAS_SEEN, reports.who_has_seen(entries, _names()), as_csv, as_json)
+        return
+    text = access_page.page(
+        entries,
+        _names(),
+        number=number,
+        made_at=asking.at,
+        since=_utc(since),
+        until=_utc(until),
+        contact=contact,
+    )
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        fail(f"{page} cannot be written: {error.strerror}.")
+    print(f"written: {page}")
+
+
+@report.command("user")
+def user_did(
+    user: Annotated[
+        str, typer.Argument(help="What they signed in with (SDS user id), or an operator's name.")
+    ],
+    ods: OfTrust = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 100_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """Everything this user did, the newest first."""
+    asked = Asked(fits=[[Is("user_id", user)], *_only(ods)], at=_range(since, until))
+    used = _given(user=user, trust=ods, since=since, until=until)
+    _report(reports.DONE, asked, used, limit, as_csv, as_json, _made(reports.done))
+
+
+@report.command("refused")
+def refused(
+    ods: OfTrust = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 100_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """All refused access: failed sign-ins, what was asked for in vain, steps that were not theirs, senders who were not who they said."""
+    asked = Asked(
+        fits=_only(ods),
+        codes=reports.REFUSED,
+        outcomes=frozenset(each for each in Outcome if each),
+        at=_range(_from(since), until),
+    )
+    used = _given(trust=ods, since=since, until=until)
+    _report(reports.REFUSALS, asked, used, limit, as_csv, as_json, _made(reports.refusals))
+
+
+@report.command("break-glass")
+def break_glass(
+    ods: OfTrust = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 100_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """All breakings of the glass and what was thought of each; those that nobody looked at in five working days are overdue."""
+    # A review comes later than what it is about, so the period is that of the breaking.
+    asked = Asked(codes=reports.GLASS, at=_range(_from(since), None))
+    used = _given(trust=ods, since=since, until=until)
+
+    async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
+        del engine
+        return reports.broken(entries, wiring.now(), until=_utc(until), trust=ods and ods.upper())
+
+    _report(reports.BROKEN, asked, used, limit, as_csv, as_json, make)
+
+
+@report.command("without-acceptance")
+def without_acceptance(
+    ods: OfTrust = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 100_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """Transfers in which the patient moved before anybody had accepted, and how they stand now."""
+    from hub.store.queries import transfers_named
+
+    asked = Asked(
+        fits=_only(ods),
+        outcomes=frozenset({Outcome.MINOR_FAILURE}),
+        flag="without_acceptance",
+        at=_range(_from(since), until),
+    )
+    used = _given(trust=ods, since=since, until=until)
+
+    async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
+        return reports.moved(
+            entries, await transfers_named(engine, {each["transfer_id"] for each in entries})
+        )
+
+    _report(reports.MOVED, asked, used, limit, as_csv, as_json, make)
+
+
+@report.command("left")
+def left(
+    ods: Annotated[str, typer.Argument(help="The trust's ODS code.")],
+    month: Annotated[
+        datetime | None,
+        typer.Option(help="A calendar month, as 2026-10; else the last one.", formats=["%Y-%m"]),
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Most = 1_000_000,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """What left the trust in a month: each disclosure, to whom and of which transfer."""
+    begin, end = reports.month(month.year, month.month) if month else reports.last_month(wiring.now())
+    if since or until:
+        begin, end = _utc(since), _utc(until)  # type: ignore[assignment]
+    asked = Asked(
+        fits=[[Is("trust", ods.upper())]],
+        codes=frozenset({Code.DISCLOSURE_SENT}),
+        at=[(begin, end)],
+        oldest_first=True,
+    )
+    used = _given(trust=ods, month=month, since=since, until=until)
+    _report(
+        reports.LEFT, asked, used, limit, as_csv, as_json, _made(lambda rows: reports.left(rows, _names()))
+    )
+
+
+# ---------------------------------------------------------------- what they share
+
+Make = Callable[[Any, Sequence[book.Row]], Awaitable[list[reports.Row]]]
+
+
+def _made(pure: Callable[[Sequence[book.Row]], list[reports.Row]]) -> Make:
+    async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
+        del engine
+        return pure(entries)
+
+    return make
+
+
+def _report(
+    what: Report, asked: Asked, used: Sequence[str], limit: int, as_csv: bool, as_json: bool, make: Make
+) -> None:
+    asking = _asking(used, what.title, as_csv or as_json)
+
+    async def work() -> list[reports.Row]:
+        async with wiring.opened(settings_now()) as engine:
+            found = await book.entries(engine, asked, asking, most=limit)
+            return await make(engine, found.rows)
+
+    _print(what, run_it(work), as_csv, as_json)
+
+
+def _print(what: Report, rows: Sequence[reports.Row], as_csv: bool, as_json: bool) -> None:
+    if as_csv:
+        print(csv_text(what.columns, rows), end="")
+        return
+    show([dict(row) for row in rows], as_json, what.columns, what.empty)
+
+
+def _asking(used: Sequence[str], title: str = "", exported: bool = False) -> Asking:
+    detail = {"report": title} if title else {}
+    return Asking("cli", wiring.now(), {"user_id": getpass.getuser()}, used, detail, exported=exported)
+
+
+def _given(**said: Any) -> list[str]:
+    """The names of what was asked by, for the audit: never the values."""
+    return [name for name, value in said.items() if value]
+
+
+def _patient(text: str) -> list[Any]:
+    from hub.facade.searching import token_of
+
+    return [token_of(text)]
+
+
+def _of_trust(ods: str) -> list[Is]:
+    return [Is("trust", ods.upper()), Is("counterpart", ods.upper())]
+
+
+def _only(ods: str | None) -> list[list[Is]]:
+    return [_of_trust(ods)] if ods else []
+
+
+def _from(since: datetime | None) -> datetime:
+    return since or (wiring.now() - USUALLY)
+
+
+def _range(since: datetime | None, until: datetime | None) -> list[tuple[datetime | None, datetime | None]]:
+    return [(_utc(since), _utc(until))]
+
+
+def _utc(said: datetime | None) -> datetime | None:
+    return said.replace(tzinfo=UTC) if said and said.tzinfo is None else said
+
+
+def _names() -> dict[str, str]:
+    return {each.ods: each.name for each in wiring.directory(settings_now())}
