@@ -10,7 +10,7 @@ from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE, QUILLFEATHER, THISTL
 from hub.domain.ids import OdsCode
 from hub.domain.retention import Hold, Kind
 from hub.governance.trail import tell
-from hub.store import clients, outbox, queries, retention, subscriptions
+from hub.store import book, clients, outbox, queries, retention, subscriptions
 from hub.store import tables as t
 from hub.store.subscriptions import Subscription
 from hub.trusts import load_retention
@@ -87,7 +87,9 @@ async def test_ninety_days_after_the_admission_the_contents_go_and_the_account_s
     for row in await hub.rows(t.message) + await hub.rows(t.event):
         assert not [p for p in PEOPLE if p.family in str(row) or p.nhs_number in str(row)]
         assert not [p for p in PEOPLE for number in p.local.values() if number in str(row.get("key"))]
-    entries = await queries.audit_search(hub.engine, now=hub.clock(), reader="steward", transfer_id=transfer)
+    asked = book.Asked(fits=[[book.Is("transfer_id", transfer)]], oldest_first=True)
+    asking = book.Asking("cli", hub.clock(), {"user_id": "steward"})
+    entries = (await book.entries(hub.engine, asked, asking)).rows
     told = tell(await queries.transfer_row(hub.engine, transfer), entries, {"RA9": "Torbay", "RH8": "Exeter"})
     assert "admitted" in "\n".join(told).lower()
 
