@@ -7,6 +7,7 @@ give the same. The index is in it, so that a leaf also proves its place.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -50,8 +51,9 @@ def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
     return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
 
 
+@lru_cache(maxsize=4096)
 def _time(at: datetime) -> str:
-    """``2026-03-01T09:10:00.000000Z``."""
+    """``2026-03-01T09:10:00.000000Z``. The entries of one message, and of one batch, share their times."""
     if at.tzinfo is not UTC:
         if at.tzinfo is None:
             raise ValueError("a time without a zone does not say when")

@@ -1,9 +1,10 @@
 """What somebody else needs to check the log: an export of it, and the proof of one entry."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import RowMapping, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -11,6 +12,7 @@ from hub.audit.export import before_nodes, checkpoint_line, entry_line, header_l
 from hub.audit.merkle import inclusion_nodes, inclusion_proof
 from hub.audit.note import read_checkpoint
 from hub.audit.proof import proof_text
+from hub.store.book import FIELDS
 from hub.store.sealing import hashes_of, last_checkpoint, leaf_of
 from hub.store.tables import audit_checkpoint, audit_entry
 from hub.store.write import write_audit
@@ -73,7 +75,7 @@ async def prove(engine: AsyncEngine, entry: int) -> str:
         index = row["leaf_index"]
         hashes = await hashes_of(connection, inclusion_nodes(index, newest.size))
     path = inclusion_proof(index, newest.size, hashes)
-    return proof_text(index, leaf_of(index, row), path, newest.note)
+    return proof_text(index, leaf_of(index, _said(row)), path, newest.note)
 
 
 async def newest_checkpoint(engine: AsyncEngine) -> str:
@@ -119,4 +121,8 @@ async def _leaves(engine: AsyncEngine, first: int, last: int) -> AsyncIterator[t
         )
         async with engine.connect() as connection:
             for row in (await connection.execute(query)).mappings():
-                yield row["hash"], leaf_of(row["leaf_index"], row)
+                yield row["hash"], leaf_of(row["leaf_index"], _said(row))
+
+
+def _said(row: RowMapping) -> Iterator[tuple[str, Any]]:
+    return ((name, row[name]) for name in FIELDS)

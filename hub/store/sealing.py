@@ -5,7 +5,7 @@ other, and a leaf index is given once (it is a primary key). The order of the le
 sealed; an entry that becomes visible late is sealed late, and none is passed over, because what is read is what waits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     LargeBinary,
-    RowMapping,
     bindparam,
     column,
     delete,
@@ -66,11 +65,7 @@ async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 50
     """Seal what waits, at most so many entries, and sign the log as it is then. Raises LogBrokenError."""
     async with engine.begin() as connection:
         await _lock(connection)
-        waiting = (
-            (await connection.execute(select(audit_pending).order_by(audit_pending.c.entry).limit(most)))
-            .mappings()
-            .all()
-        )
+        waiting = (await connection.execute(_WAITING, {"most": most})).all()
         before = await last_checkpoint(connection)
         size = before.size if before else 0
         if not waiting:
@@ -78,14 +73,17 @@ async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 50
         frontier = await _frontier(connection, size)
         if before and read_checkpoint(before.note).root != frontier.root():
             raise LogBrokenError(size)
-        leaves = [leaf_hash(leaf_of(index, row)) for index, row in enumerate(waiting, frontier.size)]
+        leaves = [
+            leaf_hash(leaf_of(index, zip(FIELDS, row, strict=True)))
+            for index, row in enumerate(waiting, frontier.size)
+        ]
         nodes = [
             (node, hash_)
             for leaf in leaves
             for node, hash_ in frontier.append(leaf)
             if node.level >= KEPT_LEVEL
         ]
-        await _move(connection, size, leaves, [row["entry"] for row in waiting])
+        await _move(connection, size, leaves, [row.entry for row in waiting])
         await insert_rows(
             connection,
             audit_node,
@@ -141,9 +139,9 @@ async def _frontier(connection: AsyncConnection, size: int) -> Frontier:
     return Frontier.of(size, [hashes[node] for node in nodes])
 
 
-def leaf_of(index: int, row: RowMapping) -> bytes:
-    """A row of the book as the leaf that is hashed."""
-    return leaf_bytes(index, {name: row[name] for name in FIELDS})
+def leaf_of(index: int, said: Iterable[tuple[str, Any]]) -> bytes:
+    """What an entry says, field by field (`hub.store.book.FIELDS`), as the leaf that is hashed."""
+    return leaf_bytes(index, dict(said))
 
 
 async def _lock(connection: AsyncConnection) -> None:
@@ -167,16 +165,18 @@ _SPREAD = (
     .render_derived()
 )
 _COPIED = [name for name in FIELDS if name != "entry"]
+_GONE = (
+    delete(audit_pending)
+    .where(audit_pending.c.entry == _SPREAD.c.entry)
+    .returning(_SPREAD.c.leaf_index, _SPREAD.c.hash, *audit_pending.c)
+    .cte("gone")
+)
 _MOVE = insert(audit_entry).from_select(
     ["leaf_index", "hash", "entry", *_COPIED],
-    select(
-        _SPREAD.c.leaf_index, _SPREAD.c.hash, audit_pending.c.entry, *(audit_pending.c[n] for n in _COPIED)
-    ).join(audit_pending, audit_pending.c.entry == _SPREAD.c.entry),
+    select(_GONE.c.leaf_index, _GONE.c.hash, _GONE.c.entry, *(_GONE.c[name] for name in _COPIED)),
 )
 """On PostgreSQL an entry does not travel back: only its number, its index and its hash do."""
-_LEAVE = delete(audit_pending).where(
-    audit_pending.c.entry == func.any(bindparam("entries", type_=ARRAY(BigInteger)))
-)
+_WAITING = select(*audit_pending.c).order_by(audit_pending.c.entry).limit(bindparam("most"))
 
 
 async def _move(
@@ -190,7 +190,6 @@ async def _move(
             "hashes": list(leaves),
         }
         await connection.execute(_MOVE, given)
-        await connection.execute(_LEAVE, {"entries": list(entries)})
         return
     names = ", ".join(_COPIED)
     await connection.execute(

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -26,12 +26,15 @@ import orjson
 import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from hub.demo.people import check_digit
 from hub.domain.trust import Directory, TrustProfile
 from hub.fhir import headers
 from hub.fhir.systems import BARS_EVENTS, BARS_REASONS, NHS_NUMBER, ODS_ORGANISATION
 from hub.settings import HubSettings
+from hub.store.tables import audit_pending
 from hub.trusts import load_directory
 from tests.harness.kafka_server import KafkaServer, ServerProcess, create_topics, log_tail, run_tool, spawn
 from tests.harness.postgres_server import PostgresServer
@@ -412,7 +415,7 @@ def percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else float("nan")
 
 
-def measure(seconds: float, count: int, workers: int, logs: Path | None) -> bool:
+def measure(seconds: float, count: int, workers: int, logs: Path | None, beside: Sequence[str] = ()) -> bool:
     """The whole run; whether every message arrived exactly once."""
     with ExitStack() as stack:
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
@@ -442,13 +445,14 @@ def measure(seconds: float, count: int, workers: int, logs: Path | None) -> bool
         inboxes = Inboxes(kafka.bootstrap_servers, trusts)
         inboxes.start()
         stack.callback(inboxes.close)
-        names = [*(f"worker-{number}" for number in range(1, workers + 1)), "dispatcher"]
+        names = [*(f"worker-{number}" for number in range(1, workers + 1)), "dispatcher", *beside]
         services = {name: stack.enter_context(service(name, folder)) for name in names}
         pids = {name: process.pid for name, process in services.items()}
         usage = Usage(pids | {"kafka": kafka.pid, "postgres": postgres_pid(postgres), "bench": os.getpid()})
         load = Load(new_producer(kafka.bootstrap_servers), events, [])
         try:
             flow = sustained(load, inboxes, usage, seconds, most=len(events) * 2 // 3)
+            waiting = asyncio.run(waiting_to_be_sealed()) if "sealer" in beside else None
             drain(load, inboxes)
             took, offered = latencies_ms(load, inboxes, flow.events_per_s / 2, seconds)
         except (RuntimeError, psutil.NoSuchProcess):
@@ -464,6 +468,8 @@ def measure(seconds: float, count: int, workers: int, logs: Path | None) -> bool
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
+        if waiting is not None:
+            print(f"audit entries that waited to be sealed at the end of the sustained load: {waiting}")
         if lost or inboxes.twice:
             said(services)
     figures = {
@@ -473,11 +479,20 @@ def measure(seconds: float, count: int, workers: int, logs: Path | None) -> bool
         "offered_per_s": round(offered, 1),
         "raw_passthrough_per_s": round(raw, 1),
         "ratio": round(flow.events_per_s / raw, 3),
-        "worker_rss_mb": round(max(usage.rss_mb[name] for name in services if name != "dispatcher"), 1),
+        "worker_rss_mb": round(max(usage.rss_mb[name] for name in services if name.startswith("worker")), 1),
         "cpu_us_per_event": round(sum(flow.cpu_us[name] for name in services), 1),
     }
     print(json.dumps(figures))
     return not lost and not inboxes.twice
+
+
+async def waiting_to_be_sealed() -> int:
+    """At full load two seconds' worth is what keeping up looks like; a backlog grows."""
+    engine = create_async_engine(HubSettings().database_url.get_secret_value())
+    async with engine.connect() as connection:
+        waiting = await connection.scalar(select(func.count()).select_from(audit_pending))
+    await engine.dispose()
+    return int(waiting or 0)
 
 
 def postgres_pid(postgres: PostgresServer) -> int:
@@ -496,13 +511,26 @@ def main() -> int:
     parser.add_argument("--events", type=int, help="messages to build; a third of them is for the latency")
     parser.add_argument("--workers", type=int, default=1, help="more than one for each core does not help")
     parser.add_argument(
+        "--beside",
+        nargs="*",
+        choices=["sealer", "feeds"],
+        default=["sealer"],
+        help="what else runs; nothing: how much is left without sealing the audit",
+    )
+    parser.add_argument(
         "--logs", type=Path, help="a folder for what worker and dispatcher say; costs a little speed"
     )
     arguments = parser.parse_args()
     per_second = int(arguments.seconds + WARM_UP_S) * EVENTS_PER_SECOND_MAX
     return (
         0
-        if measure(arguments.seconds, arguments.events or per_second, arguments.workers, arguments.logs)
+        if measure(
+            arguments.seconds,
+            arguments.events or per_second,
+            arguments.workers,
+            arguments.logs,
+            arguments.beside,
+        )
         else 1
     )
 
