@@ -135,6 +135,12 @@ class HubSettings(BaseSettings):
         "Each checkpoint that goes out is added here. Somebody else should keep it: the hub could rewrite its own.",
     )
     audit_seal_s: float = _of(0.5, "seconds", "How long an audit entry may wait to be sealed.", gt=0, le=60)
+    audit_late_s: float = _of(
+        60,
+        "seconds",
+        "Audit entries that wait so long to be sealed are an incident: then `hub sealer` does not run.",
+        gt=0,
+    )
     audit_checkpoint_s: float = _of(
         30, "seconds", "How often the newest checkpoint goes out, changed or not.", gt=0, le=60
     )

@@ -28,10 +28,11 @@ from hub.journey.read import Limits
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
-from hub.services.log_keys import LogKeys, load_keys, new_keys
+from hub.services.log_keys import LogKeys, load_keys, new_keys, require_ours
 from hub.services.sealer import Sealer, SealerConfig, to_file, to_topic
 from hub.settings import HubSettings
 from hub.store.engine import is_sqlite, open_engine
+from hub.store.exporting import newest_checkpoint
 from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
 from hub.store.search import write_down
@@ -186,6 +187,7 @@ async def run_clock(settings: HubSettings) -> None:
             get_log(service="clock"),
             poll_s=settings.clock_poll_s,
             delivery_late_s=settings.delivery_late_s,
+            sealing_late_s=settings.audit_late_s,
         )
         _settle()
         await clock.run(stop)
@@ -221,6 +223,7 @@ async def run_sealer(settings: HubSettings) -> None:
 
     publish = [to_file(settings.audit_checkpoint_file), to_topic(settings.audit_topic, destination)]
     async with opened(settings) as engine:
+        require_ours(keys, settings.audit_origin, await newest_checkpoint(engine))
         sealer = Sealer(
             engine,
             settings.audit_origin,

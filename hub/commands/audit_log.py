@@ -129,10 +129,10 @@ def checkpoint() -> None:
 
     async def newest(settings: HubSettings) -> str:
         async with wiring.opened(settings) as engine:
-            try:
-                return await exporting.newest_checkpoint(engine)
-            except exporting.NothingSealedError:
-                raise Failure(_NOTHING_SEALED) from None
+            found = await exporting.newest_checkpoint(engine)
+            if found is None:
+                raise Failure(_NOTHING_SEALED)
+            return found
 
     sys.stdout.write(run_it(newest, settings_now()))
 
@@ -177,14 +177,12 @@ def key(
 def feeds(as_json: AsJson = False) -> None:
     """How far the audit has been passed on, and why not further."""
     from hub.store import feeds as store
-    from hub.store.exporting import NothingSealedError, newest_checkpoint
+    from hub.store.exporting import newest_checkpoint
 
     async def load(settings: HubSettings) -> list[dict[str, object]]:
         async with wiring.opened(settings) as engine:
-            try:
-                size = read_checkpoint(await newest_checkpoint(engine)).size
-            except NothingSealedError:
-                size = 0
+            newest = await newest_checkpoint(engine)
+            size = read_checkpoint(newest).size if newest else 0
             return [
                 {
                     "feed": each.name,

@@ -1,6 +1,6 @@
 """The clock: looks every few seconds which transfers have waited too long, and tells both hospitals; whether a message
-that came before its request can be taken in by now; which hospital was not given its messages in time; and whose broken
-glass is whole again.
+that came before its request can be taken in by now; which hospital was not given its messages in time; whose broken
+glass is whole again; and whether the audit is sealed in time.
 
 Several may run: each rings under the person's lock, and what was rung is rung once. All it knows is in the database, so that it
 survives restarts; after an outage it tells the level that is reached by then.
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.domain.rejection import Why
 from hub.journey.decide import Journey
 from hub.store.break_glass import close_ended
-from hub.store.clocks import ring_due, watch_deliveries
+from hub.store.clocks import ring_due, watch_deliveries, watch_sealing
 from hub.store.intake import StoreUnavailableError
 from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
@@ -40,6 +40,7 @@ class ClockService:
         *,
         poll_s: float,
         delivery_late_s: float = 60,
+        sealing_late_s: float = 60,
     ) -> None:
         self._engine = engine
         self._journey = journey
@@ -49,6 +50,7 @@ class ClockService:
         self._log = log
         self._poll_s = poll_s
         self._delivery_late = timedelta(seconds=delivery_late_s)
+        self._sealing_late = timedelta(seconds=sealing_late_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: nothing is lost, it only rings later."""
@@ -59,6 +61,7 @@ class ClockService:
                 await self.look_for_requests()
                 await self.look_at_deliveries()
                 await close_ended(self._engine, self._now())
+                await self.look_at_the_log()
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))
             if not rung:
@@ -83,6 +86,12 @@ class ClockService:
         for receiver in late:
             self._log.error("delivery.late", receiver=receiver)
         return late
+
+    async def look_at_the_log(self) -> None:
+        """Open an incident while audit entries wait too long to be sealed, close it when they are."""
+        since = await watch_sealing(self._engine, self._sealing_late, self._now())
+        if since is not None:
+            self._log.error("sealing.late", since=since.isoformat())
 
     async def look_for_requests(self) -> int:
         """Run again what came before its request and is due to be looked at; how many were taken in.

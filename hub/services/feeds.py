@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hub.domain.delivery import DeliveryError, Fault, Outgoing, Scope, backoff_s
+from hub.domain.delivery import DeliveryError, Fault, Outgoing, Scope, backoff_s, judge
 from hub.services.dispatcher import Destination
 from hub.store import feeds, incidents
 from hub.store.feeds import Feed
@@ -106,6 +106,11 @@ class FeedService:
                         await asyncio.wait_for(stop.wait(), self._config.poll_s)
         except DeliveryError as error:
             return await self._failed(feed, error)
+        except (OSError, TimeoutError, SQLAlchemyError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug with one feed must not end the others
+            self._log.error("fault", feed=self._name, fault=fault_of(error))
+            return await self._failed(feed, DeliveryError(judge(type(error).__name__)))
         finally:
             await destination.close()
         return self._config.poll_s

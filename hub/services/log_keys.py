@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hub.audit.note import SEED_BYTES, NoteError, Signer, read_signer
+from hub.verifier.note import open_checkpoint, read_keys
 
 _PRIVATE = "PRIVATE+KEY+"
 
@@ -52,6 +53,25 @@ class LogKeys:
             *self.retired,
         ]
         return "".join(f"{line}\n" for line in lines)
+
+
+def require_ours(keys: LogKeys, origin: str, newest: str | None) -> None:
+    """A log is gone on with only under its name and with its keys: otherwise nobody could verify it from one end to the other.
+
+    ``newest`` is its newest checkpoint. Raises KeyFileError.
+    """
+    if newest is None:
+        return
+    checkpoint, faults = open_checkpoint(newest, read_keys("\n".join(keys.public)))
+    if checkpoint is None or faults:
+        raise KeyFileError(
+            "The log's newest checkpoint was not signed by the keys in HUB_AUDIT_KEY_FILE. Put the key back that signed it; "
+            "hub audit key --rotate replaces it."
+        )
+    if checkpoint.origin != origin:
+        raise KeyFileError(
+            f"The log's name is {checkpoint.origin} and HUB_AUDIT_ORIGIN says {origin}. A log keeps its name."
+        )
 
 
 def load_keys(path: Path) -> LogKeys:

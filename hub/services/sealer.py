@@ -130,10 +130,8 @@ class Sealer:
 
 def to_topic(topic: str, open_destination: Callable[[], Destination]) -> Publish:
     """Puts the newest checkpoint on the topic each time, also when nothing happened: who watches sees that the log lives."""
-    destination: Destination | None = None
 
     async def publish(sealed: Sealed) -> None:
-        nonlocal destination
         record = Outgoing(
             seq=sealed.size,
             receiver="audit",
@@ -143,16 +141,12 @@ def to_topic(topic: str, open_destination: Callable[[], Destination]) -> Publish
             payload=sealed.note.encode(),
             event_id=CHECKPOINT,
         )
+        destination = open_destination()
         try:
-            if destination is None:
-                destination = open_destination()
-                await destination.start()
+            await destination.start()
             await destination.send([record])
-        except DeliveryError:
-            if destination is not None:
-                await destination.close()
-            destination = None
-            raise
+        finally:
+            await destination.close()
 
     return publish
 

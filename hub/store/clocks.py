@@ -51,6 +51,9 @@ async def ring_due(engine: AsyncEngine, clocks: Clocks, directory: Directory, no
     return rung
 
 
+SEALING_LATE, _THE_LOG = "sealing-late", "the audit log"
+
+
 async def watch_deliveries(engine: AsyncEngine, limit: timedelta, now: datetime) -> list[str]:
     """The technical acknowledgement's clock: what a hospital has not been given for ``limit`` is an incident, one for each
     hospital, which the hub closes itself when that is given. The hospitals (ODS) whose incident was opened come back.
@@ -68,6 +71,23 @@ async def watch_deliveries(engine: AsyncEngine, limit: timedelta, now: datetime)
         for receiver in sorted(known.keys() - late.keys()):
             await close_incident(connection, known[receiver], "delivered", "clock", now)
     return opened
+
+
+async def watch_sealing(engine: AsyncEngine, limit: timedelta, now: datetime) -> datetime | None:
+    """Audit entries that wait for ``limit`` to be sealed are an incident, which closes itself when they are: whoever could
+    stop the sealer could change them meanwhile. Since when they wait, if that was not known.
+    """
+    async with engine.begin() as connection:
+        waiting = t.audit_pending.c
+        oldest: datetime | None = await connection.scalar(select(waiting.at).order_by(waiting.entry).limit(1))
+        known = (await open_incidents(connection, SEALING_LATE)).get(_THE_LOG)
+        if oldest is None or oldest > now - limit:
+            if known is not None:
+                await close_incident(connection, known, "sealed", "clock", now)
+            return None
+        detail = {"since": oldest.isoformat()}
+        opened = await open_incident(connection, SEALING_LATE, _THE_LOG, detail, "clock", now, since=oldest)
+    return oldest if opened else None
 
 
 async def expire_transfer(

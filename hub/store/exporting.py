@@ -78,13 +78,11 @@ async def prove(engine: AsyncEngine, entry: int) -> str:
     return proof_text(index, leaf_of(index, _said(row)), path, newest.note)
 
 
-async def newest_checkpoint(engine: AsyncEngine) -> str:
-    """The newest signed checkpoint. Raises NothingSealedError."""
+async def newest_checkpoint(engine: AsyncEngine) -> str | None:
+    """The newest signed checkpoint, if anything was ever sealed."""
     async with engine.connect() as connection:
         newest = await last_checkpoint(connection)
-    if newest is None:
-        raise NothingSealedError
-    return str(newest.note)
+    return str(newest.note) if newest else None
 
 
 async def _first(connection: AsyncConnection, since: datetime | None, size: int) -> int:

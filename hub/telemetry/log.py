@@ -75,6 +75,8 @@ LogEvent = Literal[
     # Sealing the audit. Bind: fault; size; at most one of them: what is in the database is not what was signed.
     "sealer.waits",
     "sealer.broken",
+    # Audit entries wait for HUB_AUDIT_LATE_S to be sealed; an incident is open. Bind: since.
+    "sealing.late",
     # There was no key to sign the log with, so one was made. Bind: path.
     "key.made",
     "checkpoint.published",

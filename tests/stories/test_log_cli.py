@@ -10,7 +10,7 @@ from hub.audit.note import sign
 from hub.cli import app
 from hub.commands.terminal import settings_now
 from hub.demo.people import MARSHWIGGLE
-from hub.services.log_keys import load_keys
+from hub.services.log_keys import KeyFileError, load_keys, require_ours
 from hub.store import tables as t
 from tests.harness.log import ORIGIN, seal_all
 
@@ -86,6 +86,27 @@ async def test_a_key_is_rotated_and_retired(hub, type_, tmp_path):
     hub.signers = load_keys(file).signers
     changes = [row["detail"]["change"] for row in await hub.audit(code="config-changed")]
     assert changes == ["audit-key-new", "audit-key-rotate", "audit-key-retire"]
+
+
+async def test_a_sealer_does_not_go_on_with_another_key_or_under_another_name(hub, torbay, type_, tmp_path):
+    """A key that was lost and made anew would leave a log that nobody can verify from one end to the other."""
+    file = tmp_path / "hub-audit.key"
+    await type_("audit", "key", "--new")
+    hub.signers = load_keys(file).signers
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    newest = (await seal_all(hub.engine, signers=hub.signers)).note
+    require_ours(load_keys(file), ORIGIN, None)
+    require_ours(load_keys(file), ORIGIN, newest)
+    with pytest.raises(KeyFileError, match="keeps its name"):
+        require_ours(load_keys(file), "another.example/audit", newest)
+    old = load_keys(file)
+    await type_("audit", "key", "--rotate")
+    await type_("audit", "key", "--retire", old.signers[0].key_id.hex())
+    require_ours(load_keys(file), ORIGIN, newest)
+    file.unlink()
+    await type_("audit", "key", "--new")
+    with pytest.raises(KeyFileError, match="Put the key back"):
+        require_ours(load_keys(file), ORIGIN, newest)
 
 
 async def test_what_no_command_can_use_is_said(hub, type_, tmp_path):

@@ -11,8 +11,11 @@ from sqlalchemy.exc import DBAPIError
 from hub.audit.entries import AuditEntry, Code
 from hub.audit.note import Signer, sign
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
+from hub.domain.delivery import Outgoing, Placed, ReadBack
+from hub.services.clock import ClockService
+from hub.services.feeds import FeedConfig, FeedService
 from hub.services.sealer import INCIDENT, LEASE, Sealer, SealerConfig, to_file
-from hub.store import exporting, incidents
+from hub.store import exporting, feeds, incidents
 from hub.store import tables as t
 from hub.store.append_only import SEALED
 from hub.store.engine import open_engine
@@ -258,6 +261,99 @@ async def test_a_second_sealer_waits_for_the_first_to_be_gone(hub, torbay, exete
     assert await second.once() is None
     hub.clock.later(seconds=11)
     assert (await second.once()).entries > 0
+
+
+async def test_a_sealer_that_is_missed_is_an_incident_until_it_is_back(hub, torbay):
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    await clock.look_at_the_log()
+    assert await hub.rows(t.incident) == []
+    for _ in range(2):
+        hub.clock.later(seconds=61)
+        await clock.look_at_the_log()
+    [incident] = await hub.rows(t.incident)
+    assert (incident["kind"], incident["closed_at"]) == ("sealing-late", None)
+    assert "sealing.late" in [line["event"] for line in hub.log.lines]
+    await seal_all(hub.engine)
+    await clock.look_at_the_log()
+    [incident] = await hub.rows(t.incident)
+    assert incident["closed_because"] == "sealed"
+
+
+async def test_a_feed_that_fails_is_seen_and_goes_on_when_it_can(hub, torbay):
+    """A bug of ours while an entry is rendered is a fault of this feed: nothing is passed over, and it is said."""
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    size = (await seal_all(hub.engine)).size
+    door, broken = Door(), True
+
+    async def render(rows):
+        if broken:
+            raise KeyError("MARSHWIGGLE")
+        return [
+            Outgoing(row["leaf_index"], "audit", "hub.audit", "k", {}, b"{}", f"e{row['leaf_index']}")
+            for row in rows
+        ]
+
+    config = FeedConfig(poll_s=0.01, backoff_s=0.01, backoff_max_s=0.02, batch_max=2)
+    feed = FeedService(
+        hub.engine,
+        "topic",
+        "hub.audit",
+        lambda: door,
+        render,
+        hub.clock,
+        hub.log,
+        holder="here",
+        config=config,
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(feed.run(stop))
+    await until_true(lambda: failures_of(hub, 3))
+    [kept] = await feeds.feeds(hub.engine)
+    assert (kept.next_leaf, "KeyError" in kept.last_error, "MARSHWIGGLE" in str(hub.log.lines)) == (
+        0,
+        True,
+        False,
+    )
+    broken = False
+    await until(lambda: len(door.sent) == size)
+    stop.set()
+    await running
+    assert [each.seq for each in door.sent] == list(range(size))
+    assert [(r["kind"], r["closed_because"]) for r in await hub.rows(t.incident)] == [
+        ("audit-feed", "delivered")
+    ]
+
+
+class Door:
+    """Takes what it is given, and remembers it when it is asked."""
+
+    def __init__(self):
+        self.sent = []
+
+    async def start(self):
+        pass
+
+    async def read_back(self, topics, highest):
+        return ReadBack(tuple(Placed(each.seq, each.topic, 0, each.seq, each.event_id) for each in self.sent))
+
+    async def send(self, rows):
+        self.sent += rows
+        return [Placed(each.seq, each.topic, 0, each.seq, each.event_id) for each in rows]
+
+    async def close(self):
+        pass
+
+
+async def failures_of(hub, number):
+    found = await feeds.feeds(hub.engine)
+    return bool(found) and found[0].failures >= number
+
+
+async def until_true(ask, patience_s=10):
+    async with asyncio.timeout(patience_s):
+        while not await ask():  # noqa: ASYNC110 - what is waited for is in a database
+            await asyncio.sleep(0.02)
 
 
 def a_sealer(hub, folder):
