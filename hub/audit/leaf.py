@@ -21,7 +21,8 @@ FIELDS: Final = (
 )  # fmt: skip
 """The entry's fields, in the order in which they are written."""
 
-_PLAIN = tuple(field for field in FIELDS if field not in {"entry", "code", "at", "occurred_at", "detail"})
+_SAID = FIELDS[:-1]
+_TIMES = frozenset({"at", "occurred_at"})
 _KNOWN = frozenset(FIELDS)
 
 
@@ -32,21 +33,12 @@ def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
     """
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
-    value = fields.get
-    leaf = {
-        "leaf": index,
-        "v": VERSION,
-        "entry": value("entry"),
-        "code": value("code"),
-        "at": _time(fields["at"]),
-    }
-    if (occurred_at := value("occurred_at")) is not None:
-        leaf["occurred_at"] = _time(occurred_at)
-    for name in _PLAIN:
-        if (given := value(name)) is not None:
-            leaf[name] = given
+    leaf: dict[str, Any] = {"leaf": index, "v": VERSION}
+    for name in _SAID:
+        if (given := fields.get(name)) is not None:
+            leaf[name] = _time(given) if name in _TIMES else given
     head = orjson.dumps(leaf)
-    if (detail := value("detail")) is None:
+    if (detail := fields.get("detail")) is None:
         return head
     return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from hub.audit.merkle import Frontier
 from hub.audit.note import Signer, sign
 from hub.domain.delivery import DeliveryError, Outgoing
 from hub.fhir.headers import CHECKPOINT_TYPE, CONTENT_TYPE
@@ -66,6 +67,8 @@ class Sealer:
         self._holder = holder
         self._config = config or SealerConfig()
         self._out_at: datetime | None = None
+        self._leased_at: datetime | None = None
+        self._known: Frontier | None = None
         self._broken_at: set[int] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,6 +79,7 @@ class Sealer:
             except (OSError, TimeoutError, SQLAlchemyError) as error:
                 self._log.warning("sealer.waits", fault=fault_of(error))
             except LogBrokenError as error:
+                self._known = None
                 await self._broken(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._config.poll_s)
@@ -86,14 +90,24 @@ class Sealer:
     async def once(self, *, last: bool = False) -> Sealed | None:
         """Seal all that waits; None if somebody else does. ``last``: the checkpoint goes out at once."""
         now = self._now()
-        if not await hold_lease(self._engine, LEASE, self._holder, now + _LEASE, now):
+        if not await self._has_lease(now):
             return None
         sealed = await self._seal(now)
         due = self._out_at is None or now - self._out_at >= timedelta(seconds=self._config.checkpoint_s)
         if sealed.note and (due or last):
             await self._hand_out(sealed)
             self._out_at = now
+            # Looked at anew after each: whether the log in the database is still the one that was signed.
+            self._known = None
         return sealed
+
+    async def _has_lease(self, now: datetime) -> bool:
+        """Renewed when a third of it is over. It keeps two from working at once; what keeps the log right is its lock."""
+        if self._leased_at is not None and timedelta() <= now - self._leased_at < _LEASE / 3:
+            return True
+        held = await hold_lease(self._engine, LEASE, self._holder, now + _LEASE, now)
+        self._leased_at = now if held else None
+        return held
 
     async def _broken(self, error: LogBrokenError) -> None:
         """Nothing is added to a log that was changed; said once, until somebody looks. What is written goes on waiting."""
@@ -109,7 +123,8 @@ class Sealer:
     async def _seal(self, now: datetime) -> Sealed:
         total = 0
         while True:
-            sealed = await seal(self._engine, self._sign, now, most=_BATCH)
+            sealed = await seal(self._engine, self._sign, now, most=_BATCH, known=self._known)
+            self._known = sealed.frontier or self._known
             total += sealed.entries
             if sealed.entries < _BATCH:
                 return Sealed(total, sealed.size, sealed.note)

@@ -6,7 +6,7 @@ sealed; an entry that becomes visible late is sealed late, and none is passed ov
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -43,11 +43,14 @@ Sign = Callable[[int, bytes], str]
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What one run did. ``note`` is the checkpoint after it; empty if there never was anything to seal."""
+    """What one run did. ``note`` is the checkpoint after it, empty if there never was anything to seal; ``frontier`` is the tree's
+    edge after it, to go on from, if anything was sealed.
+    """
 
     entries: int
     size: int
     note: str
+    frontier: Frontier | None = field(default=None, compare=False, repr=False)
 
 
 class LogBrokenError(Exception):
@@ -61,8 +64,14 @@ class LogBrokenError(Exception):
         super().__init__(f"The log's {size} entries do not have the root that was signed for them.")
 
 
-async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 5000) -> Sealed:
-    """Seal what waits, at most so many entries, and sign the log as it is then. Raises LogBrokenError."""
+async def seal(
+    engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 5000, known: Frontier | None = None
+) -> Sealed:
+    """Seal what waits, at most so many entries, and sign the log as it is then. Raises LogBrokenError.
+
+    ``known`` is the edge after the caller's last run: where the log is still that long it need not be read from the database,
+    which takes a query for each subtree.
+    """
     async with engine.begin() as connection:
         await _lock(connection)
         waiting = (await connection.execute(_WAITING, {"most": most})).all()
@@ -70,7 +79,11 @@ async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 50
         size = before.size if before else 0
         if not waiting:
             return Sealed(0, size, before.note if before else "")
-        frontier = await _frontier(connection, size)
+        frontier = (
+            Frontier.of(size, known.nodes)
+            if known is not None and known.size == size
+            else await _frontier(connection, size)
+        )
         if before and read_checkpoint(before.note).root != frontier.root():
             raise LogBrokenError(size)
         leaves = [
@@ -91,7 +104,7 @@ async def seal(engine: AsyncEngine, sign: Sign, now: datetime, *, most: int = 50
         )
         note = sign(frontier.size, frontier.root())
         await connection.execute(insert(audit_checkpoint).values(size=frontier.size, at=now, note=note))
-    return Sealed(len(leaves), frontier.size, note)
+    return Sealed(len(leaves), frontier.size, note, frontier)
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:
