@@ -50,6 +50,7 @@ async def a_repository(refusals=3):
     await serving
 
 
+@pytest.mark.long
 async def test_every_entry_is_sealed_and_passed_on_once_while_sealer_and_feeds_are_killed(
     tmp_path, bootstrap_servers, database_url
 ):
