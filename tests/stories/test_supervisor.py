@@ -28,15 +28,19 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path, store_url,
         run = subprocess.Popen(
             [sys.executable, "-m", "hub.cli", "run"], env=environment, stdout=log, stderr=log
         )
-    until = time.monotonic() + 30
-    services = []
-    while len(services) < 5 and time.monotonic() < until:
-        time.sleep(0.1)
-        services = psutil.Process(run.pid).children()
-    assert len(services) == 5
-    time.sleep(3)  # so that those that need no Kafka are well under way
-    services = {*services, *psutil.Process(run.pid).children()}
-    run.send_signal(how)
-    run.wait(40)
+    try:
+        until = time.monotonic() + 30
+        services = []
+        while len(services) < 5 and time.monotonic() < until:
+            time.sleep(0.1)
+            services = psutil.Process(run.pid).children()
+        assert len(services) == 5
+        time.sleep(3)  # so that those that need no Kafka are well under way
+        services = {*services, *psutil.Process(run.pid).children()}
+        run.send_signal(how)
+        run.wait(40)
+    finally:
+        run.kill()  # a test that fails leaves nobody behind
+        run.wait()
     _, alive = psutil.wait_procs(services, timeout=30)
     assert alive == [], (tmp_path / "log").read_text()[-2000:]
