@@ -3,10 +3,7 @@
 import asyncio
 import fcntl
 import gc
-import os
 import signal
-import socket
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,6 +26,7 @@ from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
 from hub.services.log_keys import LogKeys, load_keys, new_keys, require_ours
+from hub.services.process_name import process_name
 from hub.services.sealer import Sealer, SealerConfig, to_file, to_topic
 from hub.settings import HubSettings
 from hub.store.engine import is_sqlite, open_engine
@@ -191,11 +189,6 @@ async def run_clock(settings: HubSettings) -> None:
         )
         _settle()
         await clock.run(stop)
-
-
-def process_name() -> str:
-    """What leases know this process by: nobody else has it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def audit_keys(settings: HubSettings) -> LogKeys:

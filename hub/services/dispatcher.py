@@ -12,11 +12,8 @@ nothing is sent twice, whoever dies when, and why a lease that was believed too 
 """
 
 import asyncio
-import os
 import random
-import socket
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope, backoff_s, judge
 from hub.domain.trust import Directory
+from hub.services.process_name import process_name
 from hub.services.together import Together
 from hub.store import outbox
 from hub.telemetry.log import Log, fault_of
@@ -130,7 +128,7 @@ class Dispatcher:
         self._open = open_destination
         self._log = log
         self._config = config or DispatcherConfig()
-        self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._holder = holder or process_name()
         self._now = now
         self._stop = asyncio.Event()
         # The store is asked for all receivers that are as far as each other; what is sent, each sends by itself.
