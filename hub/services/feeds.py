@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Scope, backoff_s, judge
 from hub.services.dispatcher import Destination
@@ -101,6 +101,9 @@ class FeedService:
                 rows = await feeds.leaves(self._engine, feed.next_leaf, self._config.batch_max)
                 if rows:
                     feed = await self._pass_on(feed, rows, destination)
+                elif feed.failures:
+                    # It failed while nothing waited, or what waited was found to have arrived.
+                    feed = await self._moved(feed, feed.next_leaf, feed.last_offset)
                 else:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), self._config.poll_s)
@@ -135,14 +138,15 @@ class FeedService:
         outgoing = await self._render(rows)
         placed = await destination.send(outgoing)
         next_leaf = outgoing[len(placed) - 1].seq + 1
-        recovered = feed.failures
-        feed = await self._moved(feed, next_leaf, max(each.offset for each in placed))
-        if recovered:
-            await self._well_again()
-        return feed
+        return await self._moved(feed, next_leaf, max(each.offset for each in placed))
 
-    async def _moved(self, feed: Feed, next_leaf: int, last_offset: int) -> Feed:
-        if not await feeds.moved(self._engine, feed, next_leaf, last_offset, self._now()):
+    async def _moved(self, feed: Feed, next_leaf: int, last_offset: int | None) -> Feed:
+        now = self._now()
+        async with self._engine.begin() as connection:
+            ours = await feeds.moved(connection, feed, next_leaf, last_offset, now)
+            if ours and feed.failures:
+                await self._well_again(connection, now)
+        if not ours:
             self._log.warning("feed.waits", feed=self._name, fault="another process has moved it")
         return await feeds.feed(self._engine, self._name, self._now())
 
@@ -167,11 +171,10 @@ class FeedService:
                 )
         return wait_s
 
-    async def _well_again(self) -> None:
-        async with self._engine.begin() as connection:
-            found = (await incidents.open_incidents(connection, INCIDENT)).get(self._name)
-            if found is not None:
-                await incidents.close_incident(connection, found, "delivered", "feeds", self._now())
+    async def _well_again(self, connection: AsyncConnection, now: datetime) -> None:
+        found = (await incidents.open_incidents(connection, INCIDENT)).get(self._name)
+        if found is not None:
+            await incidents.close_incident(connection, found, "delivered", "feeds", now)
 
     async def _has_lease(self) -> bool:
         now = self._now()

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.store.bulk import insert_ignoring
 from hub.store.tables import audit_entry, audit_feed
@@ -60,7 +60,7 @@ async def leaves(engine: AsyncEngine, first: int, most: int) -> list[Row]:
 
 
 async def moved(
-    engine: AsyncEngine, before: Feed, next_leaf: int, last_offset: int | None, now: datetime
+    connection: AsyncConnection, before: Feed, next_leaf: int, last_offset: int | None, now: datetime
 ) -> bool:
     """It has passed on what is before ``next_leaf``; False if another process moved it in the meantime."""
     values = {
@@ -71,11 +71,10 @@ async def moved(
         "last_error": None,
         "next_attempt_at": None,
     }
-    async with engine.begin() as connection:
-        done = await connection.execute(
-            update(audit_feed).where(_f.name == before.name, _f.next_leaf == before.next_leaf).values(values)
-        )
-        return bool(done.rowcount)
+    done = await connection.execute(
+        update(audit_feed).where(_f.name == before.name, _f.next_leaf == before.next_leaf).values(values)
+    )
+    return bool(done.rowcount)
 
 
 async def failed(engine: AsyncEngine, before: Feed, error: str, again_at: datetime) -> None:

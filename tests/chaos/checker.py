@@ -245,7 +245,11 @@ async def load(dsn: str) -> Tables:
                     "select entry, code, event_id, transfer_id, counterpart, detail::text from audit_pending union all"
                     " select entry, code, event_id, transfer_id, counterpart, detail::text from audit_entry order by entry"
                 ),
-                incidents=await fetch("select kind, subject, detail::text from incident"),
+                # A feed of the audit or a sealer that waited for Kafka says so, and takes it back.
+                incidents=await fetch(
+                    "select kind, subject, detail::text from incident"
+                    " where closed_at is null or kind not in ('audit-feed', 'sealing-late')"
+                ),
                 brakes=await fetch("select trust, why from brake where pulled"),
             )
     finally:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from hub.audit.entries import AuditEntry, Code
 from hub.audit.note import Signer, sign
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
-from hub.domain.delivery import Outgoing, Placed, ReadBack
+from hub.domain.delivery import DeliveryError, Outgoing, Placed, ReadBack, judge
 from hub.services.clock import ClockService
 from hub.services.feeds import FeedConfig, FeedService
 from hub.services.sealer import INCIDENT, LEASE, Sealer, SealerConfig, to_file
@@ -289,25 +289,9 @@ async def test_a_feed_that_fails_is_seen_and_goes_on_when_it_can(hub, torbay):
     async def render(rows):
         if broken:
             raise KeyError("MARSHWIGGLE")
-        return [
-            Outgoing(row["leaf_index"], "audit", "hub.audit", "k", {}, b"{}", f"e{row['leaf_index']}")
-            for row in rows
-        ]
+        return passed_on(rows)
 
-    config = FeedConfig(poll_s=0.01, backoff_s=0.01, backoff_max_s=0.02, batch_max=2)
-    feed = FeedService(
-        hub.engine,
-        "topic",
-        "hub.audit",
-        lambda: door,
-        render,
-        hub.clock,
-        hub.log,
-        holder="here",
-        config=config,
-    )
-    stop = asyncio.Event()
-    running = asyncio.create_task(feed.run(stop))
+    stop, running = a_feed(hub, door, render)
     await until_true(lambda: failures_of(hub, 3))
     [kept] = await feeds.feeds(hub.engine)
     assert (kept.next_leaf, "KeyError" in kept.last_error, "MARSHWIGGLE" in str(hub.log.lines)) == (
@@ -325,14 +309,85 @@ async def test_a_feed_that_fails_is_seen_and_goes_on_when_it_can(hub, torbay):
     ]
 
 
+async def test_a_feed_is_well_again_when_nothing_is_left_to_pass_on(hub, torbay):
+    """Kafka went away after it took the last entry and before it said so: what is found there was delivered, and nobody
+    has to look any more."""
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1")
+    size = (await seal_all(hub.engine)).size
+
+    class SilentDoor(Door):
+        async def send(self, rows):
+            await super().send(rows)
+            self.away = True
+            raise DeliveryError(judge("KafkaConnectionError"))
+
+    async def render(rows):
+        return passed_on(rows)
+
+    door = SilentDoor()
+    stop, running = a_feed(hub, door, render, batch_max=size)
+    await until_true(lambda: has_open(hub))
+    hub.clock.later(seconds=1)
+    door.away = False
+    await until_true(lambda: all_closed(hub))
+    stop.set()
+    await running
+
+    # Started while Kafka is away and with nothing to pass on: it fails, and is well when Kafka is back.
+    door.away = True
+    stop, running = a_feed(hub, door, render)
+    await until_true(lambda: has_open(hub))
+    door.away = False
+    await until_true(lambda: all_closed(hub))
+    stop.set()
+    await running
+    assert [each.seq for each in door.sent] == list(range(size))
+    assert [r["closed_because"] for r in await hub.rows(t.incident)] == ["delivered", "delivered"]
+
+
+def a_feed(hub, door, render, **config):
+    """The feed to the topic, running, and what stops it."""
+    quick = FeedConfig(**{"poll_s": 0.01, "backoff_s": 0.01, "backoff_max_s": 0.02, "batch_max": 2} | config)
+    feed = FeedService(
+        hub.engine,
+        "topic",
+        "hub.audit",
+        lambda: door,
+        render,
+        hub.clock,
+        hub.log,
+        holder="here",
+        config=quick,
+    )
+    stop = asyncio.Event()
+    return stop, asyncio.create_task(feed.run(stop))
+
+
+def passed_on(rows):
+    return [
+        Outgoing(row["leaf_index"], "audit", "hub.audit", "k", {}, b"{}", f"e{row['leaf_index']}")
+        for row in rows
+    ]
+
+
+async def has_open(hub):
+    return any(row["closed_at"] is None for row in await hub.rows(t.incident))
+
+
+async def all_closed(hub):
+    return not await has_open(hub)
+
+
 class Door:
     """Takes what it is given, and remembers it when it is asked."""
 
     def __init__(self):
         self.sent = []
+        self.away = False
 
     async def start(self):
-        pass
+        if self.away:
+            raise DeliveryError(judge("KafkaConnectionError"))
 
     async def read_back(self, topics, highest):
         return ReadBack(tuple(Placed(each.seq, each.topic, 0, each.seq, each.event_id) for each in self.sent))
