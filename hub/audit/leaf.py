@@ -21,8 +21,9 @@ FIELDS: Final = (
 )  # fmt: skip
 """The entry's fields, in the order in which they are written."""
 
-_SAID = FIELDS[:-1]
-_TIMES = frozenset({"at", "occurred_at"})
+_HEAD = FIELDS[1:-1]
+TIMES = frozenset({"at", "occurred_at"})
+"""The fields that are times."""
 _KNOWN = frozenset(FIELDS)
 
 
@@ -31,16 +32,27 @@ def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
 
     Times are aware datetimes; ``detail`` is what a JSON object reads back as, and its keys are sorted.
     """
+    return numbered(index, fields.get("entry"), said_bytes(fields))
+
+
+def said_bytes(fields: Mapping[str, Any]) -> bytes:
+    """What an entry says, before it has a number and a place: the leaf without the beginning that `numbered` gives it."""
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
-    leaf: dict[str, Any] = {"leaf": index, "v": VERSION}
-    for name in _SAID:
+    said: dict[str, Any] = {}
+    for name in _HEAD:
         if (given := fields.get(name)) is not None:
-            leaf[name] = _time(given) if name in _TIMES else given
-    head = orjson.dumps(leaf)
+            said[name] = _time(given) if name in TIMES else given
+    head = orjson.dumps(said)
     if (detail := fields.get("detail")) is None:
         return head
     return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+
+
+def numbered(index: int, entry: int | None, said: bytes) -> bytes:
+    """What an entry says (`said_bytes`) as leaf number ``index``."""
+    number = b"" if entry is None else b',"entry":%d' % entry
+    return b'{"leaf":%d,"v":%d%b,%b' % (index, VERSION, number, said[1:])
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ then shows is the log's own business (`hub.verifier`).
 
 from collections.abc import Iterator
 
+from hub.store.waiting import BATCH_MAX
+
 SEALED = ("audit_entry", "audit_node", "audit_checkpoint")
 """Tables that are only ever inserted into."""
 
@@ -24,27 +26,30 @@ _POSTGRESQL = (
         """
         for table in SEALED
     ),
+)
+
+
+_WAITING_ON_POSTGRESQL = (
     # What waits may only leave for the log.
-    """
+    f"""
     CREATE FUNCTION refuse_to_lose_an_entry() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-      IF EXISTS (
-        SELECT 1 FROM gone LEFT JOIN audit_entry sealed ON sealed.entry = gone.entry
-        WHERE sealed.entry IS NULL
-          OR (sealed.code, sealed.at, sealed.outcome, sealed.system) <> (gone.code, gone.at, gone.outcome, gone.system)
-      ) THEN
-        RAISE EXCEPTION 'DELETE on audit_pending: an entry may only be deleted when it is sealed'
+      IF EXISTS (SELECT 1 FROM gone WHERE size <> (
+        SELECT count(*) FROM audit_entry sealed
+        WHERE sealed.entry >= gone.batch * {BATCH_MAX} AND sealed.entry < gone.batch * {BATCH_MAX} + gone.size
+      )) THEN
+        RAISE EXCEPTION 'DELETE on audit_batch: entries may only be deleted when they are sealed'
           USING ERRCODE = 'insufficient_privilege';
       END IF;
       RETURN NULL;
     END $$
-    """,
+    """,  # noqa: S608 - a number of ours
     """
-    CREATE TRIGGER audit_pending_is_moved AFTER DELETE ON audit_pending REFERENCING OLD TABLE AS gone
+    CREATE TRIGGER audit_batch_is_sealed AFTER DELETE ON audit_batch REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_lose_an_entry()
     """,
     """
-    CREATE TRIGGER audit_pending_is_not_changed BEFORE UPDATE OR TRUNCATE ON audit_pending
+    CREATE TRIGGER audit_batch_is_not_changed BEFORE UPDATE OR TRUNCATE ON audit_batch
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
     """,
 )
@@ -63,17 +68,29 @@ def _sqlite() -> Iterator[str]:
     WHEN EXISTS (SELECT 1 FROM audit_entry WHERE leaf_index = NEW.leaf_index OR entry = NEW.entry)
     BEGIN SELECT RAISE(ABORT, 'INSERT on audit_entry: this leaf is sealed'); END
     """
-    yield """
-    CREATE TRIGGER audit_pending_refuses_update BEFORE UPDATE ON audit_pending
-    BEGIN SELECT RAISE(ABORT, 'UPDATE on audit_pending: an entry is not changed'); END
-    """
-    yield """
-    CREATE TRIGGER audit_pending_is_moved BEFORE DELETE ON audit_pending
-    WHEN NOT EXISTS (SELECT 1 FROM audit_entry WHERE entry = OLD.entry AND code = OLD.code AND at = OLD.at)
-    BEGIN SELECT RAISE(ABORT, 'DELETE on audit_pending: an entry may only be deleted when it is sealed'); END
-    """
 
 
-def statements(dialect: str) -> Iterator[str]:
-    """What makes the triggers. ``dialect``: postgresql or sqlite."""
+_WAITING_ON_SQLITE = (
+    """
+    CREATE TRIGGER audit_batch_refuses_update BEFORE UPDATE ON audit_batch
+    BEGIN SELECT RAISE(ABORT, 'UPDATE on audit_batch: an entry is not changed'); END
+    """,
+    f"""
+    CREATE TRIGGER audit_batch_is_sealed BEFORE DELETE ON audit_batch
+    WHEN OLD.size <> (
+      SELECT count(*) FROM audit_entry
+      WHERE entry >= OLD.batch * {BATCH_MAX} AND entry < OLD.batch * {BATCH_MAX} + OLD.size
+    )
+    BEGIN SELECT RAISE(ABORT, 'DELETE on audit_batch: entries may only be deleted when they are sealed'); END
+    """,  # noqa: S608 - a number of ours
+)
+
+
+def sealed(dialect: str) -> Iterator[str]:
+    """What makes the triggers of what is sealed. ``dialect``: postgresql or sqlite."""
     yield from _POSTGRESQL if dialect == "postgresql" else _sqlite()
+
+
+def waiting(dialect: str) -> Iterator[str]:
+    """What makes the triggers of what waits to be sealed."""
+    yield from _WAITING_ON_POSTGRESQL if dialect == "postgresql" else _WAITING_ON_SQLITE

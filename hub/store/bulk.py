@@ -1,6 +1,7 @@
-"""Many rows in one statement, and the same statement whatever their number.
+"""Many rows at once.
 
-On PostgreSQL the rows travel as one array per column and are spread by ``unnest``: parsed, bound and executed once,
+On PostgreSQL new rows travel by COPY, which costs both sides half of what an INSERT does, for one row as for a thousand. Changes
+travel as one array per column and are spread by ``unnest``: one statement, parsed, bound and executed once, whatever the number of rows,
 where a statement per row costs the database more than the row does. SQLite gets a statement per row.
 """
 
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import asyncpg
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -28,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import Update
 from sqlalchemy.types import TypeEngine
@@ -66,11 +69,31 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
     """Insert rows that all have the same columns. Numbers the database gives out follow the rows' order."""
     if not rows:
         return
-    if not is_postgresql(connection):
+    if is_postgresql(connection):
+        await _copy(connection, table, rows)
+    else:
         await connection.execute(insert(table), rows)
-        return
-    names = tuple(rows[0])
-    await connection.execute(_insert(table, names), _arrays(table, names, rows))
+
+
+async def _copy(connection: AsyncConnection, table: Table, rows: Sequence[Row]) -> None:
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():
+        # SQLAlchemy begins a transaction with the first statement that it sees, and it does not see a COPY.
+        await connection.execute(select(1))
+    names = list(rows[0])
+    records = [[row[name] for name in names] for row in rows]
+    for at, name in enumerate(names):
+        if isinstance(table.c[name].type, JSON):
+            for record in records:
+                record[at] = None if record[at] is None else dumps(record[at])
+    try:
+        await driver.copy_records_to_table(table.name, records=records, columns=names)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # As if SQLAlchemy had sent it: a lost connection is not used again, and nothing of the rows is said.
+        if driver.is_closed():
+            await connection.invalidate()
+        kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
+        raise kind(f"COPY {table.name}", None, error) from error
 
 
 async def update_rows(
@@ -99,13 +122,6 @@ async def update_rows(
         await connection.execute(statement, bound)
         return []
     return [found for each in bound for found in (await connection.execute(statement, each)).all()]
-
-
-@lru_cache(maxsize=64)
-def _insert(table: Table, names: tuple[str, ...]) -> Insert:
-    spread = _spread(table, names)
-    values = select(*(_value(table, spread, name) for name in names)).order_by(spread.c["nr"])
-    return insert(table).from_select(list(names), values)
 
 
 @lru_cache(maxsize=64)
@@ -143,11 +159,11 @@ def _told(
 
 
 def _spread(table: Table, names: tuple[str, ...]) -> FromClause:
-    """One array per column as a table with a column ``nr``, the row's place."""
+    """One array per column as a table."""
     types = {name: _wire(table.c[name].type) for name in names}
     arrays = (bindparam(_array(name), type_=ARRAY(type_)) for name, type_ in types.items())
     columns = (column(name, type_) for name, type_ in types.items())
-    return func.unnest(*arrays).table_valued(*columns, with_ordinality="nr", name="row").render_derived()
+    return func.unnest(*arrays).table_valued(*columns, name="row").render_derived()
 
 
 def _array(name: str) -> str:

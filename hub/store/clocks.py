@@ -15,6 +15,7 @@ from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.load import with_facts
 from hub.store.outbox import waiting
 from hub.store.queries import NotFoundError
+from hub.store.waiting import waits_since
 from hub.store.write import due_columns, outbox_row, write_audit, write_taken
 
 _AT_ONCE = 100
@@ -78,8 +79,7 @@ async def watch_sealing(engine: AsyncEngine, limit: timedelta, now: datetime) ->
     stop the sealer could change them meanwhile. Since when they wait, if that was not known.
     """
     async with engine.begin() as connection:
-        waiting = t.audit_pending.c
-        oldest: datetime | None = await connection.scalar(select(waiting.at).order_by(waiting.entry).limit(1))
+        oldest = await waits_since(connection)
         known = (await open_incidents(connection, SEALING_LATE)).get(_THE_LOG)
         if oldest is None or oldest > now - limit:
             if known is not None:

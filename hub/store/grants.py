@@ -36,13 +36,16 @@ def statements() -> Iterator[str]:
         EXECUTE format('REVOKE ALL ON %I FROM {ROLE}', each);
         IF each = 'alembic_version' THEN
           EXECUTE format('GRANT SELECT ON %I TO {ROLE}', each);
-        ELSIF each = 'audit_pending' THEN
+        ELSIF each = 'audit_batch' THEN
           EXECUTE format('GRANT SELECT, INSERT, DELETE ON %I TO {ROLE}', each);
         ELSIF each IN ({sealed}) THEN
           EXECUTE format('GRANT SELECT, INSERT ON %I TO {ROLE}', each);
         ELSE
           EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO {ROLE}', each);
         END IF;
+      END LOOP;
+      FOR each IN SELECT viewname FROM pg_views WHERE schemaname = current_schema() LOOP
+        EXECUTE format('GRANT SELECT ON %I TO {ROLE}', each);
       END LOOP;
     END $$
     """  # noqa: S608 - every name in it is ours

@@ -10,27 +10,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    LargeBinary,
-    bindparam,
-    column,
-    delete,
-    func,
-    insert,
-    select,
-    text,
-)
+import orjson
+from sqlalchemy import ARRAY, BigInteger, any_, bindparam, delete, func, insert, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.hashes import leaf_hash
-from hub.audit.leaf import leaf_bytes
+from hub.audit.leaf import TIMES, leaf_bytes, numbered
 from hub.audit.merkle import Frontier, Node, range_nodes
 from hub.audit.note import read_checkpoint
-from hub.store.book import FIELDS
 from hub.store.bulk import insert_rows, is_postgresql
-from hub.store.tables import audit_checkpoint, audit_entry, audit_node, audit_pending
+from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
+from hub.store.waiting import Waiting, entries
 
 KEPT_LEVEL = 8
 """Subtrees of 256 leaves and more are stored; what is below is folded again from the leaves when it is asked for."""
@@ -74,10 +64,10 @@ async def seal(
     """
     async with engine.begin() as connection:
         await _lock(connection)
-        waiting = (await connection.execute(_WAITING, {"most": most})).all()
+        batches = (await connection.execute(_WAITING, {"most": most})).all()
         before = await last_checkpoint(connection)
         size = before.size if before else 0
-        if not waiting:
+        if not batches:
             return Sealed(0, size, before.note if before else "")
         frontier = (
             Frontier.of(size, known.nodes)
@@ -86,17 +76,17 @@ async def seal(
         )
         if before and read_checkpoint(before.note).root != frontier.root():
             raise LogBrokenError(size)
-        leaves = [
-            leaf_hash(leaf_of(index, zip(FIELDS, row, strict=True)))
-            for index, row in enumerate(waiting, frontier.size)
-        ]
+        waiting = [entry for row in batches for entry in entries(row.batch, row.entries)]
+        leaves = [leaf_hash(numbered(size + at, *each)) for at, each in enumerate(waiting)]
         nodes = [
             (node, hash_)
             for leaf in leaves
             for node, hash_ in frontier.append(leaf)
             if node.level >= KEPT_LEVEL
         ]
-        await _move(connection, size, leaves, [row.entry for row in waiting])
+        sealed = [_sealed(size + at, *each) for at, each in enumerate(zip(leaves, waiting, strict=True))]
+        await insert_rows(connection, audit_entry, sealed)
+        await _let_go(connection, [row.batch for row in batches])
         await insert_rows(
             connection,
             audit_node,
@@ -105,6 +95,17 @@ async def seal(
         note = sign(frontier.size, frontier.root())
         await connection.execute(insert(audit_checkpoint).values(size=frontier.size, at=now, note=note))
     return Sealed(len(leaves), frontier.size, note, frontier)
+
+
+def _sealed(index: int, hash_: bytes, waiting: Waiting) -> dict[str, Any]:
+    said = orjson.loads(waiting.said)
+    for name in TIMES & said.keys():
+        said[name] = datetime.fromisoformat(said[name])
+    return {**_NOTHING, "leaf_index": index, "hash": hash_, "entry": waiting.entry, **said}
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(audit_entry.c.keys())
+"""An entry leaves out what it does not say; a row has all columns."""
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:
@@ -153,7 +154,7 @@ async def _frontier(connection: AsyncConnection, size: int) -> Frontier:
 
 
 def leaf_of(index: int, said: Iterable[tuple[str, Any]]) -> bytes:
-    """What an entry says, field by field (`hub.store.book.FIELDS`), as the leaf that is hashed."""
+    """A sealed entry, field by field (`hub.store.book.FIELDS`), as the leaf that was hashed."""
     return leaf_bytes(index, dict(said))
 
 
@@ -163,58 +164,20 @@ async def _lock(connection: AsyncConnection) -> None:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:log)"), {"log": _THE_LOG})
 
 
-_SPREAD = (
-    func.unnest(
-        bindparam("entries", type_=ARRAY(BigInteger)),
-        bindparam("indexes", type_=ARRAY(BigInteger)),
-        bindparam("hashes", type_=ARRAY(LargeBinary)),
-    )
-    .table_valued(
-        column("entry", BigInteger),
-        column("leaf_index", BigInteger),
-        column("hash", LargeBinary),
-        name="given",
-    )
-    .render_derived()
+_BEFORE = func.sum(audit_batch.c.size).over(order_by=audit_batch.c.batch) - audit_batch.c.size
+_NUMBERED = select(*audit_batch.c, _BEFORE.label("before")).subquery()
+_WAITING = (
+    select(_NUMBERED.c.batch, _NUMBERED.c.entries)
+    .where(_NUMBERED.c.before < bindparam("most"))
+    .order_by(_NUMBERED.c.batch)
 )
-_COPIED = [name for name in FIELDS if name != "entry"]
-_GONE = (
-    delete(audit_pending)
-    .where(audit_pending.c.entry == _SPREAD.c.entry)
-    .returning(_SPREAD.c.leaf_index, _SPREAD.c.hash, *audit_pending.c)
-    .cte("gone")
-)
-_MOVE = insert(audit_entry).from_select(
-    ["leaf_index", "hash", "entry", *_COPIED],
-    select(_GONE.c.leaf_index, _GONE.c.hash, _GONE.c.entry, *(_GONE.c[name] for name in _COPIED)),
-)
-"""On PostgreSQL an entry does not travel back: only its number, its index and its hash do."""
-_WAITING = select(*audit_pending.c).order_by(audit_pending.c.entry).limit(bindparam("most"))
+"""Whole batches, until there are as many entries as are wanted."""
 
 
-async def _move(
-    connection: AsyncConnection, first: int, leaves: Sequence[bytes], entries: Sequence[int]
-) -> None:
-    """From what waits to the log. Nothing is written over: the log's tables refuse that."""
-    if is_postgresql(connection):
-        given = {
-            "entries": list(entries),
-            "indexes": list(range(first, first + len(leaves))),
-            "hashes": list(leaves),
-        }
-        await connection.execute(_MOVE, given)
-        return
-    names = ", ".join(_COPIED)
-    await connection.execute(
-        text(
-            f"INSERT INTO audit_entry (leaf_index, hash, entry, {names}) "  # noqa: S608 - names of columns
-            f"SELECT :leaf_index, :hash, entry, {names} FROM audit_pending WHERE entry = :entry"
-        ),
-        [
-            {"leaf_index": index, "hash": hash_, "entry": entry}
-            for index, (hash_, entry) in enumerate(zip(leaves, entries, strict=True), first)
-        ],
+async def _let_go(connection: AsyncConnection, batches: Sequence[int]) -> None:
+    """What is sealed does not wait any more. Only that may be deleted: the table's trigger refuses the rest."""
+    mine = audit_batch.c.batch
+    is_sealed = (
+        mine == any_(literal(batches, ARRAY(BigInteger))) if is_postgresql(connection) else mine.in_(batches)
     )
-    await connection.execute(
-        text("DELETE FROM audit_pending WHERE entry = :entry"), [{"entry": entry} for entry in entries]
-    )
+    await connection.execute(delete(audit_batch).where(is_sealed))

@@ -33,6 +33,9 @@ metadata = MetaData(
     }
 )
 
+views = MetaData()
+"""Read like tables; made by `hub.store.waiting`."""
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant. SQLite has no time zones, so there it is stored without one and read back as UTC."""
@@ -340,15 +343,24 @@ def _entry_columns() -> tuple[Column[Any], ...]:
     )
 
 
-audit_pending = Table(
-    "audit_pending",
+audit_batch = Table(
+    "audit_batch",
     metadata,
-    # Drawn before its transaction commits, so it orders nothing: the order is the leaf index, given when it is sealed.
-    Column("entry", Sequence, primary_key=True, autoincrement=True),
-    *_entry_columns(),
+    # Drawn before its transaction commits, so it orders nothing: the order is the leaf index, given when an entry is sealed.
+    Column("batch", Sequence, primary_key=True, autoincrement=True),
+    Column("size", Integer, nullable=False, comment="How many entries"),
+    Column("entries", Text, nullable=False, comment="A JSON array, an entry a line"),
     # A number that was given is not given again when the table has been emptied.
     sqlite_autoincrement=True,
-    comment="Entries that are not sealed yet, for a second or so: no index, since every transaction writes here",
+    comment="Entries that are not sealed yet, for a second or so: what one transaction wrote is one row",
+)
+
+audit_pending = Table(
+    "audit_pending",
+    views,
+    Column("entry", BigInteger, primary_key=True),
+    *_entry_columns(),
+    comment="A view: the entries of `audit_batch` one by one",
 )
 
 audit_entry = Table(

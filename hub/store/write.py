@@ -18,7 +18,7 @@ from hub.fhir import decimals
 from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified
-from hub.store import subscribed
+from hub.store import subscribed, waiting
 from hub.store import tables as t
 from hub.store.bulk import insert_ignoring, insert_rows, update_rows
 from hub.store.load import first_key
@@ -54,7 +54,8 @@ async def write_effects(
 
 async def write_audit(connection: AsyncConnection, entries: Sequence[AuditEntry]) -> None:
     """Append to the book. The sealer takes it from there (`hub.store.sealing`)."""
-    await insert_rows(connection, t.audit_pending, [_audit(entry) for entry in entries])
+    rows = waiting.rows([_audit(entry) for entry in entries])
+    await insert_rows(connection, t.audit_batch, list(rows))
 
 
 def _message(effects: Effects) -> Row:
@@ -329,5 +330,5 @@ def _audit(entry: AuditEntry) -> Row:
         "user_id": entry.user_id,
         "role_id": entry.role_id,
         "client_id": entry.client_id,
-        "detail": dict(entry.detail),
+        "detail": entry.detail,
     }

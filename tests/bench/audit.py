@@ -36,6 +36,7 @@ from hub.store import book
 from hub.store.book import Asked, Asking, Is, Scope
 from hub.store.engine import open_engine
 from hub.store.search import Token
+from hub.store.waiting import BATCH_MAX
 from hub.trusts import load_directory
 from tests.bench.rest import Answers, Connection, say
 from tests.harness.postgres_server import PostgresServer
@@ -91,7 +92,7 @@ async def fill(url: str, trusts: Sequence[str], entries: int) -> None:
               '{{"step": "request", "from": "requested", "to": "accepted", "version": 3, "sha256": "0123456789abcdef0123456789abcdef"}}'
             FROM made CROSS JOIN generate_series(0, {PER_TRANSFER} - 1) AS j ORDER BY at + j * interval '3 hours'""",
         *(each["indexdef"] for each in indexes),
-        f"SELECT setval(pg_get_serial_sequence('audit_pending', 'entry'), {entries + 1})",
+        f"SELECT setval(pg_get_serial_sequence('audit_batch', 'batch'), {entries // BATCH_MAX + 1})",
         "DROP TABLE made",
         "ANALYZE",
     ]

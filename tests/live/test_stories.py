@@ -61,10 +61,10 @@ def stories_url(postgres):
 async def store_url(stories_url):
     engine = create_async_engine(stories_url)
     async with engine.begin() as connection:
-        for table in (*SEALED, "audit_pending"):
+        for table in (*SEALED, "audit_batch"):
             await connection.execute(text(f"alter table {table} disable trigger user"))
         await connection.execute(text(f"truncate {', '.join(metadata.tables)} restart identity"))
-        for table in (*SEALED, "audit_pending"):
+        for table in (*SEALED, "audit_batch"):
             await connection.execute(text(f"alter table {table} enable trigger user"))
     await engine.dispose()
     service = make_url(stories_url).set(username=SERVICE, password=SERVICE)

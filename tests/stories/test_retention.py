@@ -83,7 +83,7 @@ async def test_ninety_days_after_the_admission_the_contents_go_and_the_account_s
     assert await hub.states(transfer) == before[0]
     after = await hub.counts()
     # Nothing but attempts is taken out of the database, and what was done is in the book.
-    assert {name for name in after if after[name] != before[1][name]} <= {"delivery_attempt", "audit_pending"}
+    assert {name for name in after if after[name] != before[1][name]} <= {"delivery_attempt", "audit_batch"}
     for row in await hub.rows(t.message) + await hub.rows(t.event):
         assert not [p for p in PEOPLE if p.family in str(row) or p.nhs_number in str(row)]
         assert not [p for p in PEOPLE for number in p.local.values() if number in str(row.get("key"))]

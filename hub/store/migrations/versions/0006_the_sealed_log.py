@@ -106,7 +106,10 @@ def upgrade() -> None:
         sa.Column("next_attempt_at", _MOMENT),
     )
     op.add_column("break_glass", sa.Column("closed_at", _MOMENT))
-    for statement in append_only.statements(op.get_bind().dialect.name):
+    for statement in (
+        *append_only.sealed(op.get_bind().dialect.name),
+        *(_WAITS_PG if on_postgresql else _WAITS_SQLITE),
+    ):
         op.execute(statement)
 
 
@@ -127,6 +130,42 @@ SELECT entry,
 FROM audit_entry_before ORDER BY entry
 """
 """Entries of before the log was sealed, in the words of today's catalogue. They are sealed when the sealer first runs."""
+
+_WAITS_PG = (
+    """
+    CREATE FUNCTION refuse_to_lose_an_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      IF EXISTS (
+        SELECT 1 FROM gone LEFT JOIN audit_entry sealed ON sealed.entry = gone.entry
+        WHERE sealed.entry IS NULL
+          OR (sealed.code, sealed.at, sealed.outcome, sealed.system) <> (gone.code, gone.at, gone.outcome, gone.system)
+      ) THEN
+        RAISE EXCEPTION 'DELETE on audit_pending: an entry may only be deleted when it is sealed'
+          USING ERRCODE = 'insufficient_privilege';
+      END IF;
+      RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER audit_pending_is_moved AFTER DELETE ON audit_pending REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_lose_an_entry()
+    """,
+    """
+    CREATE TRIGGER audit_pending_is_not_changed BEFORE UPDATE OR TRUNCATE ON audit_pending
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
+    """,
+)
+_WAITS_SQLITE = (
+    """
+    CREATE TRIGGER audit_pending_refuses_update BEFORE UPDATE ON audit_pending
+    BEGIN SELECT RAISE(ABORT, 'UPDATE on audit_pending: an entry is not changed'); END
+    """,
+    """
+    CREATE TRIGGER audit_pending_is_moved BEFORE DELETE ON audit_pending
+    WHEN NOT EXISTS (SELECT 1 FROM audit_entry WHERE entry = OLD.entry AND code = OLD.code AND at = OLD.at)
+    BEGIN SELECT RAISE(ABORT, 'DELETE on audit_pending: an entry may only be deleted when it is sealed'); END
+    """,
+)
 
 
 def downgrade() -> None:

@@ -1,0 +1,69 @@
+"""Entries that wait to be sealed are one row for each transaction; `audit_pending` becomes a view of them.
+
+Entries that wait get a new number, higher than any that was given. Nobody has seen theirs but in the moment before they
+would have been sealed.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+from hub.store import append_only, waiting
+from hub.store.tables import audit_pending
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    dialect = op.get_bind().dialect.name
+    op.create_table(
+        "audit_batch",
+        sa.Column("batch", _NUMBER, primary_key=True, autoincrement=True),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("entries", sa.Text(), nullable=False),
+        sqlite_autoincrement=True,
+    )
+    _carry_over(op.get_bind())
+    op.drop_table("audit_pending")
+    if dialect == "postgresql":
+        op.execute("DROP FUNCTION refuse_to_lose_an_entry()")
+        # Packing it would cost every transaction, for a second or so.
+        op.execute("ALTER TABLE audit_batch ALTER COLUMN entries SET STORAGE EXTERNAL")
+    op.execute(waiting.view(dialect))
+    for statement in append_only.waiting(dialect):
+        op.execute(statement)
+
+
+def _carry_over(connection: sa.Connection) -> None:
+    number = "SELECT max(entry) FROM (SELECT entry FROM audit_pending UNION ALL SELECT entry FROM audit_entry) given"
+    highest = connection.scalar(sa.text(number)) or 0
+    batch = highest // waiting.BATCH_MAX + 1
+    found = connection.execute(sa.select(audit_pending).order_by(audit_pending.c.entry)).mappings()
+    while some := found.fetchmany(waiting.BATCH_MAX):
+        [row] = waiting.rows([_without_number(each) for each in some])
+        connection.execute(_BATCH.insert().values(batch=batch, **row))
+        batch += 1
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text(f"SELECT setval(pg_get_serial_sequence('audit_batch', 'batch'), {batch})"))
+    else:
+        connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = 'audit_batch'"))
+        connection.execute(
+            sa.text(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('audit_batch', {batch})")  # noqa: S608 - a number
+        )
+
+
+def _without_number(row: sa.RowMapping) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items() if name != "entry"}
+
+
+_BATCH = sa.table("audit_batch", sa.column("batch"), sa.column("size"), sa.column("entries"))
+
+
+def downgrade() -> None:
+    raise NotImplementedError("Let everything be sealed and restore a backup.")
