@@ -22,7 +22,7 @@ FIELDS: Final = (
 """The entry's fields, in the order in which they are written."""
 
 _HEAD = FIELDS[1:-1]
-TIMES = frozenset({"at", "occurred_at"})
+TIMES: Final = ("at", "occurred_at")
 """The fields that are times."""
 _KNOWN = frozenset(FIELDS)
 
@@ -39,10 +39,10 @@ def said_bytes(fields: Mapping[str, Any]) -> bytes:
     """What an entry says, before it has a number and a place: the leaf without the beginning that `numbered` gives it."""
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
-    said: dict[str, Any] = {}
-    for name in _HEAD:
-        if (given := fields.get(name)) is not None:
-            said[name] = _time(given) if name in TIMES else given
+    said = {name: given for name in _HEAD if (given := fields.get(name)) is not None}
+    for name in TIMES:
+        if name in said:
+            said[name] = _time(said[name])
     head = orjson.dumps(said)
     if (detail := fields.get("detail")) is None:
         return head

@@ -25,7 +25,7 @@ class Node(NamedTuple):
 class Frontier:
     """The compact range of [0, size): all that is needed of a tree to let it grow.
 
-    Not a value: ``append`` changes it, because a new one for each leaf would cost more than the hashing.
+    Not a value: ``extend`` changes it, because a new one for each leaf would cost more than the hashing.
     """
 
     __slots__ = ("nodes", "size")
@@ -46,17 +46,22 @@ class Frontier:
             )
         return frontier
 
-    def append(self, leaf_hash: bytes) -> list[tuple[Node, bytes]]:
-        """Add a leaf; the nodes (level 1 and up) that it completed, lowest first."""
+    def extend(self, leaf_hashes: Iterable[bytes], lowest: int = 1) -> list[tuple[Node, bytes]]:
+        """Add leaves; the nodes of level ``lowest`` and up that they completed, the lowest level first."""
         completed: list[tuple[Node, bytes]] = []
-        nodes, digest, index, level = self.nodes, leaf_hash, self.size, 0
-        while index & 1:  # a subtree of the same size stands to the left: together they are a perfect one
-            digest = node_hash(nodes.pop(), digest)
-            index >>= 1
-            level += 1
-            completed.append((Node(level, index), digest))
-        nodes.append(digest)
-        self.size += 1
+        row, level, index = list(leaf_hashes), 0, self.size
+        self.size += len(row)
+        edge: list[bytes] = []
+        while row:
+            if index & 1:  # what stands alone to the left is the first one's sibling
+                row.insert(0, self.nodes.pop())
+            if len(row) & 1:
+                edge.append(row.pop())
+            index, level = index >> 1, level + 1
+            row = [node_hash(left, right) for left, right in zip(row[::2], row[1::2], strict=True)]
+            if level >= lowest:
+                completed += ((Node(level, at), digest) for at, digest in enumerate(row, index))
+        self.nodes += reversed(edge)
         return completed
 
     def root(self) -> bytes:

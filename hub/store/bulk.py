@@ -67,33 +67,49 @@ def insert_ignoring(connection: AsyncConnection, table: Any) -> Insert:
 
 async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Row]) -> None:
     """Insert rows that all have the same columns. Numbers the database gives out follow the rows' order."""
-    if not rows:
+    if rows:
+        names = tuple(rows[0])
+        await insert_records(connection, table, names, [[row[name] for name in names] for row in rows])
+
+
+async def insert_records(
+    connection: AsyncConnection, table: Table, names: Sequence[str], records: Sequence[Sequence[Any]]
+) -> None:
+    """`insert_rows` where the rows are sequences of the values of the columns ``names``."""
+    if not records:
         return
     if is_postgresql(connection):
-        await _copy(connection, table, rows)
+        await _copy(connection, table, names, records)
     else:
-        await connection.execute(insert(table), rows)
+        await connection.execute(insert(table), [dict(zip(names, each, strict=True)) for each in records])
 
 
-async def _copy(connection: AsyncConnection, table: Table, rows: Sequence[Row]) -> None:
+async def _copy(
+    connection: AsyncConnection, table: Table, names: Sequence[str], records: Sequence[Sequence[Any]]
+) -> None:
     driver: Any = (await connection.get_raw_connection()).driver_connection
     if not driver.is_in_transaction():
         # SQLAlchemy begins a transaction with the first statement that it sees, and it does not see a COPY.
         await connection.execute(select(1))
-    names = list(rows[0])
-    records = [[row[name] for name in names] for row in rows]
-    for at, name in enumerate(names):
-        if isinstance(table.c[name].type, JSON):
-            for record in records:
-                record[at] = None if record[at] is None else dumps(record[at])
+    of_json = [at for at, name in enumerate(names) if isinstance(table.c[name].type, JSON)]
+    if of_json:
+        records = [_with_text(each, of_json) for each in records]
     try:
-        await driver.copy_records_to_table(table.name, records=records, columns=names)
+        await driver.copy_records_to_table(table.name, records=records, columns=list(names))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # As if SQLAlchemy had sent it: a lost connection is not used again, and nothing of the rows is said.
         if driver.is_closed():
             await connection.invalidate()
         kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
         raise kind(f"COPY {table.name}", None, error) from error
+
+
+def _with_text(record: Sequence[Any], of_json: Sequence[int]) -> list[Any]:
+    """JSON travels as text."""
+    values = list(record)
+    for at in of_json:
+        values[at] = None if values[at] is None else dumps(values[at])
+    return values
 
 
 async def update_rows(

@@ -15,12 +15,12 @@ from sqlalchemy import ARRAY, BigInteger, any_, bindparam, delete, func, insert,
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.hashes import leaf_hash
-from hub.audit.leaf import TIMES, leaf_bytes, numbered
+from hub.audit.leaf import FIELDS, TIMES, leaf_bytes, numbered
 from hub.audit.merkle import Frontier, Node, range_nodes
 from hub.audit.note import read_checkpoint
-from hub.store.bulk import insert_rows, is_postgresql
+from hub.store.bulk import insert_records, insert_rows, is_postgresql
 from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
-from hub.store.waiting import Waiting, entries
+from hub.store.waiting import entries
 
 KEPT_LEVEL = 8
 """Subtrees of 256 leaves and more are stored; what is below is folded again from the leaves when it is asked for."""
@@ -78,14 +78,12 @@ async def seal(
             raise LogBrokenError(size)
         waiting = [entry for row in batches for entry in entries(row.batch, row.entries)]
         leaves = [leaf_hash(numbered(size + at, *each)) for at, each in enumerate(waiting)]
-        nodes = [
-            (node, hash_)
-            for leaf in leaves
-            for node, hash_ in frontier.append(leaf)
-            if node.level >= KEPT_LEVEL
+        nodes = frontier.extend(leaves, KEPT_LEVEL)
+        sealed = [
+            (size + at, leaf, each.entry, *_columns(each.said))
+            for at, (leaf, each) in enumerate(zip(leaves, waiting, strict=True))
         ]
-        sealed = [_sealed(size + at, *each) for at, each in enumerate(zip(leaves, waiting, strict=True))]
-        await insert_rows(connection, audit_entry, sealed)
+        await insert_records(connection, audit_entry, ("leaf_index", "hash", *FIELDS), sealed)
         await _let_go(connection, [row.batch for row in batches])
         await insert_rows(
             connection,
@@ -97,15 +95,16 @@ async def seal(
     return Sealed(len(leaves), frontier.size, note, frontier)
 
 
-def _sealed(index: int, hash_: bytes, waiting: Waiting) -> dict[str, Any]:
-    said = orjson.loads(waiting.said)
-    for name in TIMES & said.keys():
-        said[name] = datetime.fromisoformat(said[name])
-    return {**_NOTHING, "leaf_index": index, "hash": hash_, "entry": waiting.entry, **said}
+def _columns(said: bytes) -> list[Any]:
+    """What an entry says (`hub.audit.leaf.said_bytes`) as columns: `hub.audit.leaf.FIELDS` but for its number."""
+    fields = orjson.loads(said)
+    for name in TIMES:
+        if name in fields:
+            fields[name] = datetime.fromisoformat(fields[name])
+    return [fields.get(name) for name in _SAID]
 
 
-_NOTHING: dict[str, Any] = dict.fromkeys(audit_entry.c.keys())
-"""An entry leaves out what it does not say; a row has all columns."""
+_SAID = FIELDS[1:]
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:
@@ -140,8 +139,7 @@ async def _folded(connection: AsyncConnection, node: Node) -> bytes:
         .order_by(audit_entry.c.leaf_index)
     )
     frontier = Frontier()
-    for hash_ in (await connection.execute(query)).scalars():
-        frontier.append(hash_)
+    frontier.extend((await connection.execute(query)).scalars())
     if frontier.size != width:
         raise LogBrokenError(first + width)
     return frontier.root()
@@ -154,7 +152,7 @@ async def _frontier(connection: AsyncConnection, size: int) -> Frontier:
 
 
 def leaf_of(index: int, said: Iterable[tuple[str, Any]]) -> bytes:
-    """A sealed entry, field by field (`hub.store.book.FIELDS`), as the leaf that was hashed."""
+    """A sealed entry, field by field, as the leaf that was hashed."""
     return leaf_bytes(index, dict(said))
 
 

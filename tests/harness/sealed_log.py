@@ -55,7 +55,7 @@ class Log:
 
     def add(self, leaf: bytes) -> None:
         self.nodes[Node(0, self.size)] = leaf_hash(leaf)
-        self.nodes.update(self.frontier.append(leaf_hash(leaf)))
+        self.nodes.update(self.frontier.extend([leaf_hash(leaf)]))
         self.leaves.append(leaf)
 
     def checkpoint(self, signers: Sequence[Signer] = (HUB_KEY,)) -> str:

@@ -48,7 +48,7 @@ def grown(leaves):
     nodes, roots = {}, [frontier.root()]
     for index, data in enumerate(leaves):
         nodes[Node(0, index)] = leaf_hash(data)
-        nodes.update(frontier.append(leaf_hash(data)))
+        nodes.update(frontier.extend([leaf_hash(data)]))
         roots.append(frontier.root())
     return nodes, roots, frontier
 
@@ -159,7 +159,7 @@ def test_a_frontier_taken_from_the_stored_nodes_grows_as_the_one_that_was_there_
     for size in (0, 1, 2, 63, 64, 65, 127, 199):
         frontier = Frontier.of(size, [nodes[node] for node in range_nodes(0, size)])
         assert roots[size] == frontier.root()
-        completed = [pair for data in leaves[size:] for pair in frontier.append(leaf_hash(data))]
+        completed = [pair for data in leaves[size:] for pair in frontier.extend([leaf_hash(data)])]
         assert roots[200] == frontier.root()
         assert all(nodes[node] == digest for node, digest in completed)
 
