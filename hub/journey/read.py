@@ -81,6 +81,8 @@ def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook
     """What is wrong in STU3 is mended or said in STU3's terms; then the message becomes R4, and R4's rules judge it too."""
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
+    if tree["resourceType"] not in resource_types(FhirVersion.STU3) | resource_types():
+        return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
     mended = Repaired()
     if check(tree, FhirVersion.STU3, limit=1):
         sent = copy.deepcopy(tree)
