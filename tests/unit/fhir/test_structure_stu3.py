@@ -13,7 +13,7 @@ from fhir.resources.STU3 import get_fhir_model_class
 
 from hub.dialects import STU3, detect
 from hub.fhir import structure
-from hub.fhir.elements import _CODES_OF, FhirVersion, resource_types
+from hub.fhir.elements import _CODES_OF, FhirVersion, elements, resource_types
 from hub.fhir.structure import check
 from hub.journey.read import Limits, _tree
 from hub.onboarding.examples import examples_of
@@ -275,6 +275,36 @@ def test_only_codes_are_closed_lists_and_every_list_by_hand_is_of_an_element_the
     assert not [
         key for key, element in with_codes.items() if any(set("+. ") & set(code) for code in element.codes)
     ]
+
+
+@pytest.mark.parametrize(
+    ("type_name", "element", "code"),
+    [
+        ("Encounter", "status", "unknown"), ("EncounterStatusHistory", "status", "unknown"), ("Task", "status", "failed"),
+        ("Task", "intent", "option"), ("Task", "priority", "routine"), ("Observation", "status", "corrected"),
+        ("RiskAssessment", "status", "corrected"), ("DetectedIssue", "status", "corrected"),
+        ("DiagnosticReport", "status", "appended"), ("DeviceUseStatement", "status", "on-hold"),
+        ("SupplyRequest", "status", "unknown"), ("QuestionnaireItem", "type", "quantity"),
+        ("StructureMapGroupRuleTarget", "transform", "cp"), ("DeviceUdi", "entryType", "card"),
+        ("DeviceComponent", "measurementPrinciple", "manual"), ("Communication", "status", "unknown"),
+        ("DeviceRequest", "status", "unknown"), ("ProcedureRequest", "status", "unknown"),
+        ("ProcedureRequest", "intent", "option"), ("ReferralRequest", "intent", "option"), ("RequestGroup", "intent", "option"),
+        ("CommunicationRequest", "priority", "asap"), ("DeviceRequest", "priority", "asap"),
+        ("ReferralRequest", "priority", "asap"), ("Composition", "confidentiality", "V"), ("Money", "comparator", ">="),
+        ("OperationOutcomeIssue", "code", "incomplete"), ("TimingRepeat", "when", "PCV"), ("AuditEvent", "action", "E"),
+        ("CodeSystemFilter", "operator", "exists"), ("GraphDefinitionLinkTargetCompartment", "code", "Device"),
+    ],
+)  # fmt: skip
+def test_a_list_that_the_models_cut_short_is_whole(type_name, element, code):
+    """The last of a list, or what its one-line summary in the standard leaves out."""
+    field = next(
+        field
+        for name, field in get_fhir_model_class(type_name).model_fields.items()
+        if (field.alias or name) == element
+    )
+
+    assert code not in (field.json_schema_extra or {}).get("enum_values", ())
+    assert code in elements(FhirVersion.STU3, type_name)[element].codes
 
 
 def test_every_resource_type_compiles_and_every_model_is_stu3(all_elements):

@@ -125,6 +125,19 @@ def test_a_word_that_is_no_code_is_said_in_stu3_and_then_in_r4(element, said, in
     assert changes(found)[0][:3] == (f"ReferralRequest.{element}", said, in_stu3)
 
 
+def test_a_class_that_stu3_can_do_without_is_assumed_in_r4_where_the_event_is_known():
+    header = {"resourceType": "MessageHeader", "event": {"code": "A01"}, "source": {"endpoint": "urn:x"}}
+    stay = {"resourceType": "Encounter", "status": "in-progress", "period": {"start": "2026-03-01T09:00:00"}}
+    entries = [{"resource": header | {"timestamp": "2026-03-01T09:10:00Z"}}, {"resource": stay}]
+    found = read_stu3({"resourceType": "Bundle", "type": "message", "entry": entries})
+
+    assert found.tree["entry"][1]["resource"]["class"]["code"] == "IMP"
+    assert [each.code for each in found.flags] == [
+        FlagCode.TIME_ZONE_ASSUMED,
+        FlagCode.ENCOUNTER_CLASS_ASSUMED,
+    ]
+
+
 # --- what is no STU3, but R4 or a vendor's ------------------------------------------------------------------------
 
 
@@ -167,10 +180,21 @@ def test_a_message_in_r4_throughout_is_r4_whatever_is_claimed():
         "subject": {"display": "x"},
         "authoredOn": "2026-07-01T10:00:00",
     }
-    found = read_stu3(request)
+    condition = {
+        "resourceType": "Condition",
+        "subject": {"display": "x"},
+        "clinicalStatus": {
+            "coding": [{"system": "urn:s", "code": "active"}],
+            "text": "since Easter",
+        },  # a code in STU3
+    }
+    entries = [{"resource": request}, {"resource": condition}]
+    found = read_stu3({"resourceType": "Bundle", "type": "collection", "entry": entries})
 
     assert isinstance(found, Read)
-    assert found.tree["authoredOn"] == "2026-07-01T10:00:00+01:00"
+    assert found.tree["entry"][0]["resource"]["authoredOn"] == "2026-07-01T10:00:00+01:00"
+    assert found.tree["entry"][1]["resource"] == condition
+    assert [each.rule for each in found.changes] == ["tz-assumed"]
 
 
 def test_what_is_wrong_in_stu3_is_no_r4_because_r4_does_not_know_it():
