@@ -258,6 +258,18 @@ ROWS: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_IN_STU3: Mapping[tuple[str, str], Mapping[str, str]] = {
+    (row.type, row.element): {after: before for before, after in row.how.codes.items()}
+    for row in ROWS
+    if isinstance(row.how, Codes)
+}
+
+
+def code_in_stu3(type_name: str, element: str, code: str) -> str:
+    """STU3's word for a code of R4 (ReferralRequest.status: revoked → cancelled); most are the same in both."""
+    return _IN_STU3.get((type_name, element), {}).get(code, code)
+
+
 _CARE_CONNECT_EXTENSION = re.compile(
     r"https://fhir\.hl7\.org\.uk/(?:STU3/)?StructureDefinition/Extension-CareConnect-([A-Za-z]+)-1"
 )

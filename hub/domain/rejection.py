@@ -93,7 +93,9 @@ RULINGS: dict[Why, Ruling] = {
     Why.NOT_FHIR: Ruling(
         _Q, _SENDER, "The top of the message must be a FHIR resource: in JSON an object with a resourceType."
     ),
-    Why.RESOURCE_TYPE_UNKNOWN: Ruling(_Q, _SENDER, "Use a resource type that FHIR R4 defines."),
+    Why.RESOURCE_TYPE_UNKNOWN: Ruling(
+        _Q, _SENDER, "Use a resource type of the version of FHIR that the message is in."
+    ),
     Why.STRUCTURE_INVALID: Ruling(_Q, _SENDER, "Correct the elements named and send the message again."),
     Why.MESSAGE_TOO_LARGE: Ruling(_Q, _SENDER, "Send documents by reference; see HUB_MESSAGE_BYTES_MAX."),
     Why.MESSAGE_TOO_DEEP: Ruling(

@@ -39,7 +39,7 @@ class Element:
     """Whether ``_name`` may stand beside it."""
     required: bool = False
     codes: tuple[str, ...] = ()
-    """The only codes there are, if the binding is required. R4 only."""
+    """The only codes there are, if the binding is required."""
     choice: str | None = None
     """``value`` for each type of what FHIR writes ``value[x]``; None for other elements."""
     choice_required: bool = False
@@ -84,7 +84,7 @@ _STU3_RESOURCE_TYPES = frozenset(
 
 # ---------------------------------------------------------------------------------------------------------------
 # R4, where the models differ. Source of these tables: R4 4.0.1 (https://hl7.org/fhir/R4/fhir.schema.json and the
-# value sets it was made from), compared with fhir.resources 8.3.0 element by element.
+# value sets it was made from), compared with fhir.resources 8.3.0 element by element. STU3 stands below.
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +214,79 @@ _R4B_CHOICES = frozenset(("subjectCanonical",))
 
 _CHECKABLE = _R4_RESOURCE_TYPES - _NOT_CHECKABLE
 
+
+# ---------------------------------------------------------------------------------------------------------------
+# STU3, where the models differ. Source of this table: the StructureDefinitions and ValueSets of STU3 3.0.1, compared
+# with fhir.resources 8.3.0 element by element: names, types, numbers and what is required are the same in all 485 types.
+# ---------------------------------------------------------------------------------------------------------------
+
+_REQUEST_STATUS = ("draft", "active", "suspended", "cancelled", "completed", "entered-in-error", "unknown")
+_REQUEST_INTENT = (
+    "proposal", "plan", "order", "original-order", "reflex-order", "filler-order", "instance-order", "option",
+)  # fmt: skip
+_REQUEST_PRIORITY = ("routine", "urgent", "asap", "stat")
+
+_STU3_CODES: Mapping[tuple[str, str], tuple[str, ...] | None] = {
+    # Cut short in the models: their lists come from FHIR's one-line summary of an element, which ends in "+" at best.
+    **{key: _CODES[key] for key in [
+        # The same codes in both versions.
+        ("Encounter", "status"), ("EncounterStatusHistory", "status"), ("Task", "status"), ("Observation", "status"),
+        ("RiskAssessment", "status"), ("DiagnosticReport", "status"), ("DeviceUseStatement", "status"),
+        ("SupplyRequest", "status"), ("QuestionnaireItem", "type"), ("StructureMapGroupRuleTarget", "transform"),
+    ]},
+    ("DetectedIssue", "status"): _OBSERVATION_STATUS,
+    ("DeviceUdi", "entryType"): _CODES["DeviceUdiCarrier", "entryType"],
+    ("DeviceComponent", "measurementPrinciple"): (
+        "other", "chemical", "electrical", "impedance", "nuclear", "optical", "thermal", "biological", "mechanical",
+        "acoustical", "manual",
+    ),
+    # http://hl7.org/fhir/ValueSet/event-status|3.0.1:
+    ("Communication", "status"): (
+        "preparation", "in-progress", "suspended", "aborted", "completed", "entered-in-error", "unknown",
+    ),
+    # http://hl7.org/fhir/ValueSet/request-status|3.0.1:
+    **dict.fromkeys([("DeviceRequest", "status"), ("ProcedureRequest", "status")], _REQUEST_STATUS),
+    # http://hl7.org/fhir/ValueSet/request-intent|3.0.1:
+    **dict.fromkeys(
+        [(request, "intent") for request in ("ProcedureRequest", "ReferralRequest", "RequestGroup", "Task")], _REQUEST_INTENT
+    ),
+    # http://hl7.org/fhir/ValueSet/request-priority|3.0.1; the summary of Task's says "normal" in place of "routine":
+    ("Task", "priority"): (*_REQUEST_PRIORITY, "normal"),
+    # Required in STU3, but the models have no list at all.
+    **dict.fromkeys(
+        [(request, "priority") for request in ("CommunicationRequest", "DeviceRequest", "ReferralRequest")], _REQUEST_PRIORITY
+    ),
+    **dict.fromkeys(
+        [(quantity, "comparator") for quantity in ("Quantity", "Age", "Count", "Distance", "Duration", "Money")], _COMPARATOR
+    ),
+    **{key: _CODES[key] for key in [("AuditEvent", "action"), ("AuditEvent", "outcome"), ("AuditEventAgentNetwork", "type")]},
+    # http://hl7.org/fhir/ValueSet/v3-ConfidentialityClassification|3.0.1:
+    ("Composition", "confidentiality"): ("U", "L", "M", "N", "R", "V"),
+    # http://hl7.org/fhir/ValueSet/issue-type|3.0.1:
+    ("OperationOutcomeIssue", "code"): (
+        "invalid", "structure", "required", "value", "invariant", "security", "login", "unknown", "expired",
+        "forbidden", "suppressed", "processing", "not-supported", "duplicate", "not-found", "too-long",
+        "code-invalid", "extension", "too-costly", "business-rule", "conflict", "incomplete", "transient",
+        "lock-error", "no-store", "exception", "timeout", "throttled", "informational",
+    ),
+    # http://hl7.org/fhir/ValueSet/event-timing|3.0.1:
+    ("TimingRepeat", "when"): (
+        "MORN", "AFT", "EVE", "NIGHT", "PHS", "HS", "WAKE", "C", "CM", "CD", "CV", "AC", "ACM", "ACD", "ACV", "PC",
+        "PCM", "PCD", "PCV",
+    ),
+    # http://hl7.org/fhir/ValueSet/filter-operator|3.0.1:
+    ("CodeSystemFilter", "operator"): (
+        "=", "is-a", "descendent-of", "is-not-a", "regex", "in", "not-in", "generalizes", "exists",
+    ),
+    # http://hl7.org/fhir/ValueSet/compartment-type|3.0.1:
+    ("GraphDefinitionLinkTargetCompartment", "code"): ("Patient", "Encounter", "RelatedPerson", "Practitioner", "Device"),
+    # Not closed lists in STU3: any MIME type, and an example.
+    ("CapabilityStatement", "format"): None,
+    ("Sequence", "type"): None,
+}  # fmt: skip
+
+_CODES_OF = {FhirVersion.R4: _CODES, FhirVersion.STU3: _STU3_CODES}
+
 # ---------------------------------------------------------------------------------------------------------------
 # Walking the models
 # ---------------------------------------------------------------------------------------------------------------
@@ -246,10 +319,10 @@ def elements(version: FhirVersion, type_name: str) -> Mapping[str, Element]:
 
 
 @cache
-def properties(type_name: str) -> Mapping[str, Element]:
-    """The JSON properties of a type of R4: its elements, and the ``_name`` that may stand beside a primitive."""
+def properties(type_name: str, version: FhirVersion = FhirVersion.R4) -> Mapping[str, Element]:
+    """The JSON properties of a type: its elements, and the ``_name`` that may stand beside a primitive."""
     found: dict[str, Element] = {}
-    for name, element in elements(FhirVersion.R4, type_name).items():
+    for name, element in elements(version, type_name).items():
         found[name] = element
         if element.sibling:
             found[f"_{name}"] = Element(f"_{name}", PRIMITIVE_SIBLING, element.repeats, sibling=True)
@@ -301,7 +374,7 @@ def _element(version: FhirVersion, type_name: str, name: str, field: Any) -> Ele
         primitive=primitive is not None,
         sibling=primitive is not None and _may_have_sibling(type_name, name),
         required=field.is_required() or bool(extra.get("element_required")),
-        codes=_codes(type_name, name, extra) if version is FhirVersion.R4 else (),
+        codes=_codes(version, type_name, name, extra),
         choice=choice,
         choice_required=bool(choice and extra.get("one_of_many_required")),
     )
@@ -314,13 +387,16 @@ def _may_have_sibling(type_name: str, name: str) -> bool:
     return name != "id" and (type_name, name) != ("Extension", "url")
 
 
-def _codes(type_name: str, name: str, extra: Mapping[str, Any]) -> tuple[str, ...]:
+def _codes(version: FhirVersion, type_name: str, name: str, extra: Mapping[str, Any]) -> tuple[str, ...]:
     """The required codes of an element, () when any code will do."""
-    if (type_name, name) in _CODES:
-        return _CODES[type_name, name] or ()
+    by_hand = _CODES_OF[version]
+    if (type_name, name) in by_hand:
+        return by_hand[type_name, name] or ()
     codes = tuple(extra.get("enum_values", ()))
     if "+" in codes:
-        raise LookupError(f"{type_name}.{name}: the models' list of codes is cut short, _CODES has to say it")
+        raise LookupError(
+            f"{type_name}.{name}: the models' list of codes is cut short, _CODES_OF has to say it"
+        )
     return codes
 
 

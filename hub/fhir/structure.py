@@ -1,11 +1,11 @@
-"""Is this parsed JSON a structurally sound FHIR R4 resource? In: an orjson tree. Out: issues, none when sound.
+"""Is this parsed JSON a structurally sound FHIR resource, of R4 or of STU3? In: an orjson tree. Out: issues, none when sound.
 
-The rules come from one source, the classes of ``fhir.resources.R4B``. They are walked once, written as JSON
+The rules come from one source, the classes of ``fhir.resources`` (R4B, STU3). They are walked once, written as JSON
 Schema and compiled by ``jsonschema_rs``, because the classes themselves take about twenty times as long (decision 0003).
 
  * Every resource is checked by the schema of its own type: the one given, and every resource inside it
    (``Bundle.entry.resource``, ``Bundle.entry.response.outcome``, ``Parameters.parameter.resource``, ``contained``).
- * The rules are R4's, not R4B's: see `hub.fhir.elements`.
+ * The rules are R4's, not R4B's: see `hub.fhir.elements`. STU3 writes JSON and the primitive types as R4 does.
  * An issue says where and what was expected. It never repeats what the message said, neither a value nor a name
    that FHIR does not know, because either may be patient data.
 
@@ -273,20 +273,17 @@ def _choice_rules(type_name: str, choice: str, of_choice: list[Element]) -> list
     return rules
 
 
-def _elements(type_name: str) -> Mapping[str, Element]:
-    return elements(FhirVersion.R4, type_name)
-
-
-def _type_schema(type_name: str) -> JsonSchema:
+def _type_schema(version: FhirVersion, type_name: str) -> JsonSchema:
     """The JSON Schema of one FHIR type, with references to the types of its elements."""
     properties: dict[str, JsonSchema] = {}
-    required = [e.name for e in _elements(type_name).values() if e.required and not e.sibling]
-    rules = [_presence_rule(e) for e in _elements(type_name).values() if e.required and e.sibling]
-    if type_name in resource_types():
+    known = elements(version, type_name).values()
+    required = [e.name for e in known if e.required and not e.sibling]
+    rules = [_presence_rule(e) for e in known if e.required and e.sibling]
+    if type_name in resource_types(version):
         properties["resourceType"] = {"const": type_name}
         required.append("resourceType")
     choices: dict[str, list[Element]] = {}
-    for element in _elements(type_name).values():
+    for element in known:
         properties |= _property_schemas(element)
         if element.choice:
             choices.setdefault(element.choice, []).append(element)
@@ -308,21 +305,22 @@ def _type_schema(type_name: str) -> JsonSchema:
 
 
 @cache
-def _type_schema_and_parts(type_name: str) -> tuple[JsonSchema, tuple[str, ...]]:
+def _type_schema_and_parts(version: FhirVersion, type_name: str) -> tuple[JsonSchema, tuple[str, ...]]:
     """A type's schema and every type it refers to. Cached: data types are shared by all."""
-    parts = {e.type: None for e in _elements(type_name).values() if not e.primitive and e.type != "Resource"}
-    return _type_schema(type_name), (*parts, PRIMITIVE_SIBLING)
+    known = elements(version, type_name).values()
+    parts = {e.type: None for e in known if not e.primitive and e.type != "Resource"}
+    return _type_schema(version, type_name), (*parts, PRIMITIVE_SIBLING)
 
 
 @cache
-def _schema(resource_type: str) -> JsonSchema:
+def _schema(version: FhirVersion, resource_type: str) -> JsonSchema:
     """One self-contained JSON Schema for a resource type, with a definition for every type within reach."""
     definitions: dict[str, JsonSchema] = dict(_PRIMITIVES)
     waiting = [resource_type]
     while waiting:
         type_name = waiting.pop()
         if type_name not in definitions:
-            definitions[type_name], parts = _type_schema_and_parts(type_name)
+            definitions[type_name], parts = _type_schema_and_parts(version, type_name)
             waiting += parts
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -375,10 +373,10 @@ def _nothing_at(values: list[Any], position: int) -> bool:
 
 
 @cache
-def _validator(resource_type: str) -> Any:
-    """The compiled validator of a resource type in ``resource_types()``. Compiled when first needed."""
+def _validator(version: FhirVersion, resource_type: str) -> Any:
+    """The compiled validator of a resource type in ``resource_types(version)``. Compiled when first needed."""
     return jsonschema_rs.Draft202012Validator(
-        _schema(resource_type),
+        _schema(version, resource_type),
         # The linear-time engine: no pattern here can be made slow by a message.
         pattern_options=jsonschema_rs.RegexOptions(),
         keywords={"oneChoice": _OneChoice, "alignedLists": _AlignedLists},
@@ -391,17 +389,17 @@ def _validator(resource_type: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-_CHECKABLE = resource_types()
-
-
-def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIssue, ...]:
+def check(
+    resource: Mapping[str, Any], version: FhirVersion = FhirVersion.R4, *, limit: int = 20
+) -> tuple[StructureIssue, ...]:
     """What is structurally wrong with a resource and all resources inside it; () when nothing is.
 
-    In: a tree as orjson parses it (dict, list, str, int, float or Decimal, bool, None), at most 64 deep. The compiled
-    validators recurse with the tree; orjson's own limit of 1024 is within what they can take.
+    In: a tree as orjson parses it (dict, list, str, int, float or Decimal, bool, None), at most 64 deep, and the
+    version that it is written in. The compiled validators recurse with the tree; orjson's own limit of 1024 is within what they can take.
     Out: at most `limit` issues, outer resources first.
     """
     limit = max(limit, 1)  # () has to mean that all is well
+    checkable = resource_types(version)
     issues: list[StructureIssue] = []
     waiting: list[tuple[str, Any, bool]] = [("", resource, False)]
     for path, one, is_contained in waiting:  # grows while it is walked: resources found inside are appended
@@ -411,16 +409,17 @@ def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIss
                 issues.append(StructureIssue("Resource", "structure", "a resource has to be a JSON object"))
             continue
         resource_type = one.get("resourceType")
-        if isinstance(resource_type, str) and resource_type in _CHECKABLE:
+        if isinstance(resource_type, str) and resource_type in checkable:
             path = path or resource_type  # noqa: PLW2901
-            validator = _validator(resource_type)
+            validator = _validator(version, resource_type)
             if not validator.is_valid(one):
-                issues += _explained(path, resource_type, validator, one, limit - len(issues))
+                schema = _schema(version, resource_type)
+                issues += _explained(path, version, schema, validator, one, limit - len(issues))
             if is_contained and "contained" in one:
                 issues.append(StructureIssue(f"{path}.contained", "invariant", _DOM_2))
             waiting += _resources_within(path, resource_type, one)
         else:
-            issues.append(_unknown_type(path or "Resource", one))
+            issues.append(_unknown_type(path or "Resource", version, one))
         if len(issues) >= limit:
             break
     return tuple(issues[:limit])
@@ -429,7 +428,7 @@ def check(resource: Mapping[str, Any], *, limit: int = 20) -> tuple[StructureIss
 _DOM_2 = "a contained resource must not contain resources itself (dom-2)"
 
 
-def _unknown_type(path: str, resource: Mapping[str, Any]) -> StructureIssue:
+def _unknown_type(path: str, version: FhirVersion, resource: Mapping[str, Any]) -> StructureIssue:
     """The issue of a resource whose type does not say which rules to use."""
     if "resourceType" not in resource:
         return StructureIssue(f"{path}.resourceType", "required", "resourceType is required and missing")
@@ -437,10 +436,13 @@ def _unknown_type(path: str, resource: Mapping[str, Any]) -> StructureIssue:
     if not isinstance(resource_type, str):
         expected = f"expected the name of a resource type, found {_found(resource_type)}"
         return StructureIssue(f"{path}.resourceType", "structure", expected)
-    if is_of_r4(resource_type):  # a name out of our own list, so it can be repeated
+    # Names out of our own lists can be repeated.
+    if version is FhirVersion.R4 and is_of_r4(resource_type):
         why = f"{resource_type} is a resource type of R4 that this hub cannot check"
+    elif is_of_r4(resource_type):
+        why = f"{resource_type} is a resource type of FHIR R4, not of FHIR {version}"
     else:
-        why = "not the name of a resource type of FHIR R4"
+        why = f"not the name of a resource type of FHIR {version}"
     return StructureIssue(f"{path}.resourceType", "not-supported", why)
 
 
@@ -449,7 +451,7 @@ def _resources_within(
 ) -> Iterator[tuple[str, Any, bool]]:
     """(path, resource, whether it is contained) of the resources directly inside one. The walk is flat, not recursive.
 
-    These are all the places R4 has for a resource inside another; a test holds this to the models. Whatever is
+    These are all the places FHIR has for a resource inside another; a test holds this to the models. Whatever is
     not of the shape expected is passed over: the validator of the outer resource has said so.
     """
     if resource_type == "Bundle":
@@ -485,10 +487,9 @@ def _objects(values: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _explained(
-    path: str, resource_type: str, validator: Any, resource: Any, limit: int
+    path: str, version: FhirVersion, schema: JsonSchema, validator: Any, resource: Any, limit: int
 ) -> list[StructureIssue]:
     """At least one and at most `limit` issues for a resource its validator refuses."""
-    schema = _schema(resource_type)
     issues: list[StructureIssue] = []
     for error in validator.iter_errors(resource):
         if len(issues) >= limit:
@@ -496,12 +497,12 @@ def _explained(
         where = path + "".join(
             f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path
         )
-        issues.append(_issue(where, error, schema))
+        issues.append(_issue(where, version, error, schema))
     # Should it refuse without saying why, then still not "sound".
-    return issues or [StructureIssue(path, "structure", "not of the structure that FHIR R4 gives it")]
+    return issues or [StructureIssue(path, "structure", f"not of the structure that FHIR {version} gives it")]
 
 
-def _issue(where: str, error: Any, schema: JsonSchema) -> StructureIssue:
+def _issue(where: str, version: FhirVersion, error: Any, schema: JsonSchema) -> StructureIssue:
     """One error of the validator in our words. Its own message is not used: it quotes the value."""
     keyword, kind, rule_path = error.kind.name, error.kind, error.schema_path
     match keyword:
@@ -511,7 +512,7 @@ def _issue(where: str, error: Any, schema: JsonSchema) -> StructureIssue:
             rule = _at(schema, rule_path[:-1])
             return _missing(where, rule.get("$comment") or rule["anyOf"][0]["required"][0])
         case "additionalProperties":
-            return StructureIssue(where, "structure", _unknown_elements(kind.unexpected, schema))
+            return StructureIssue(where, "structure", _unknown_elements(kind.unexpected, version, schema))
         case "oneChoice":
             choice = _at(schema, rule_path)[0]
             return StructureIssue(where, "structure", f"{choice}[x] may be given once, as one type only")
@@ -550,15 +551,15 @@ def _at(schema: JsonSchema, path: list[str | int]) -> Any:
     return part
 
 
-def _unknown_elements(names: list[str], schema: JsonSchema) -> str:
+def _unknown_elements(names: list[str], version: FhirVersion, schema: JsonSchema) -> str:
     """Names FHIR uses elsewhere in this resource are said; others are the sender's own words, and are not."""
     known = {name for definition in schema["$defs"].values() for name in definition.get("properties", ())}
     said = sorted(name for name in names if name in known)
     if len(said) == len(names):
-        return f"not an element that FHIR R4 has here: {', '.join(said)}"
+        return f"not an element that FHIR {version} has here: {', '.join(said)}"
     others = len(names) - len(said)
     also = f", and {', '.join(said)}" if said else ""
-    return f"{others} {'element' if others == 1 else 'elements'} that FHIR R4 does not have here{also}"
+    return f"{others} {'element' if others == 1 else 'elements'} that FHIR {version} does not have here{also}"
 
 
 def _found(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Step 1, read: bytes → a FHIR R4 tree whose structure is sound, with what had to be mended, or why not."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +16,9 @@ from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
 from hub.fhir import decimals, headers
 from hub.fhir.elements import FhirVersion, resource_types
-from hub.fhir.structure import StructureIssue
+from hub.fhir.structure import StructureIssue, check
 from hub.fhir.tree import Tree
-from hub.journey.repair import Repaired, RuleId, repair
+from hub.journey.repair import Repaired, RuleId, repair, repair_stu3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,32 @@ def _tree(raw: bytes, dialect: Dialect, limits: Limits) -> Any:
 
 
 def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> Read | Rejection:
-    """STU3 becomes R4 first, so that one set of rules judges both."""
+    """What is wrong in STU3 is mended or said in STU3's terms; then the message becomes R4, and R4's rules judge it too."""
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
+    if tree["resourceType"] not in resource_types(FhirVersion.STU3) | resource_types():
+        return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
+    mended = Repaired()
+    if check(tree, FhirVersion.STU3, limit=1):
+        sent = copy.deepcopy(tree)
+        mended = repair_stu3(tree, trust.repairs_off, trust.time_zone, book)
+        if mended.issues and not _is_r4(sent, trust, book):
+            return _refused(mended)
+        if mended.issues:
+            tree, mended = sent, Repaired()
     converted = to_r4(tree)
     found = _sound(converted.tree, dialect, trust, book)
-    return replace(
-        found,
-        changes=(*converted.changes, *found.changes),
-        unmapped=(*converted.unmapped, *found.unmapped),
-    )
+    changes = (*mended.changes, *converted.changes, *found.changes)
+    unmapped = (*mended.unmapped, *converted.unmapped, *found.unmapped)
+    if isinstance(found, Rejection):
+        return replace(found, changes=changes, unmapped=unmapped)
+    return replace(found, changes=changes, unmapped=unmapped, flags=(*_doubts(mended), *found.flags))
+
+
+def _is_r4(tree: Tree, trust: TrustProfile, book: CodeBook) -> bool:
+    """Whether a message is R4 throughout, whatever its header or its profiles claim."""
+    switched_off = trust.repairs_off | {RuleId.UNKNOWN_ELEMENT}
+    return not repair(copy.deepcopy(tree), switched_off, trust.time_zone, book=book, limit=1).issues
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
@@ -136,16 +153,20 @@ def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> 
         return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
     repaired = repair(tree, trust.repairs_off, trust.time_zone, trust.identifier_namespaces, book)
     if repaired.issues:
-        first = repaired.issues[0]
-        why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
-        return Rejection(
-            why,
-            at=first.path,
-            detail=" ".join(map(_sentence, repaired.issues)),
-            changes=repaired.changes,
-            unmapped=repaired.unmapped,
-        )
+        return _refused(repaired)
     return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
+
+
+def _refused(repaired: Repaired) -> Rejection:
+    first = repaired.issues[0]
+    why = Why.RESOURCE_TYPE_UNKNOWN if first.code == "not-supported" else Why.STRUCTURE_INVALID
+    return Rejection(
+        why,
+        at=first.path,
+        detail=" ".join(map(_sentence, repaired.issues)),
+        changes=repaired.changes,
+        unmapped=repaired.unmapped,
+    )
 
 
 def _doubts(repaired: Repaired) -> Iterator[Flag]:

@@ -61,6 +61,18 @@ async def must_be(hub, outcome, why, at=None):
 
 NAMED = MARSHWIGGLE.family.encode()
 
+
+def _stu3(**elements):
+    """A referral as CareConnect has it."""
+    referral = {
+        "resourceType": "ReferralRequest",
+        "status": "active",
+        "intent": "order",
+        "subject": {"display": "x"},
+    }
+    return orjson.dumps(referral | elements)
+
+
 AS_BYTES = [
     ("not JSON", b"Dear colleague, " + NAMED + b" is on the way", "not-json", "line 1, column 1"),
     ("half a message", b'{"resourceType": "Patient", "name": "' + NAMED, "not-json", None),
@@ -86,6 +98,9 @@ AS_BYTES = [
     ("half of XML", b'<Patient xmlns="http://hl7.org/fhir"><id value="' + NAMED, "not-xml", None),
     ("a document type", b'<!DOCTYPE x [<!ENTITY a "b">]><Patient xmlns="http://hl7.org/fhir"/>', "xml-unsafe", None),
     ("wrong structure", b'{"resourceType": "Patient", "birthDate": "9 March 1948"}', "structure-invalid", "Patient.birthDate"),
+    ("wrong in STU3", _stu3(requester={"onBehalfOf": {"display": MARSHWIGGLE.family}}), "structure-invalid", "ReferralRequest.requester.agent"),
+    ("wrong in STU3, in XML", b'<ReferralRequest xmlns="http://hl7.org/fhir"><status value="' + NAMED + b'"/></ReferralRequest>', "structure-invalid", "ReferralRequest.subject"),
+    ("a resource of R4 in STU3", _stu3(contained=[{"resourceType": "ServiceRequest"}]), "resource-type-unknown", "ReferralRequest.contained[0].resourceType"),
     ("a name as element", b'{"resourceType": "Patient", "' + NAMED + b'": 1}', "patient-unidentified", "Patient.identifier"),
 ]  # fmt: skip
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from hub.codes.book import CodeBook
 from hub.domain.message import Change, Unmapped
+from hub.fhir.elements import FhirVersion
 from hub.fhir.structure import StructureIssue, check
 from hub.fhir.tree import Tree
 from hub.journey.repair.glance import nothing_to_mend
 from hub.journey.repair.rules import RULES, Rule, RuleId
 from hub.journey.repair.walk import Namespaces, Walk
 
-__all__ = ["RULES", "Namespaces", "Repaired", "Rule", "RuleId", "repair"]
+__all__ = ["RULES", "Namespaces", "Repaired", "Rule", "RuleId", "repair", "repair_stu3"]
 
 _ROUNDS = 5
 """One walk mends what it can see; a second sees what the first laid bare. More than three were never needed."""
@@ -87,6 +88,33 @@ def repair(
         ):
             break
     return Repaired(tuple(walk.changes), tuple(walk.unmapped), (issues + _ambiguous_urls(tree))[:limit])
+
+
+def repair_stu3(
+    tree: Tree,
+    switched_off: frozenset[str] = frozenset(),
+    zone: str = "Europe/London",
+    book: CodeBook = _NO_BOOK,
+    *,
+    limit: int = 5,
+) -> Repaired:
+    """Mend an STU3 ``tree`` in place as far as STU3's own structure is broken, before it becomes R4.
+
+    The same rules as in `repair`, whose arguments these are. What does not touch the structure (identifiers without a
+    system, an Encounter without a class, elements that STU3 does not know) is left as it is: `repair` follows when the message is R4.
+    """
+    issues = check(tree, FhirVersion.STU3, limit=limit)
+    if not issues:
+        return _CLEAN
+    walk = Walk(switched_off, zone, {}, "", book, FhirVersion.STU3)
+    for _ in range(_ROUNDS):
+        done = len(walk.changes) + len(walk.unmapped)
+        walk.message(tree)
+        issues = check(tree, FhirVersion.STU3, limit=limit)
+        if not issues or done == len(walk.changes) + len(walk.unmapped):
+            break
+    walk.put_back()
+    return Repaired(tuple(walk.changes), tuple(walk.unmapped), issues)
 
 
 _V2_EVENT = re.compile(r"(?:ADT[_^])?(A[0-9]{2})")

@@ -86,7 +86,8 @@ RULES: Mapping[RuleId, Rule] = {
         f"{_TYPES}#code: codes are case sensitive unless said otherwise.",
     ),
     RuleId.CODE_MAP: Rule(
-        "Says a code of a required code set that came as a local word, a Coding or a concept, as a ConceptMap translates it.",
+        "Says a code of a required code set that came as a local word, a Coding or a concept, as a ConceptMap translates it; "
+        "R4's word in an STU3 message as STU3 has it.",
         "Seen: gender as M, as 1 (NHS Data Dictionary) and as a Coding; the Change names map and line.",
     ),
     RuleId.CODE_UNKNOWN: Rule(

@@ -1,4 +1,4 @@
-"""The walk over a message that has something to mend: every value beside what FHIR R4 has in its place.
+"""The walk over a message that has something to mend: every value beside what its version of FHIR has in its place.
 
 Children are mended before the object they are in, so that what is empty afterwards can go as well. Paths are
 those of the message as it was when the walk began.
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hub.codes.book import CodeBook, Translation
+from hub.dialects.stu3_rules import RESOURCE_TYPES, code_in_stu3
 from hub.domain.message import Change, Unmapped
-from hub.fhir.elements import Element, properties, resource_types
+from hub.fhir.elements import Element, FhirVersion, properties, resource_types
 from hub.fhir.tree import Tree
 from hub.journey.canonicalise import instant
 from hub.journey.repair.rules import RuleId
@@ -68,15 +69,31 @@ class _Place:
 
 @dataclass(slots=True)
 class Walk:
-    """One walk, and what it did. ``event`` is the code of the event that the message tells, or ""."""
+    """One walk, and what it did. ``event`` is the code of the event that the message tells, or "".
+
+    What STU3 does not know may be known to R4, which the message becomes: from an STU3 message it is only lifted out,
+    and `put_back` leaves it to the walk in R4.
+    """
 
     switched_off: frozenset[str]
     zone: str
     namespaces: Namespaces
     event: str
     book: CodeBook
+    version: FhirVersion = FhirVersion.R4
     changes: list[Change] = field(default_factory=list)
     unmapped: list[Unmapped] = field(default_factory=list)
+    lifted: list[tuple[Tree, str, Any, str]] = field(default_factory=list)
+    """(object, name, value, path of the object)."""
+
+    def put_back(self) -> None:
+        """What was lifted out stands where it stood again. What stood alone in its object, which is gone, is set aside."""
+        for node, name, value, path in self.lifted:
+            if node:
+                node[name] = value
+            else:
+                self._set_aside(f"{path}.{name}", value, RuleId.UNKNOWN_ELEMENT)
+        self.lifted.clear()
 
     def message(self, tree: Tree) -> None:
         """Mend a message, in place: a Bundle or a resource by itself."""
@@ -89,11 +106,11 @@ class Walk:
     def _resource(self, node: Tree, path: str) -> None:
         """Mend a resource and all within it. One of a type that cannot be checked is left alone."""
         resource_type = node.get("resourceType")
-        if not isinstance(resource_type, str) or resource_type not in resource_types():
+        if not isinstance(resource_type, str) or resource_type not in resource_types(self.version):
             return
         self._fields(node, _Place(resource_type, resource_type), path)
         self._placeholder(node, "id", _BLANK_VALUE, path)
-        if resource_type == "Encounter":
+        if resource_type == "Encounter" and self.version is FhirVersion.R4:  # STU3 can do without
             self._class_assumed(node, path)
 
     # What is done is remembered ------------------------------------------------------------------------------
@@ -111,10 +128,16 @@ class Walk:
     def _take(self, node: Tree, name: str, rule: RuleId, path: str) -> None:
         self._set_aside(f"{path}.{name}", node.pop(name), rule)
 
+    def _unknown(self, node: Tree, name: str, path: str) -> None:
+        if self.version is FhirVersion.R4:
+            self._take(node, name, RuleId.UNKNOWN_ELEMENT, path)
+        else:
+            self.lifted.append((node, name, node.pop(name), path))
+
     # Every place ---------------------------------------------------------------------------------------------
 
     def _fields(self, node: Tree, place: _Place, path: str) -> None:
-        elements = properties(place.type)
+        elements = properties(place.type, self.version)
         is_resource = place.resource_type == place.type
         aligned: set[str] = set()
         for name in list(node):
@@ -123,7 +146,7 @@ class Walk:
             element = elements.get(name)
             if element is None:
                 if self._on(RuleId.UNKNOWN_ELEMENT):
-                    self._take(node, name, RuleId.UNKNOWN_ELEMENT, path)
+                    self._unknown(node, name, path)
                 continue
             if element.aligned:
                 aligned.add(name.removeprefix("_"))
@@ -413,18 +436,19 @@ def _translated(value: Any, place: _Place, book: CodeBook) -> Translation | None
         if not isinstance(code, str):
             continue
         if not isinstance(system, str):
-            found = (*book.words(place.type, place.name, code), *_itself(code, place.element))
+            found = book.words(RESOURCE_TYPES.get(place.type, place.type), place.name, code)
         else:
-            found = (*book.translations(system, code), *_itself(code, place.element))
-        for each in found:
-            if each.code in place.element.codes:
-                return each
+            found = book.translations(system, code)
+        for each in (*found, _itself(code)):
+            for word in (each.code, code_in_stu3(place.type, place.name, each.code)):
+                if word in place.element.codes:
+                    return replace(each, code=word)
     return None
 
 
-def _itself(code: str, element: Element) -> tuple[Translation, ...]:
-    """FHIR's own code, in a Coding where FHIR has a code."""
-    return (Translation("", code, None, "equal", ""),) if code in element.codes else ()
+def _itself(code: str) -> Translation:
+    """FHIR's own code, in a Coding where FHIR has a code, or R4's word in an STU3 message."""
+    return Translation("", code, None, "equal", "")
 
 
 def resources_of(tree: Tree) -> Iterator[tuple[str, Tree]]:

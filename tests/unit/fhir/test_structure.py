@@ -1,4 +1,4 @@
-"""hub.fhir.structure, by itself and against fhir.resources R4B, whose rules it is made from.
+"""hub.fhir.structure, by itself and against fhir.resources R4B, whose rules it is made from. STU3: test_structure_stu3.py.
 
 The two may differ only in the ways listed in STRICTER and LAXER, each with the reason why FHIR R4 is on our side.
 """
@@ -384,21 +384,25 @@ def test_junk_anywhere_is_an_answer_and_not_an_exception(junk, where):
 # --- held to the models ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def all_elements():
+def elements_of(version):
     """(type name, element) of everything within reach of a resource type."""
     seen, found = set(), []
-    waiting = sorted(resource_types())
+    waiting = sorted(resource_types(version))
     while waiting:
         type_name = waiting.pop()
         if type_name in seen:
             continue
         seen.add(type_name)
-        for element in elements(FhirVersion.R4, type_name).values():
+        for element in elements(version, type_name).values():
             found.append((type_name, element))
             if not element.primitive and element.type != "Resource":
                 waiting.append(element.type)
     return found
+
+
+@pytest.fixture(scope="module")
+def all_elements():
+    return elements_of(FhirVersion.R4)
 
 
 def test_time_properties_are_those_of_the_models(all_elements):
@@ -410,8 +414,12 @@ def test_time_properties_are_those_of_the_models(all_elements):
 
 
 def test_resources_are_looked_for_wherever_r4_may_have_one(all_elements):
+    hold_to_the_places_of_resources(all_elements)
+
+
+def hold_to_the_places_of_resources(every_element):
     found = {
-        f"{type_name}.{element.name}" for type_name, element in all_elements if element.type == "Resource"
+        f"{type_name}.{element.name}" for type_name, element in every_element if element.type == "Resource"
     }
     not_contained = {place for place in found if not place.endswith(".contained")}
 
@@ -440,7 +448,7 @@ def test_every_resource_type_compiles_and_every_model_is_r4b(all_elements):
     )
     for name in resource_types():
         assert get_fhir_model_class(name).has_resource_base()
-        assert structure._validator(name).is_valid({"resourceType": name, MARKER: 1}) is False
+        assert structure._validator(FhirVersion.R4, name).is_valid({"resourceType": name, MARKER: 1}) is False
     assert len(resource_types()) == 126
 
 
@@ -503,18 +511,18 @@ def test_each_allowed_disagreement_has_an_example():
     assert {kind for _, kind in EXAMPLES} == STRICTER.keys() | LAXER.keys()
 
 
-def model_refuses(tree):
+def model_refuses(tree, models=get_fhir_model_class):
     """What fhir.resources says about a tree, or None when it takes it."""
     try:
-        get_fhir_model_class(tree["resourceType"]).model_validate(tree)
+        models(tree["resourceType"]).model_validate(tree)
     except Exception as refusal:  # it lets KeyError, AttributeError and TypeError out as well
         return f"{type(refusal).__name__}: {refusal}"
     return None
 
 
-def disagreement(tree, checker=check):
+def disagreement(tree, checker=check, models=get_fhir_model_class, laxer=LAXER):
     """(what kind of allowed disagreement, None) or (None, what is not allowed) or None when both agree."""
-    issues, refusal = checker(tree), model_refuses(tree)
+    issues, refusal = checker(tree), model_refuses(tree, models)
     if bool(issues) == bool(refusal):
         return None
     if issues:
@@ -523,7 +531,7 @@ def disagreement(tree, checker=check):
             if kind is None:
                 return None, f"refused, but the models take it: {issue}"
         return kind, None
-    kind = next((kind for kind in LAXER if re.search(kind, refusal)), None)
+    kind = next((kind for kind in laxer if re.search(kind, refusal)), None)
     return (kind, None) if kind else (None, f"taken, but the models refuse it: {refusal[:300]}")
 
 
@@ -615,11 +623,11 @@ def mutants(tree, seed, count):
         yield mutation, mutant
 
 
-def compared(trees, checker=check):
+def compared(trees, checker=check, **others):
     """How often which kind of disagreement was found, and what was found that is not allowed."""
     kinds, not_allowed = Counter(), []
     for name, tree in trees:
-        found = disagreement(tree, checker)
+        found = disagreement(tree, checker, **others)
         kinds[found[0] if found else "agree"] += 1
         if found and found[1]:
             not_allowed.append((name, found[1]))
