@@ -14,11 +14,14 @@ Answer = TypeVar("Answer")
 
 class Together(Generic[Question, Answer]):
     """``answer`` gets the questions of one round and gives their answers in the same order. What it raises, all that were
-    in the round are told.
+    in the round are told. ``gather_s``: so long a round waits for others before it begins; 0 for those that ask at this very moment.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(
+        self, answer: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]], *, gather_s: float = 0
+    ) -> None:
         self._answer = answer
+        self._gather_s = gather_s
         self._asked: list[tuple[Question, asyncio.Future[Answer]]] = []
         self._rounds: asyncio.Task[None] | None = None
 
@@ -32,7 +35,7 @@ class Together(Generic[Question, Answer]):
 
     async def _until_all_are_answered(self) -> None:
         while self._asked:
-            await asyncio.sleep(0)  # those that are as far as the first come along
+            await asyncio.sleep(self._gather_s)  # those that are as far as the first come along
             asked, self._asked = self._asked, []
             try:
                 answers = await self._answer([question for question, _ in asked])

@@ -303,7 +303,15 @@ Index(
 )
 _KEPT = text("state = 'sent' AND payload IS NOT NULL")
 Index("ix_outbox_kept", outbox.c.sent_at, postgresql_where=_KEPT, sqlite_where=_KEPT)
-Index("ix_outbox_sent", outbox.c.topic, outbox.c.sent_partition, outbox.c.sent_offset)
+_PLACED = outbox.c.sent_partition.is_not(None)
+Index(
+    "ix_outbox_sent",
+    outbox.c.topic,
+    outbox.c.sent_partition,
+    outbox.c.sent_offset,
+    postgresql_where=_PLACED,
+    sqlite_where=_PLACED,
+)
 
 delivery_attempt = Table(
     "delivery_attempt",

@@ -35,11 +35,11 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, event, func, insert, select, update
 
 from hub.demo.broker import EmbeddedBroker
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
-from hub.domain.delivery import DeliveryError, Outgoing, Scope
+from hub.domain.delivery import DeliveryError, Outgoing, Placed, Scope
 from hub.domain.trust import Directory, IdentifierSystems, Site, TrustProfile
 from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.store import outbox, waiting
@@ -498,6 +498,37 @@ async def test_reading_back_begins_behind_what_is_known_and_passes_the_markers(b
     missing = await door.read_back([inbox(ods), "hub.nowhere.inbox"], beyond)
     assert "hub topics apply" in str(missing.closed["hub.nowhere.inbox"])
     await door.close()
+
+
+async def test_marking_goes_by_number_however_much_waits(engine):
+    """PostgreSQL thinks that little waits, as before an outage; then 3000 rows do."""
+    ods, told = new_ods(), []
+    async with engine.connect() as connection:
+        plain = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await write(engine, ods, ["k"] * 3000, payload=os.urandom(1500))
+        await outbox.mark_sent(engine, placed_of(await rows_of(engine, ods)), datetime.now(UTC))
+        await plain.exec_driver_sql("VACUUM ANALYZE outbox")
+    await write(engine, ods, ["k"] * 3000, payload=os.urandom(1500))
+    some = await outbox.pending(engine, ods, 100, datetime.now(UTC))
+
+    event.listen(
+        engine.sync_engine,
+        "before_cursor_execute",
+        lambda _c, _k, said, given, *_: told.append((said, given)),
+    )
+    await outbox.mark_sent(engine, placed_of(some), datetime.now(UTC))
+
+    (marking,) = [(said, given) for said, given in told if said.startswith("UPDATE outbox")]
+    async with engine.connect() as connection:
+        plan = "\n".join(
+            (await connection.exec_driver_sql(f"EXPLAIN {marking[0]}", tuple(marking[1]))).scalars()
+        )
+    assert "ix_outbox_pending" not in plan, plan
+    assert "pk_outbox" in plan, plan
+
+
+def placed_of(rows):
+    return [Placed(row.seq, row.topic, 0, row.seq, row.event_id) for row in rows]
 
 
 async def _lateness(engine, ods):

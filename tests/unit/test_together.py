@@ -37,6 +37,20 @@ async def test_who_asks_while_a_round_is_under_way_is_in_the_next():
     assert desk.rounds == [["a", "b"], ["c", "d"]]
 
 
+async def test_a_round_waits_for_those_who_come_soon_after():
+    desk = Desk()
+    desk.open.set()
+    together = Together(desk.answer, gather_s=0.05)
+    first = asyncio.create_task(together.ask("a"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    assert await together.ask("b") == "B"
+
+    assert await first == "A"
+    assert desk.rounds == [["a", "b"]]
+
+
 async def test_a_round_that_fails_is_told_to_those_who_were_in_it_only():
     desk = Desk()
     desk.open.set()
