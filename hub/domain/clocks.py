@@ -6,7 +6,6 @@ ended by a clock. Only a bed that is held no longer is given back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from hub.domain.transfer import HELD, WAITING, Fact, Move, Party, State, Step, Transfer, counting, fold
+from hub.domain.value import value
 
 
 class Clock(StrEnum):
@@ -95,7 +95,7 @@ def pace_of(transfer: Transfer) -> Pace:
     return _PACE_OF_PRIORITY.get(transfer.priority or "", Pace.ROUTINE)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Due:
     """When a clock rings next, and at which level (1 is the first)."""
 
@@ -108,7 +108,7 @@ class Due:
         return f"{self.clock}:{self.level}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Running:
     clock: Clock
     since: datetime

@@ -9,6 +9,8 @@ from typing import NewType
 
 import nhs_number
 
+from hub.domain.value import value
+
 OdsCode = NewType("OdsCode", str)
 """An NHS organisation, in upper case: three characters for a trust, five for one of its sites."""
 
@@ -28,7 +30,7 @@ def parse_ods(text: object) -> OdsCode | None:
     return OdsCode(code) if _ODS.fullmatch(code) else None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Identifier:
     """A value and the system that issued it, both already canonical."""
 
@@ -49,7 +51,7 @@ class PersonKey:
 NHS_AUTHORITY = "nhs"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NhsNumber:
     """Ten digits as a trust wrote them, and what is known against them.
 
@@ -72,8 +74,15 @@ def parse_nhs_number(text: str) -> NhsNumber:
     repeated = len(digits) == 10 and len(set(digits)) == 1
     is_ten_digits = len(digits) == 10 and digits.isascii() and digits.isdigit()
     return NhsNumber(
-        digits, valid=is_ten_digits and not repeated and bool(nhs_number.is_valid(digits)), repeated=repeated
+        digits, valid=is_ten_digits and not repeated and _has_right_check_digit(digits), repeated=repeated
     )
+
+
+def _has_right_check_digit(digits: str) -> bool:
+    """Whether ten digits are a number. Those up to here are Scotland's and hold a date of birth, which has to exist as well."""
+    if digits < "3113":
+        return bool(nhs_number.is_valid(digits))
+    return bool(nhs_number.calculate_checksum(digits[:9]) == int(digits[9]))
 
 
 def time_ordered_id(at: datetime, *parts: object) -> str:

@@ -5,7 +5,6 @@ bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import HUB as HUB_ITSELF
 from hub.domain.transfer import TASK_STATUS, Transfer
+from hub.domain.value import value
 from hub.fhir import decimals
 from hub.fhir.systems import (
     HUB,
@@ -40,7 +40,7 @@ def instant(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Occasion:
     """What the news comes from: a message, or the hub's own clock. ``by`` is whose doing it was; times are UTC."""
 

@@ -6,7 +6,7 @@ candidate is a question for a human: nothing moves by guess.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hub.domain.ids import OdsCode, PersonId, TransferId, time_ordered_id
 from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
@@ -23,6 +23,7 @@ from hub.domain.transfer import (
     Step,
     Transfer,
 )
+from hub.domain.value import value
 from hub.journey.known import Known
 from hub.journey.stays import (
     arrives_from_elsewhere,
@@ -45,7 +46,7 @@ _NOT_ACCEPTED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Taken:
     """What a message did to one transfer: its fact and, of stays that were told before the transfer was known, theirs.
 
@@ -107,7 +108,7 @@ class Taken:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Advanced:
     """What was taken, per transfer. None: the message is kept as an event that moved nothing.
 

@@ -13,13 +13,20 @@ Rules (`Change.rule`):
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from hub.domain.ids import parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
-from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system, practitioner_system
+from hub.fhir.systems import (
+    NHS_NUMBER,
+    ODS_SYSTEMS,
+    PRACTITIONER_SYSTEMS,
+    canonical_system,
+    practitioner_system,
+)
 from hub.fhir.tree import Tree, identifiers
 
 Path = tuple[Any, str | int]
@@ -120,8 +127,9 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
     for name, value in node.items():
         kind = type(value)
         if kind is str:
-            if name in _TIMES and len(value) > 10 and value[-1] != "Z":
-                _set(node, name, to_utc(value), "time-to-utc", path, changes)
+            if name in _TIMES:
+                if len(value) > 10 and value[-1] != "Z":
+                    _set(node, name, to_utc(value), "time-to-utc", path, changes)
             elif name == "reference":
                 references.append((node, path))
         elif kind is dict:
@@ -140,16 +148,17 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
 
 def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     system, value = identifier.get("system"), identifier.get("value")
-    if isinstance(system, str):
-        system = canonical_system(system)
-        _set(identifier, "system", system, "identifier-system", path, changes)
+    if not isinstance(system, str):
+        return
+    _set(identifier, "system", canonical_system(system), "identifier-system", path, changes)
+    system = identifier["system"]
     if not isinstance(value, str):
         return
     if system == NHS_NUMBER:
         _set(identifier, "value", _plain_value(system, value), "nhs-number-spaces", path, changes)
     elif system in ODS_SYSTEMS:
         _set(identifier, "value", _plain_value(system, value), "ods-case", path, changes)
-    elif isinstance(system, str):
+    elif system in PRACTITIONER_SYSTEMS:
         shaped = practitioner_system(system, value)
         _set(identifier, "system", shaped, "practitioner-shape", path, changes)
 
@@ -170,8 +179,12 @@ def _said(path: Path | None) -> str:
     return "".join(reversed(steps))[1:]
 
 
+@lru_cache(maxsize=1024)
 def to_utc(text: str) -> str:
-    """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is."""
+    """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is.
+
+    Remembered for a while: one message says the same time several times.
+    """
     head, fraction, offset = _split(text)
     if not offset:
         return text

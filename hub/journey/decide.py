@@ -19,6 +19,7 @@ from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
+from hub.domain.value import value
 from hub.fhir import headers
 from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.effects import Effects, Happened, Outgoing
@@ -29,7 +30,7 @@ from hub.journey.read import Limits, read
 from hub.journey.route import event_type_of, news, receipt_for
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Understood:
     """A message as far as it can be understood alone. ``message_id`` is unique within the sending trust."""
 
@@ -76,7 +77,7 @@ def message_id_of(received: Received, sha256: str) -> str:
     return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """A human's answer to a question that the hub asked: which transfer, or which person, is meant."""
 

@@ -29,11 +29,15 @@ class Draft:
     resources: Resources = field(default_factory=lambda: Resources(()))
 
     def first(self, resource_type: str) -> Entry | None:
-        return next(iter(self.resources.of_type(resource_type)), None)
+        found = self.resources.of_type(resource_type)
+        return found[0] if found else None
 
     def told(self, resource_type: str) -> Entry | None:
         """The first of a type that the message is about, not what a search brought along."""
-        return next((each for each in self.resources.of_type(resource_type) if not each.included), None)
+        for each in self.resources.of_type(resource_type):
+            if not each.included:
+                return each
+        return None
 
     def organisation_codes(
         self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
