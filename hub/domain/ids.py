@@ -91,7 +91,15 @@ def time_ordered_id(at: datetime, *parts: object) -> str:
     The random bits are a hash of ``parts``, so that a message that is read again before it was
     committed gets the id it had, and a replay on another machine gives the same bytes (RFC 9562, 5.7).
     """
-    time = f"{int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF:012x}"
     rest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
-    variant = "89ab"[int(rest[3], 16) & 0b11]
-    return f"{time[:8]}-{time[8:]}-7{rest[:3]}-{variant}{rest[4:7]}-{rest[7:19]}"
+    return f"{_time_bits(at)}-7{rest[:3]}-{_VARIANT[rest[3]]}{rest[4:7]}-{rest[7:19]}"
+
+
+@lru_cache(maxsize=1024)
+def _time_bits(at: datetime) -> str:
+    """Milliseconds since 1970 as the first twelve digits of a UUID. Remembered: one message's ids have one time."""
+    time = f"{int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF:012x}"
+    return f"{time[:8]}-{time[8:]}"
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 0b11] for digit in "0123456789abcdef"}

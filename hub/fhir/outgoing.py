@@ -6,6 +6,7 @@ bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from hub.domain.ids import Identifier, time_ordered_id
@@ -35,8 +36,9 @@ _ISSUE_CODE = {
 }
 
 
+@lru_cache(maxsize=1024)
 def instant(moment: datetime) -> str:
-    """A UTC time as a FHIR instant, to the millisecond."""
+    """A UTC time as a FHIR instant, to the millisecond. Remembered: one message says the same time several times."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

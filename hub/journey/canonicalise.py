@@ -36,6 +36,10 @@ _TIMES = TIME_PROPERTIES - {"value"}
 """`value` is an instant in one place of FHIR and plain text in Identifier."""
 
 
+_VERSION = "/_history/"
+_QUESTION = "?identifier="
+
+
 def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]:
     """Change ``tree`` in place (it was parsed for this message and nobody else holds it) and say what changed.
 
@@ -46,11 +50,12 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
     _walk(tree, (None, tree["resourceType"]), changes, references)
     urls = _full_urls(tree, url_of, changes) if tree["resourceType"] == "Bundle" else {}
     for node, path in references:
-        target = urls.get(node["reference"])
-        if target is None:
-            _refer_otherwise(node, path, tree, urls, changes)
-        else:
+        said = node["reference"]
+        target = urls.get(said)
+        if target is not None:
             _set(node, "reference", target, "reference", path, changes)
+        elif _VERSION in said or _QUESTION in said:
+            _refer_otherwise(node, path, tree, urls, changes)
     return tuple(changes)
 
 
@@ -82,7 +87,7 @@ def _refer_otherwise(
     A question (``Patient?identifier=…``) is how a transaction refers to what its writer knows by number only (FHIR R4, http#trules).
     """
     said = node["reference"]
-    target = urls.get(said.partition("/_history/")[0])
+    target = urls.get(said.partition(_VERSION)[0])
     question = None if target else _question(said)
     if question is not None:
         target = _answer(*question, bundle)
@@ -96,7 +101,7 @@ def _refer_otherwise(
 
 def _question(reference: str) -> tuple[str, str, str] | None:
     """Resource type, system ("" if it is not said) and value of what is asked for by one identifier."""
-    resource_type, asked, token = reference.partition("?identifier=")
+    resource_type, asked, token = reference.partition(_QUESTION)
     if not asked or "&" in token:
         return None
     system, _, value = unquote(token).rpartition("|")
@@ -150,8 +155,10 @@ def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     system, value = identifier.get("system"), identifier.get("value")
     if not isinstance(system, str):
         return
-    _set(identifier, "system", canonical_system(system), "identifier-system", path, changes)
-    system = identifier["system"]
+    canonical = canonical_system(system)
+    if canonical != system:
+        _set(identifier, "system", canonical, "identifier-system", path, changes)
+        system = canonical
     if not isinstance(value, str):
         return
     if system == NHS_NUMBER:

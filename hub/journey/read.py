@@ -91,7 +91,7 @@ def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
-    if b"\x00" in raw or b"\\u0000" in raw:
+    if b"\x00" in raw or (b"\\" in raw and b"\\u0000" in raw):  # one byte is found much sooner than six
         return Rejection(Why.NUL_CHARACTER)
     try:
         tree = decimals.loads(raw)
