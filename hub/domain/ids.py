@@ -24,8 +24,11 @@ _SPACES = re.compile(r"[\s-]+")
 
 def parse_ods(text: object) -> OdsCode | None:
     """An ODS code as text in any case and with stray spaces, or None if it cannot be one."""
-    if not isinstance(text, str):
-        return None
+    return _parse_ods(text) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=1024)
+def _parse_ods(text: str) -> OdsCode | None:
     code = text.strip().upper()
     return OdsCode(code) if _ODS.fullmatch(code) else None
 

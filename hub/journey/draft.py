@@ -1,7 +1,7 @@
 """One message while it is being understood: what the parts of step 2 share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hub.domain.message import Flag, Received
@@ -17,6 +17,9 @@ class RefusedError(Exception):
         self.rejection = Rejection(why, at, detail, claimed=claimed)
 
 
+_NONE = Resources(())
+
+
 @dataclass(slots=True)
 class Draft:
     """A message, what it holds, and the doubts so far. ``header`` and ``resources`` are known once it is spread."""
@@ -26,7 +29,7 @@ class Draft:
     directory: Directory
     flags: list[Flag]
     header: Tree | None = None
-    resources: Resources = field(default_factory=lambda: Resources(()))
+    resources: Resources = _NONE
 
     def first(self, resource_type: str) -> Entry | None:
         found = self.resources.of_type(resource_type)
