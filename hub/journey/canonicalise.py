@@ -32,8 +32,8 @@ from hub.fhir.tree import Tree, identifiers
 Path = tuple[Any, str | int]
 """Where a value stands: (where its holder stands, the step from there). Most paths are never said, so none is spelt out before."""
 
-_TIMES = TIME_PROPERTIES - {"value"}
-"""`value` is an instant in one place of FHIR and plain text in Identifier."""
+_LOOKED_AT = (TIME_PROPERTIES - {"value"}) | {"reference"}
+"""Names of text that may change: times, and references. `value` is an instant in one place of FHIR and plain text in Identifier."""
 
 
 _VERSION = "/_history/"
@@ -132,11 +132,12 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
     for name, value in node.items():
         kind = type(value)
         if kind is str:
-            if name in _TIMES:
-                if len(value) > 10 and value[-1] != "Z":
-                    _set(node, name, to_utc(value), "time-to-utc", path, changes)
-            elif name == "reference":
+            if name not in _LOOKED_AT:
+                continue
+            if name == "reference":
                 references.append((node, path))
+            elif len(value) > 10 and value[-1] != "Z":
+                _set(node, name, to_utc(value), "time-to-utc", path, changes)
         elif kind is dict:
             within = (path, name)
             if name == "identifier":
@@ -182,7 +183,7 @@ def _said(path: Path | None) -> str:
     steps: list[str] = []
     while path is not None:
         path, step = path
-        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+        steps.append(f".{step}" if type(step) is str else f"[{step}]")
     return "".join(reversed(steps))[1:]
 
 

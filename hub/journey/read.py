@@ -151,6 +151,8 @@ def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> 
             changes=repaired.changes,
             unmapped=repaired.unmapped,
         )
+    if not repaired.changes and not repaired.unmapped:
+        return Read(tree, dialect)
     return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
 
 
