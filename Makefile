@@ -4,7 +4,7 @@ SEEDS ?= 1
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast live prerequisites check format chaos bench bench-rest bench-audit lock clean
+.PHONY: help setup demo test test-fast live prerequisites check format chaos bench bench-journey bench-rest bench-audit lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench: prerequisites ## events a second and latency, against a bare passthrough 
 
 bench-rest: prerequisites ## messages a second over REST, latency, and searches among a million transfers; the last line is JSON
 	@$(VENV)/bin/python -m tests.bench.rest
+
+bench-journey: setup ## what the journey of one message costs the processor, part by part; the last line is JSON
+	@$(VENV)/bin/python -m tests.bench.journey
 
 bench-audit: prerequisites ## a patient's trail among ten million audit entries, by the store and over REST; the last line is JSON
 	@$(VENV)/bin/python -m tests.bench.audit

@@ -6,10 +6,12 @@ from a message's body. `hub.audit.catalogue` says what each code means in FHIR.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
+
+from hub.domain.value import value
 
 
 class Code(StrEnum):
@@ -102,7 +104,7 @@ class Outcome(IntEnum):
     MAJOR_FAILURE = 12
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AuditEntry:
     """Who (``trust``, ``user_id`` in ``role_id``, or ``client_id``; through ``system``) did what (``code``) to whom and
     which, when, and how it went.

@@ -6,7 +6,6 @@ ended by a clock. Only a bed that is held no longer is given back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from hub.domain.transfer import HELD, WAITING, Fact, Move, Party, State, Step, Transfer, counting, fold
+from hub.domain.value import value
 
 
 class Clock(StrEnum):
@@ -72,7 +72,7 @@ class Clocks(_Part):
         """How long this clock runs for this transfer; None: it does not run."""
         pace = pace_of(transfer)
         for route in self.routes:
-            if (route.sender, route.receiver) == (transfer.sender, transfer.receiver):
+            if route.sender == transfer.sender and route.receiver == transfer.receiver:
                 found = route.limits.get(pace, {}).get(clock)
                 if found is not None:
                     return found
@@ -95,7 +95,7 @@ def pace_of(transfer: Transfer) -> Pace:
     return _PACE_OF_PRIORITY.get(transfer.priority or "", Pace.ROUTINE)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Due:
     """When a clock rings next, and at which level (1 is the first)."""
 
@@ -108,7 +108,7 @@ class Due:
         return f"{self.clock}:{self.level}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Running:
     clock: Clock
     since: datetime
@@ -154,7 +154,9 @@ def _due(transfer: Transfer, running: _Running, clocks: Clocks) -> Due | None:
 
 def _levels_rung(facts: Sequence[Fact], running: _Running) -> Iterator[int]:
     for fact in facts:
-        clock, _, level = (fact.clock or "").partition(":")
+        if fact.clock is None:
+            continue
+        clock, _, level = fact.clock.partition(":")
         if clock == running.clock and fact.occurred_at >= running.since:
             yield int(level)
 
@@ -165,26 +167,33 @@ def _times(transfer: Transfer, running: _Running, clocks: Clocks) -> Iterator[da
         if running.until is not None or limit is not None:
             yield running.until or running.since + (limit or timedelta())
         return
-    grace = clocks.after_expected_end.get(pace_of(transfer))
-    if running.until is not None and grace is not None:
-        limit = max(running.until - running.since, timedelta()) + grace
+    if running.until is not None:
+        grace = clocks.after_expected_end.get(pace_of(transfer))
+        if grace is not None:
+            limit = max(running.until - running.since, timedelta()) + grace
     if limit is not None:
-        yield from (running.since + limit * factor for factor in clocks.ladder)
+        for factor in clocks.ladder:
+            yield running.since + limit * factor
+
+
+_UNDECIDED = (State.REQUESTED, State.RECEIVED)
+_BEDLESS = (State.ACCEPTED, State.AWAITING_BED)
+_WITH_BED = (State.BED_ALLOCATED, State.TRANSPORT_BOOKED)
 
 
 def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
     """What is waited for in the present state, and since when in event time."""
     state = transfer.state
-    if not transfer.is_open or state in {State.DRAFT, State.REJECTED}:
+    if not transfer.is_open or state is State.DRAFT or state is State.REJECTED:
         return
     facts = counting(transfer.facts)
     if state is State.REQUESTED:
         yield _Running(Clock.VIEW, _since(moves, (State.REQUESTED,), transfer))
-    if state in {State.REQUESTED, State.RECEIVED}:
-        yield _Running(Clock.DECISION, _since(moves, (State.REQUESTED, State.RECEIVED), transfer))
-    if state in {State.ACCEPTED, State.AWAITING_BED}:
-        yield _Running(Clock.BED, _since(moves, (State.ACCEPTED, State.AWAITING_BED), transfer))
-    if state in {State.BED_ALLOCATED, State.TRANSPORT_BOOKED}:
+    if state in _UNDECIDED:
+        yield _Running(Clock.DECISION, _since(moves, _UNDECIDED, transfer))
+    if state in _BEDLESS:
+        yield _Running(Clock.BED, _since(moves, _BEDLESS, transfer))
+    if state in _WITH_BED:
         bed = _last(facts, Step.ALLOCATE_BED)
         if bed is not None:
             yield _Running(Clock.BED_HOLD, bed.occurred_at, bed.until)
@@ -192,7 +201,7 @@ def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
         announced = _last(facts, Step.BOOK_TRANSPORT, Step.DEPART)
         until = announced.until if announced else None
         yield _Running(Clock.ARRIVAL, _since(moves, (State.IN_TRANSIT,), transfer), until)
-    if state in {*WAITING, *HELD}:
+    if state in WAITING or state in HELD:
         yield _Running(Clock.MOVED, transfer.requested_at)
     alarm = _last(facts, Step.DIVERGE)
     if alarm is not None and not any(

@@ -9,6 +9,8 @@ from typing import NewType
 
 import nhs_number
 
+from hub.domain.value import value
+
 OdsCode = NewType("OdsCode", str)
 """An NHS organisation, in upper case: three characters for a trust, five for one of its sites."""
 
@@ -22,13 +24,16 @@ _SPACES = re.compile(r"[\s-]+")
 
 def parse_ods(text: object) -> OdsCode | None:
     """An ODS code as text in any case and with stray spaces, or None if it cannot be one."""
-    if not isinstance(text, str):
-        return None
+    return _parse_ods(text) if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=1024)
+def _parse_ods(text: str) -> OdsCode | None:
     code = text.strip().upper()
     return OdsCode(code) if _ODS.fullmatch(code) else None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Identifier:
     """A value and the system that issued it, both already canonical."""
 
@@ -49,7 +54,7 @@ class PersonKey:
 NHS_AUTHORITY = "nhs"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NhsNumber:
     """Ten digits as a trust wrote them, and what is known against them.
 
@@ -72,8 +77,15 @@ def parse_nhs_number(text: str) -> NhsNumber:
     repeated = len(digits) == 10 and len(set(digits)) == 1
     is_ten_digits = len(digits) == 10 and digits.isascii() and digits.isdigit()
     return NhsNumber(
-        digits, valid=is_ten_digits and not repeated and bool(nhs_number.is_valid(digits)), repeated=repeated
+        digits, valid=is_ten_digits and not repeated and _has_right_check_digit(digits), repeated=repeated
     )
+
+
+def _has_right_check_digit(digits: str) -> bool:
+    """Whether ten digits are a number. Those up to here are Scotland's and hold a date of birth, which has to exist as well."""
+    if digits < "3113":
+        return bool(nhs_number.is_valid(digits))
+    return bool(nhs_number.calculate_checksum(digits[:9]) == int(digits[9]))
 
 
 def time_ordered_id(at: datetime, *parts: object) -> str:
@@ -82,7 +94,15 @@ def time_ordered_id(at: datetime, *parts: object) -> str:
     The random bits are a hash of ``parts``, so that a message that is read again before it was
     committed gets the id it had, and a replay on another machine gives the same bytes (RFC 9562, 5.7).
     """
-    time = f"{int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF:012x}"
     rest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
-    variant = "89ab"[int(rest[3], 16) & 0b11]
-    return f"{time[:8]}-{time[8:]}-7{rest[:3]}-{variant}{rest[4:7]}-{rest[7:19]}"
+    return f"{_time_bits(at)}-7{rest[:3]}-{_VARIANT[rest[3]]}{rest[4:7]}-{rest[7:19]}"
+
+
+@lru_cache(maxsize=1024)
+def _time_bits(at: datetime) -> str:
+    """Milliseconds since 1970 as the first twelve digits of a UUID. Remembered: one message's ids have one time."""
+    time = f"{int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF:012x}"
+    return f"{time[:8]}-{time[8:]}"
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 0b11] for digit in "0123456789abcdef"}

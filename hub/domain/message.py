@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from hub.domain.ids import NHS_AUTHORITY, EventId, Identifier, NhsNumber, OdsCode, PersonKey
+from hub.domain.value import value
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,7 +19,7 @@ class Position:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Received:
     """One message as a door handed it over; nothing has been read yet.
 
@@ -53,7 +54,7 @@ class Received:
         return self.headers.get(name, "").replace("\x00", "").strip()[:255]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Change:
     """One thing normalising changed, so that every output field can be explained."""
 
@@ -65,7 +66,7 @@ class Change:
     """Where the rule stands, if it is data: a ConceptMap's name and the line of the code in it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unmapped:
     """A value of the message that the canonical form has no place for. It is kept here, so that nothing is lost."""
 
@@ -96,7 +97,7 @@ class FlagCode(StrEnum):
     CODE_UNMAPPED = "code-unmapped"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Flag:
     code: FlagCode
     path: str = ""
@@ -136,7 +137,7 @@ class Kind(StrEnum):
     PATIENT = "patient-event"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PatientLink:
     """Another record of the same person (FHIR Patient.link): how it relates, and what it is known by."""
 
@@ -144,7 +145,7 @@ class PatientLink:
     keys: tuple[PersonKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PersonRef:
     """The patient as the message identifies them. ``birth_date`` is the FHIR date, any precision.
 
@@ -192,7 +193,7 @@ class PersonRef:
         return self.nhs_number is not None and self.nhs_number.valid and self.verification in {None, "01"}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EncounterRef:
     """A stay, an attendance: what of it can move a transfer.
 
@@ -212,7 +213,7 @@ class EncounterRef:
     admission_method: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stay:
     """What one message said of a stay, kept apart from its message: a request that comes later may have use for it.
 
@@ -230,7 +231,7 @@ class Stay:
     deceased: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TransferRefs:
     """Everything in a message that can name a transfer, surest first."""
 
@@ -239,7 +240,7 @@ class TransferRefs:
     correlation_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Canonical:
     """A message said in the hub's words. All times are UTC."""
 

@@ -1,10 +1,11 @@
 """Every "no" the hub can say: what is wrong, who can mend it, and what becomes of the message."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import NamedTuple
 
 from hub.domain.message import Change, Unmapped
+from hub.domain.value import value
 
 
 class Disposition(StrEnum):
@@ -195,7 +196,7 @@ RULINGS: dict[Why, Ruling] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rejection:
     """A message that goes no further.
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, TransferId
+from hub.domain.value import value
 
 HUB = OdsCode("hub")
 """Whose fact it is when a clock ran out. In small letters, so that no trust can have it as its code."""
@@ -342,7 +343,7 @@ GLASS_BROKEN = "access.glass-broken"
 """Nothing happened to the transfer: somebody elsewhere broke the glass for its patient, and its hospitals are told."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fact:
     """Something that happened to a transfer, as one trust reported it. Times are UTC.
 
@@ -383,7 +384,7 @@ class Fact:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Move:
     """What one fact did. ``after`` is None where the step could not be taken."""
 
@@ -464,7 +465,7 @@ def entered_at(moves: Iterable[Move]) -> datetime | None:
     return at
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Transfer:
     """One patient's transfer from one trust to another.
 

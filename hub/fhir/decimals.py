@@ -26,7 +26,14 @@ def loads(raw: bytes) -> Any:
     tree = orjson.loads(raw)
     if _HAS_A_FRACTION.search(raw) is None:
         return tree
-    return json.loads(raw, parse_float=decimal)
+    return json.loads(raw, parse_float=decimal, parse_int=_whole)
+
+
+def _whole(text: str) -> int | float | Decimal:
+    """A whole number; one beyond 64 bits, which orjson does not write, as the decimal it must be."""
+    if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**64:
+        return number
+    return decimal(text)
 
 
 def dumps(tree: Any, option: int = 0) -> bytes:

@@ -5,8 +5,8 @@ bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from hub.domain.ids import Identifier, time_ordered_id
@@ -14,6 +14,7 @@ from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import HUB as HUB_ITSELF
 from hub.domain.transfer import TASK_STATUS, Transfer
+from hub.domain.value import value
 from hub.fhir import decimals
 from hub.fhir.systems import (
     HUB,
@@ -35,12 +36,13 @@ _ISSUE_CODE = {
 }
 
 
+@lru_cache(maxsize=1024)
 def instant(moment: datetime) -> str:
-    """A UTC time as a FHIR instant, to the millisecond."""
+    """A UTC time as a FHIR instant, to the millisecond. Remembered: one message says the same time several times."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Occasion:
     """What the news comes from: a message, or the hub's own clock. ``by`` is whose doing it was; times are UTC."""
 

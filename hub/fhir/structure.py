@@ -54,8 +54,9 @@ _OFFSET = r"(Z|[+-]((0[0-9]|1[0-3]):[0-5][0-9]|14:00))"
 _BASE64_CHAR = r"[A-Za-z0-9+/][ \t\r\n]*"
 
 _TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": 1024 * 1024}
-# R4 writes \S*; that an element is not empty is said in https://hl7.org/fhir/R4/json.html#json.
-_URI: JsonSchema = {"type": "string", "pattern": r"^\S+$"}
+# R4 writes \S*, which the validator knows by heart; that an element is not empty is said in
+# https://hl7.org/fhir/R4/json.html#json.
+_URI: JsonSchema = {"type": "string", "minLength": 1, "pattern": r"^\S*$"}
 
 _PRIMITIVES: dict[str, JsonSchema] = {
     "boolean": {"type": "boolean"},
@@ -266,10 +267,12 @@ def _choice_rules(type_name: str, choice: str, of_choice: list[Element]) -> list
     if of_choice[0].choice_required:
         rules.append({"$comment": f"{choice}[x]", "anyOf": [{"required": [name]} for name in names]})
     at_most_one: JsonSchema = {"oneChoice": [choice, names]}
-    # Nearly every extension is a url and one more property; then there cannot be two values.
-    rules.append(
-        {"if": {"maxProperties": 2}, "else": at_most_one} if type_name == "Extension" else at_most_one
-    )
+    # The keyword is Python's, so it is asked only where there can be two values: nearly every extension is a url and
+    # one more property, and nearly every object has none of what it may choose from.
+    if type_name == "Extension":
+        rules.append({"if": {"maxProperties": 2}, "else": at_most_one})
+    else:
+        rules.append({"if": {"anyOf": [{"required": [name]} for name in names]}, "then": at_most_one})
     return rules
 
 
@@ -417,13 +420,17 @@ def check(
                 issues += _explained(path, version, schema, validator, one, limit - len(issues))
             if is_contained and "contained" in one:
                 issues.append(StructureIssue(f"{path}.contained", "invariant", _DOM_2))
-            waiting += _resources_within(path, resource_type, one)
+            if resource_type in _HOLDERS or "contained" in one:
+                waiting += _resources_within(path, resource_type, one)
         else:
             issues.append(_unknown_type(path or "Resource", version, one))
         if len(issues) >= limit:
             break
     return tuple(issues[:limit])
 
+
+_HOLDERS = frozenset({"Bundle", "Parameters"})
+"""Resources that hold others elsewhere than in `contained`."""
 
 _DOM_2 = "a contained resource must not contain resources itself (dom-2)"
 

@@ -40,7 +40,7 @@ SDS_ROLE_PROFILE = "https://fhir.nhs.uk/Id/sds-role-profile-id"
 PRODUCT = "https://fhir.nhs.uk/Id/product-id"
 GMC_NUMBER = "https://fhir.hl7.org.uk/Id/gmc-number"
 GMP_NUMBER = "https://fhir.hl7.org.uk/Id/gmp-number"
-_PRACTITIONER = frozenset({SDS_USER, GMC_NUMBER, GMP_NUMBER})
+PRACTITIONER_SYSTEMS = frozenset({SDS_USER, GMC_NUMBER, GMP_NUMBER})
 
 _CANONICAL = {
     system.lower(): system
@@ -81,7 +81,7 @@ def practitioner_system(system: str, value: str) -> str:
     C and seven digits: a consultant, by their GMC number. G and seven digits: a GP, by their GMP number. Twelve digits: an SDS
     user. A number of another shape stays where the sender put it.
     """
-    if system not in _PRACTITIONER:
+    if system not in PRACTITIONER_SYSTEMS:
         return system
     letter, digits = value[:1].upper(), value[1:]
     if len(digits) == 7 and digits.isdigit() and letter in "CG":

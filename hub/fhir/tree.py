@@ -4,10 +4,10 @@ Works on plain dicts whose structure was checked (`hub.fhir.structure`), so that
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hub.domain.ids import Identifier, parse_ods
+from hub.domain.value import value
 from hub.fhir.systems import ODS_SYSTEMS
 
 Tree = dict[str, Any]
@@ -17,7 +17,7 @@ VALUE_MAX = 255
 """Characters of an identifier that the store can index. Longer ones stay in the message and name nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """One resource and the URL that references in the same Bundle use for it.
 
@@ -36,14 +36,16 @@ class Resources:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
         self._by_url = {entry.full_url: entry for entry in entries}
+        self._by_type: dict[str, list[Entry]] = {}
         for entry in entries:
-            identity = entry.resource.get("id")
+            resource_type, identity = entry.resource["resourceType"], entry.resource.get("id")
+            self._by_type.setdefault(resource_type, []).append(entry)
             if identity is not None:
-                self._by_url.setdefault(f"{entry.resource['resourceType']}/{identity}", entry)
+                self._by_url.setdefault(f"{resource_type}/{identity}", entry)
 
-    def of_type(self, resource_type: str) -> list[Entry]:
+    def of_type(self, resource_type: str) -> Sequence[Entry]:
         """All resources of a type, in the order they came."""
-        return [entry for entry in self.entries if entry.resource["resourceType"] == resource_type]
+        return self._by_type.get(resource_type, ())
 
     def resolve(self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None) -> Tree | None:
         """The resource a Reference leads to inside this message (contained ones of ``inside`` too), or None."""
@@ -59,7 +61,9 @@ class Resources:
 
 def identifiers(resource: Mapping[str, Any] | None) -> Iterator[Identifier]:
     """The identifiers that have a system and a value of sane length; one without a system names nothing."""
-    found = (resource or {}).get("identifier", ())
+    found = resource.get("identifier") if resource else None
+    if not found:
+        return
     for each in (found,) if isinstance(found, dict) else found:
         if not isinstance(each, dict):
             continue
@@ -78,10 +82,14 @@ def ods_code(resource: Mapping[str, Any] | None) -> str | None:
 
 def codes(concept: Mapping[str, Any] | None) -> tuple[Identifier, ...]:
     """The codings of a CodeableConcept as (system, code)."""
+    if not concept:
+        return ()
     return tuple(
-        Identifier(coding.get("system", ""), coding["code"])
-        for coding in (concept or {}).get("coding", ())
-        if coding.get("code")
+        [
+            Identifier(coding.get("system", ""), coding["code"])
+            for coding in concept.get("coding", ())
+            if coding.get("code")
+        ]
     )
 
 

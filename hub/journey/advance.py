@@ -5,8 +5,8 @@ person's transfers (`hub.journey.stays`); where nobody asked for what two record
 candidate is a question for a human: nothing moves by guess.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from hub.domain.ids import OdsCode, PersonId, TransferId, time_ordered_id
 from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
@@ -23,6 +23,7 @@ from hub.domain.transfer import (
     Step,
     Transfer,
 )
+from hub.domain.value import value
 from hub.journey.known import Known
 from hub.journey.stays import (
     arrives_from_elsewhere,
@@ -45,7 +46,7 @@ _NOT_ACCEPTED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Taken:
     """What a message did to one transfer: its fact and, of stays that were told before the transfer was known, theirs.
 
@@ -107,7 +108,7 @@ class Taken:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Advanced:
     """What was taken, per transfer. None: the message is kept as an event that moved nothing.
 
@@ -246,36 +247,40 @@ def _said(canonical: Canonical, party: Party) -> Step | None:
     return next((found[key] for found in (own, other) for key in (exact, status) if key in found), None)
 
 
+_IN_WORDS: Mapping[Step, str] = {
+    Step.DRAFT: "is preparing a request",
+    Step.REQUEST: "sent the request again",
+    Step.UPDATE: "changed the request",
+    Step.CANCEL: "withdrew the request",
+    Step.VOID: "said that the request was an error",
+    Step.RECEIVE: "has seen the request",
+    Step.QUERY: "asked for more information",
+    Step.ANSWER_QUERY: "gave the information that was asked for",
+    Step.ACCEPT: "accepted",
+    Step.REJECT: "refused",
+    Step.REDIRECT: "sends the request elsewhere",
+    Step.AWAIT_BED: "accepted and is waiting for a bed",
+    Step.ALLOCATE_BED: "has a bed ready",
+    Step.RELEASE_BED: "no longer holds the bed",
+    Step.BOOK_TRANSPORT: "has booked transport",
+    Step.ARRIVE: "said that the patient has arrived",
+    Step.ADMIT: "has admitted the patient",
+    Step.FAIL: "said that the transfer has failed",
+    Step.CONFIRM: "confirmed the transfer that nobody had asked for",
+}
+
+
 def _because(canonical: Canonical, transfer: Transfer, step: Step) -> str:
+    if step is Step.DEPART:
+        said = f"said that the patient has left for {transfer.receiver_code or transfer.receiver}"
+    elif step is Step.REQUEST and transfer.inferred:
+        said = f"asked {transfer.receiver} to take the patient"
+    elif step is Step.CANCEL and canonical.trust != transfer.sender:
+        said = "withdrew its acceptance"
+    else:
+        said = _IN_WORDS[step]
     known = sorted({code.value for code in canonical.reason} & REASONS)
     reason = f" ({', '.join(known)})" if known else ""
-    to = transfer.receiver_code or transfer.receiver
-    said = {
-        Step.DRAFT: "is preparing a request",
-        Step.REQUEST: f"asked {transfer.receiver} to take the patient"
-        if transfer.inferred
-        else "sent the request again",
-        Step.UPDATE: "changed the request",
-        Step.CANCEL: "withdrew the request"
-        if canonical.trust == transfer.sender
-        else "withdrew its acceptance",
-        Step.VOID: "said that the request was an error",
-        Step.RECEIVE: "has seen the request",
-        Step.QUERY: "asked for more information",
-        Step.ANSWER_QUERY: "gave the information that was asked for",
-        Step.ACCEPT: "accepted",
-        Step.REJECT: "refused",
-        Step.REDIRECT: "sends the request elsewhere",
-        Step.AWAIT_BED: "accepted and is waiting for a bed",
-        Step.ALLOCATE_BED: "has a bed ready",
-        Step.RELEASE_BED: "no longer holds the bed",
-        Step.BOOK_TRANSPORT: "has booked transport",
-        Step.DEPART: f"said that the patient has left for {to}",
-        Step.ARRIVE: "said that the patient has arrived",
-        Step.ADMIT: "has admitted the patient",
-        Step.FAIL: "said that the transfer has failed",
-        Step.CONFIRM: "confirmed the transfer that nobody had asked for",
-    }[step]
     return f"{canonical.trust} {said}{reason}"
 
 
@@ -341,20 +346,24 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         confirmed = _apply(canonical, replace(inferred, requested_at=canonical.occurred_at), Step.REQUEST)
         if not isinstance(confirmed, Rejection):
             return confirmed
-    blank = _with_wishes(
-        Transfer(
-            id=TransferId(time_ordered_id(canonical.received.received_at, "transfer", canonical.event_id)),
-            person_id=person_id,
-            sender=canonical.trust,
-            receiver=canonical.receiver,
-            state=State.DRAFT,
-            version=0,
-            requested_at=canonical.occurred_at,
-            facts=(),
-            sender_code=canonical.sender_code,
-            replaces=replaced.id if replaced else None,
-        ),
-        canonical,
+    blank = Transfer(
+        id=TransferId(time_ordered_id(canonical.received.received_at, "transfer", canonical.event_id)),
+        person_id=person_id,
+        sender=canonical.trust,
+        receiver=canonical.receiver,
+        state=State.DRAFT,
+        version=0,
+        requested_at=canonical.occurred_at,
+        facts=(),
+        requests=tuple(dict.fromkeys(canonical.refs.requests)),
+        correlation_id=canonical.correlation_id,
+        origin_encounter=canonical.encounter.key if canonical.encounter else None,
+        sender_code=canonical.sender_code,
+        receiver_code=canonical.receiver_code,
+        specialty=canonical.specialty,
+        priority=canonical.priority,
+        kind=canonical.transfer_kind,
+        replaces=replaced.id if replaced else None,
     )
     existing = _one_open(blank, known)
     if existing is not None and (replaced is None or existing.id != replaced.id):

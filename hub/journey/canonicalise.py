@@ -13,20 +13,31 @@ Rules (`Change.rule`):
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from hub.domain.ids import parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
-from hub.fhir.systems import NHS_NUMBER, ODS_SYSTEMS, canonical_system, practitioner_system
+from hub.fhir.systems import (
+    NHS_NUMBER,
+    ODS_SYSTEMS,
+    PRACTITIONER_SYSTEMS,
+    canonical_system,
+    practitioner_system,
+)
 from hub.fhir.tree import Tree, identifiers
 
 Path = tuple[Any, str | int]
 """Where a value stands: (where its holder stands, the step from there). Most paths are never said, so none is spelt out before."""
 
-_TIMES = TIME_PROPERTIES - {"value"}
-"""`value` is an instant in one place of FHIR and plain text in Identifier."""
+_LOOKED_AT = (TIME_PROPERTIES - {"value"}) | {"reference"}
+"""Names of text that may change: times, and references. `value` is an instant in one place of FHIR and plain text in Identifier."""
+
+
+_VERSION = "/_history/"
+_QUESTION = "?identifier="
 
 
 def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]:
@@ -39,11 +50,12 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
     _walk(tree, (None, tree["resourceType"]), changes, references)
     urls = _full_urls(tree, url_of, changes) if tree["resourceType"] == "Bundle" else {}
     for node, path in references:
-        target = urls.get(node["reference"])
-        if target is None:
-            _refer_otherwise(node, path, tree, urls, changes)
-        else:
+        said = node["reference"]
+        target = urls.get(said)
+        if target is not None:
             _set(node, "reference", target, "reference", path, changes)
+        elif _VERSION in said or _QUESTION in said:
+            _refer_otherwise(node, path, tree, urls, changes)
     return tuple(changes)
 
 
@@ -75,7 +87,7 @@ def _refer_otherwise(
     A question (``Patient?identifier=…``) is how a transaction refers to what its writer knows by number only (FHIR R4, http#trules).
     """
     said = node["reference"]
-    target = urls.get(said.partition("/_history/")[0])
+    target = urls.get(said.partition(_VERSION)[0])
     question = None if target else _question(said)
     if question is not None:
         target = _answer(*question, bundle)
@@ -89,7 +101,7 @@ def _refer_otherwise(
 
 def _question(reference: str) -> tuple[str, str, str] | None:
     """Resource type, system ("" if it is not said) and value of what is asked for by one identifier."""
-    resource_type, asked, token = reference.partition("?identifier=")
+    resource_type, asked, token = reference.partition(_QUESTION)
     if not asked or "&" in token:
         return None
     system, _, value = unquote(token).rpartition("|")
@@ -120,10 +132,12 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
     for name, value in node.items():
         kind = type(value)
         if kind is str:
-            if name in _TIMES and len(value) > 10 and value[-1] != "Z":
-                _set(node, name, to_utc(value), "time-to-utc", path, changes)
-            elif name == "reference":
+            if name not in _LOOKED_AT:
+                continue
+            if name == "reference":
                 references.append((node, path))
+            elif len(value) > 10 and value[-1] != "Z":
+                _set(node, name, to_utc(value), "time-to-utc", path, changes)
         elif kind is dict:
             within = (path, name)
             if name == "identifier":
@@ -140,16 +154,19 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
 
 def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     system, value = identifier.get("system"), identifier.get("value")
-    if isinstance(system, str):
-        system = canonical_system(system)
-        _set(identifier, "system", system, "identifier-system", path, changes)
+    if not isinstance(system, str):
+        return
+    canonical = canonical_system(system)
+    if canonical != system:
+        _set(identifier, "system", canonical, "identifier-system", path, changes)
+        system = canonical
     if not isinstance(value, str):
         return
     if system == NHS_NUMBER:
         _set(identifier, "value", _plain_value(system, value), "nhs-number-spaces", path, changes)
     elif system in ODS_SYSTEMS:
         _set(identifier, "value", _plain_value(system, value), "ods-case", path, changes)
-    elif isinstance(system, str):
+    elif system in PRACTITIONER_SYSTEMS:
         shaped = practitioner_system(system, value)
         _set(identifier, "system", shaped, "practitioner-shape", path, changes)
 
@@ -166,12 +183,16 @@ def _said(path: Path | None) -> str:
     steps: list[str] = []
     while path is not None:
         path, step = path
-        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+        steps.append(f".{step}" if type(step) is str else f"[{step}]")
     return "".join(reversed(steps))[1:]
 
 
+@lru_cache(maxsize=1024)
 def to_utc(text: str) -> str:
-    """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is."""
+    """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is.
+
+    Remembered for a while: one message says the same time several times.
+    """
     head, fraction, offset = _split(text)
     if not offset:
         return text

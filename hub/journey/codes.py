@@ -99,7 +99,8 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
     if tree["resourceType"] == "Bundle":
         done.profile_claim(tree, "Bundle")
     for path, resource in _resources(tree):
-        done.profile_claim(resource, path)
+        if "meta" in resource:
+            done.profile_claim(resource, path)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
             if steps[0] in resource:

@@ -4,10 +4,11 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from typing import TypedDict
 
 from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code, Outcome
@@ -19,6 +20,7 @@ from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
+from hub.domain.value import value
 from hub.fhir import headers
 from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.effects import Effects, Happened, Outgoing
@@ -29,7 +31,7 @@ from hub.journey.read import Limits, read
 from hub.journey.route import event_type_of, news, receipt_for
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Understood:
     """A message as far as it can be understood alone. ``message_id`` is unique within the sending trust."""
 
@@ -76,7 +78,7 @@ def message_id_of(received: Received, sha256: str) -> str:
     return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """A human's answer to a question that the hub asked: which transfer, or which person, is meant."""
 
@@ -212,53 +214,40 @@ def _audit_accepted(
     sensitive: bool,
 ) -> list[AuditEntry]:
     canonical, identified = happened.canonical, happened.identified
-    first = happened.transfer_id
-    by = _by(understood)
-
-    def entry(
-        code: Code,
-        detail: dict[str, object],
-        transfer_id: str | None = first,
-        counterpart: str | None = None,
-        outcome: Outcome = Outcome.SUCCESS,
-    ) -> AuditEntry:
-        return AuditEntry(
-            code,
-            now,
-            understood.received.door,
-            outcome,
-            trust=canonical.trust,
-            counterpart=counterpart,
-            event_id=canonical.event_id,
-            person_id=identified.person_id,
-            transfer_id=transfer_id,
-            occurred_at=canonical.occurred_at,
-            detail=detail,
-            **by,
-        )
-
+    entry: Callable[..., AuditEntry] = partial(
+        AuditEntry,
+        at=now,
+        system=understood.received.door,
+        trust=canonical.trust,
+        event_id=canonical.event_id,
+        person_id=identified.person_id,
+        transfer_id=happened.transfer_id,
+        occurred_at=canonical.occurred_at,
+        **_by(understood),
+    )
     flags = [flag.code for flag in happened.flags]
     entries = [
-        entry(Code.MESSAGE_RECEIVED, _message_detail(understood)),
+        entry(Code.MESSAGE_RECEIVED, detail=_message_detail(understood)),
         _audit_understood(happened, flags, entry),
-        *(entry(_NOTED[flag], {"flag": flag}) for flag in flags if flag in _NOTED),
-        *(entry(code, detail) for code, detail in _audit_identity(identified)),
+        *(entry(_NOTED[flag], detail={"flag": flag}) for flag in flags if flag in _NOTED),
+        *(entry(code, detail=detail) for code, detail in _audit_identity(identified)),
     ]
     for taken in happened.taken:
         entries.append(_audit_taken(taken, entry))
         if taken.came_late:
-            entries.append(entry(Code.OUT_OF_ORDER, {"step": taken.fact.step}, taken.transfer.id))
+            late = {"step": taken.fact.step}
+            entries.append(entry(Code.OUT_OF_ORDER, detail=late, transfer_id=taken.transfer.id))
     routed: dict[str, list[Outgoing]] = {}
     for out in outbox:
         if out.transfer_id:
             routed.setdefault(out.transfer_id, []).append(out)
     for transfer_id, outs in routed.items():
         routes = [{"to": out.receiver, "topic": out.topic} for out in outs]
-        entries.append(entry(Code.ROUTED, {"routes": routes}, transfer_id, routes[0]["to"]))
+        told = {"routes": routes}
+        entries.append(entry(Code.ROUTED, detail=told, transfer_id=transfer_id, counterpart=routes[0]["to"]))
     if sensitive and routed:
-        entries.append(
-            entry(Code.SENSITIVITY_APPLIED, {"kept_back": ["address", "telecom", "GP", "contacts"]})
-        )
+        kept_back = {"kept_back": ["address", "telecom", "GP", "contacts"]}
+        entries.append(entry(Code.SENSITIVITY_APPLIED, detail=kept_back))
     return entries
 
 
@@ -269,7 +258,14 @@ _NOTED = {
 """Doubts about times: each has an entry of its own, since the order of events hangs on it."""
 
 
-def _by(understood: Understood) -> dict[str, str | None]:
+class _By(TypedDict):
+    request_id: str
+    user_id: str | None
+    role_id: str | None
+    client_id: str | None
+
+
+def _by(understood: Understood) -> _By:
     """Which request it was and who signed in to send it, as far as the door can prove that."""
     received = understood.received
     proved = received.header if received.position is None else lambda _: ""
@@ -285,11 +281,13 @@ def _audit_understood(
     happened: Happened, flags: Sequence[str], entry: Callable[..., AuditEntry]
 ) -> AuditEntry:
     """That it was understood, and what had to be changed or doubted for that."""
-    changes = dict(Counter(change.rule for change in happened.canonical.changes))
+    changes: dict[str, int] = {}
+    for change in happened.canonical.changes:
+        changes[change.rule] = changes.get(change.rule, 0) + 1
     said: dict[str, object] = {"event_type": happened.event_type}
     if not changes and not flags:
-        return entry(Code.MESSAGE_ACCEPTED, said)
-    return entry(Code.MESSAGE_REPAIRED, said | {"changes": changes, "flags": list(flags)})
+        return entry(Code.MESSAGE_ACCEPTED, detail=said)
+    return entry(Code.MESSAGE_REPAIRED, detail=said | {"changes": changes, "flags": list(flags)})
 
 
 def _audit_identity(identified: Identified) -> Iterator[tuple[Code, dict[str, object]]]:
@@ -319,7 +317,7 @@ def _audit_taken(taken: Taken, entry: Callable[..., AuditEntry]) -> AuditEntry:
         detail["without_acceptance"] = True
         outcome = Outcome.MINOR_FAILURE
     code = Code.TRANSFER_CREATED if taken.created else TRANSFER_CODE[event_type_of(taken)]
-    return entry(code, detail, transfer.id, outcome=outcome)
+    return entry(code, detail=detail, transfer_id=transfer.id, outcome=outcome)
 
 
 def _message_detail(understood: Understood) -> dict[str, object]:
@@ -475,7 +473,8 @@ def _remember_person(identified: Identified, known: Known) -> None:
         person.keys.update(identified.new_keys)
     if identified.sensitivity is not None:
         person.sensitivity = None if identified.sensitivity == "U" else identified.sensitivity
-    known.add_person(person)
+    if person is not identified.created:
+        known.add_person(person)
     for each in identified.merged:
         loser = known.persons[each.loser]
         loser.merged_into = each.survivor

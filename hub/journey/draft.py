@@ -1,7 +1,7 @@
 """One message while it is being understood: what the parts of step 2 share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hub.domain.message import Flag, Received
@@ -17,6 +17,9 @@ class RefusedError(Exception):
         self.rejection = Rejection(why, at, detail, claimed=claimed)
 
 
+_NONE = Resources(())
+
+
 @dataclass(slots=True)
 class Draft:
     """A message, what it holds, and the doubts so far. ``header`` and ``resources`` are known once it is spread."""
@@ -26,14 +29,18 @@ class Draft:
     directory: Directory
     flags: list[Flag]
     header: Tree | None = None
-    resources: Resources = field(default_factory=lambda: Resources(()))
+    resources: Resources = _NONE
 
     def first(self, resource_type: str) -> Entry | None:
-        return next(iter(self.resources.of_type(resource_type)), None)
+        found = self.resources.of_type(resource_type)
+        return found[0] if found else None
 
     def told(self, resource_type: str) -> Entry | None:
         """The first of a type that the message is about, not what a search brought along."""
-        return next((each for each in self.resources.of_type(resource_type) if not each.included), None)
+        for each in self.resources.of_type(resource_type):
+            if not each.included:
+                return each
+        return None
 
     def organisation_codes(
         self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None

@@ -1,17 +1,17 @@
 """What one message causes, as values. The store writes them in one transaction; nothing else happens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from hub.audit.entries import AuditEntry
 from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
 from hub.domain.message import Canonical, Flag, Received
 from hub.domain.rejection import Disposition, Rejection
+from hub.domain.value import value
 from hub.journey.advance import Advanced, Taken
 from hub.journey.identify import Identified
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outgoing:
     """One record for one topic of one trust."""
 
@@ -25,7 +25,7 @@ class Outgoing:
     person_id: PersonId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Happened:
     """An accepted message: the event it is kept as, and what it did."""
 
@@ -59,7 +59,7 @@ class Happened:
         ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Effects:
     """Everything one message causes."""
 

@@ -8,17 +8,17 @@ Records that a trust says are one person's are merged: both stay, one stands for
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from hub.domain.ids import PersonId, PersonKey, time_ordered_id
 from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
+from hub.domain.value import value
 from hub.journey.known import Known, Person
 
 _AT = "Patient.identifier"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Merged:
     """``loser`` is stood for by ``survivor`` from now on; None: it stands for itself again."""
 
@@ -27,7 +27,7 @@ class Merged:
     basis: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Identified:
     """The person, and what is new about them: ``created``, further ways of knowing them, records that are theirs."""
 

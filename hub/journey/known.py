@@ -10,9 +10,10 @@ from hub.domain.ids import NHS_AUTHORITY, EventId, Identifier, OdsCode, PersonId
 from hub.domain.message import Stay
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import Transfer
+from hub.domain.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstMessage:
     """The message that was first to use its id at its trust."""
 

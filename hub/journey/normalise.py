@@ -341,7 +341,7 @@ def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
     holders: list[Mapping[str, Any]] = [
         subject.resource,
-        *(e.resource for e in draft.resources.of_type("ServiceRequest")),
+        *(e.resource for e in draft.resources.of_type("ServiceRequest") if e is not subject),
     ]
     if kind is Kind.ANSWER:
         holders += [

@@ -75,8 +75,11 @@ def _local(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
     return tuple(
         PersonKey(f"{draft.received.trust}|{each.system}", each.value)
         for each in identifiers(source)
-        if each.system not in {NHS_NUMBER, HUB_TRANSFER}
+        if each.system not in _NOT_LOCAL
     )
+
+
+_NOT_LOCAL = frozenset({NHS_NUMBER, HUB_TRANSFER})
 
 
 def _record(draft: Draft, identity: object) -> PersonKey | None:
@@ -188,6 +191,8 @@ def _deceased(patient: Mapping[str, Any]) -> bool | None:
 
 def _sensitivity(patient: Mapping[str, Any]) -> str | None:
     """The strictest of the labels that PDS gives; None where there is none."""
-    labels = (patient.get("meta") or {}).get("security", ())
+    labels = (patient.get("meta") or {}).get("security")
+    if not labels:
+        return None
     found = {_SENSITIVITY[code] for label in labels if (code := str(label.get("code", ""))) in _SENSITIVITY}
     return next((each for each in ("V", "R", "U") if each in found), None)

@@ -14,6 +14,7 @@ from hub.dialects.stu3 import to_r4
 from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
+from hub.domain.value import value
 from hub.fhir import decimals, headers
 from hub.fhir.elements import FhirVersion, resource_types
 from hub.fhir.structure import StructureIssue, check
@@ -29,7 +30,7 @@ class Limits:
     depth_max: int = 64
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Read:
     """A message as FHIR R4, structurally sound. ``tree`` belongs to whoever holds this."""
 
@@ -107,7 +108,7 @@ def _is_r4(tree: Tree, trust: TrustProfile, book: CodeBook) -> bool:
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
-    if b"\x00" in raw or b"\\u0000" in raw:
+    if b"\x00" in raw or (b"\\" in raw and b"\\u0000" in raw):  # one byte is found much sooner than six
         return Rejection(Why.NUL_CHARACTER)
     try:
         tree = decimals.loads(raw)
@@ -118,7 +119,7 @@ def _parse(raw: bytes, limits: Limits) -> Any:
         return Rejection(
             Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg)
         )
-    if _deeper_than(tree, limits.depth_max):
+    if _has_many_brackets(raw, limits.depth_max) and _deeper_than(tree, limits.depth_max):
         return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
     return tree
 
@@ -126,6 +127,11 @@ def _parse(raw: bytes, limits: Limits) -> Any:
 def _plain(message: str) -> str:
     """The parser's complaint without its position, which is said elsewhere."""
     return message.split(": line", 1)[0]
+
+
+def _has_many_brackets(raw: bytes, levels: int) -> bool:
+    """Whether a JSON text could be that deep: each level opens with a bracket, and most messages have few."""
+    return raw.count(b"{") + raw.count(b"[") > levels
 
 
 def _deeper_than(tree: Any, levels: int) -> bool:
@@ -154,6 +160,8 @@ def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> 
     repaired = repair(tree, trust.repairs_off, trust.time_zone, trust.identifier_namespaces, book)
     if repaired.issues:
         return _refused(repaired)
+    if not repaired.changes and not repaired.unmapped:
+        return Read(tree, dialect)
     return Read(tree, dialect, repaired.changes, repaired.unmapped, tuple(_doubts(repaired)))
 
 

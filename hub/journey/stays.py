@@ -4,12 +4,12 @@ Pure: a `Stay` and a `Transfer` in, the step it means out, or None. A request th
 were told before it by the same function.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode
 from hub.domain.message import EncounterRef, Stay
 from hub.domain.transfer import Fact, Party, State, Step, Transfer, counting
+from hub.domain.value import value
 
 INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS", "OBSENC"})
 """Encounter classes that mean a bed (v3-ActCode); an outpatient attendance completes no transfer."""
@@ -47,7 +47,7 @@ _GOES_BACK = frozenset({"encounter.admitted", "encounter.transferred"})
 """Events of a stay that is under way. Demographic updates are not among them: they never take anything back."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Meaning:
     """The step a stay's event means for a transfer. ``occurred_at`` is the event's, except where a record goes back."""
 

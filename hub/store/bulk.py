@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     any_,
     bindparam,
     cast,
@@ -193,13 +194,24 @@ def _value(table: Table, spread: FromClause, name: str) -> ColumnElement[Any]:
 
 
 def _wire(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type of an array's elements: JSON travels as text, lengths do not matter on the way."""
+    """The type of an array's elements: JSON travels as text, lengths do not matter on the way, and what a decorator does
+    to a value it does for SQLite.
+    """
+    if isinstance(type_, TypeDecorator):
+        return type_.impl_instance
     return Text() if isinstance(type_, JSON | String) else type_
 
 
 def _arrays(table: Table, names: tuple[str, ...], rows: Sequence[Row]) -> dict[str, list[Any]]:
-    arrays = {_array(name): [row[name] for row in rows] for name in names}
+    """Each column's values in the order of the rows. A column without any travels empty: ``unnest`` fills up with NULL what is
+    shorter than others, and asyncpg looks at every element twice. The first column says how many rows there are.
+    """
+    arrays: dict[str, list[Any]] = {}
     for name in names:
-        if isinstance(table.c[name].type, JSON):
-            arrays[_array(name)] = [None if row[name] is None else dumps(row[name]) for row in rows]
+        values = [row[name] for row in rows]
+        if name != names[0] and all(value is None for value in values):
+            values = []
+        elif isinstance(table.c[name].type, JSON):
+            values = [None if value is None else dumps(value) for value in values]
+        arrays[_array(name)] = values
     return arrays

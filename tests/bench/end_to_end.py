@@ -86,14 +86,14 @@ def nhs_numbers() -> Iterator[str]:
             yield f"{start}{digit}"
 
 
-def build(count: int, trusts: Directory) -> list[Event]:
-    """Transfer requests from every trust to every other in turn, each for a patient of its own."""
+def build(count: int, trusts: Directory, apart: timedelta = timedelta(0)) -> list[Event]:
+    """Transfer requests from every trust to every other in turn, each for a patient of its own and written ``apart`` before the other."""
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
     profiles = list(trusts)
     pairs = [(sender, receiver) for sender in profiles for receiver in profiles if sender is not receiver]
     random.Random(1).shuffle(pairs)
     return [
-        request(number, *pairs[number % len(pairs)], nhs_number, at)
+        request(number, *pairs[number % len(pairs)], nhs_number, at - number * apart)
         for number, nhs_number in zip(range(count), nhs_numbers(), strict=False)
     ]
 

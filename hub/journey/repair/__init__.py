@@ -10,11 +10,11 @@
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from hub.codes.book import CodeBook
 from hub.domain.message import Change, Unmapped
+from hub.domain.value import value
 from hub.fhir.elements import FhirVersion
 from hub.fhir.structure import StructureIssue, check
 from hub.fhir.tree import Tree
@@ -28,7 +28,7 @@ _ROUNDS = 5
 """One walk mends what it can see; a second sees what the first laid bare. More than three were never needed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Repaired:
     """What was done to a message, and what is still wrong with it."""
 

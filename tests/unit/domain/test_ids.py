@@ -3,6 +3,7 @@
 import uuid
 from datetime import UTC, datetime, timedelta
 
+import nhs_number
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,16 @@ def test_one_wrong_digit_is_always_found(n, place, off):
 
     assert parse_nhs_number(right).valid
     assert not parse_nhs_number(wrong).valid
+
+
+@given(st.integers(0, 10**10 - 1) | st.integers(3_112_999_000, 3_113_001_000) | st.integers(0, 100_000_100))
+def test_a_check_digit_is_judged_as_the_package_judges_it(number):
+    digits = f"{number:010d}"
+    checked = f"{digits[:9]}{nhs_number.calculate_checksum(digits[:9])}"[:10]
+
+    for each in (digits, checked):
+        found = parse_nhs_number(each)
+        assert found.valid == (nhs_number.is_valid(each) and not found.repeated)
 
 
 @given(st.text())

@@ -29,6 +29,12 @@ def test_it_counts_as_the_number_it_is(text):
     assert float(decimals.decimal(text)) == float(text)
 
 
+@given(st.integers(-(10**30), 10**30) | st.integers(-(10**19), 10**20), written)
+def test_a_whole_number_beside_a_decimal_comes_out_again_however_large(number, text):
+    told = decimals.dumps(decimals.loads(f'{{"a":{number},"b":{text}}}'.encode()))
+    assert json.loads(told, parse_float=Decimal)["a"] == number
+
+
 @given(st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

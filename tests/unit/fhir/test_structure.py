@@ -728,3 +728,41 @@ def test_the_comparison_notices_a_checker_that_is_wrong(checker):
     _, not_allowed = compared(all_mutants(), checker)
 
     assert not_allowed
+
+
+# --- what is asked only where it can matter --------------------------------------------------------------------------
+
+
+def test_two_of_a_choice_are_refused_whichever_they_are():
+    """Python's keyword is asked behind a condition, so every pair of properties has to get past it."""
+    event = {"eventCoding": {"code": "a"}, "eventUri": "urn:a", "_eventUri": {"id": "a"}}
+    head = {"resourceType": "MessageHeader", "source": {"endpoint": "urn:x"}}
+    dead = {
+        "deceasedBoolean": True,
+        "_deceasedBoolean": {"id": "a"},
+        "deceasedDateTime": "2026",
+        "_deceasedDateTime": {"id": "a"},
+    }
+    for base, choice in ((head, event), ({"resourceType": "Patient"}, dead)):
+        for one in choice:
+            for other in choice:
+                of_one_element = one.strip("_") == other.strip("_")
+                issues = check({**base, one: choice[one], other: choice[other]})
+                refused = [each for each in issues if "may be given once, as one type only" in each.message]
+                assert len(refused) == (not of_one_element), (one, other, issues)
+
+
+def test_a_uri_has_no_blank_of_any_kind():
+    """The validator knows the pattern `^\\S*$` by heart; it must mean by it what the regular expression means."""
+    by_expression = structure.jsonschema_rs.Draft202012Validator(
+        {"type": "string", "pattern": r"^\S+$"}, pattern_options=structure.jsonschema_rs.RegexOptions()
+    )
+    by_heart = structure.jsonschema_rs.Draft202012Validator(
+        structure._PRIMITIVES["uri"], pattern_options=structure.jsonschema_rs.RegexOptions()
+    )
+    surrogates = range(0xD800, 0xE000)
+    texts = [f"urn:{chr(code)}x" for code in range(0x1_1000) if code not in surrogates]
+    texts += ["", " ", "a ", "\na", "a\n", "a b", "a"]
+
+    assert [each for each in texts if by_expression.is_valid(each) != by_heart.is_valid(each)] == []
+    assert not any(map(by_heart.is_valid, ("", "a\u2003b")))

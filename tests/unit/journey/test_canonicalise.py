@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION
-from hub.journey.canonicalise import canonicalise, instant, to_utc
+from hub.journey.canonicalise import _refer_otherwise, canonicalise, instant, to_utc
 
 _DIGITS = st.text("0123456789", max_size=9)
 _OFFSETS = st.integers(-14 * 60, 14 * 60).map(
@@ -143,3 +143,36 @@ def test_references_inside_a_bundle_lead_to_its_entries_whatever_they_were_calle
         ("Bundle.entry[2].resource.for.reference", "https://epr.example/fhir/Patient/77"),
         ("Bundle.entry[2].resource.encounter.reference", "Encounter/5"),
     }
+
+
+_SAID = st.lists(
+    st.sampled_from(("Patient", "Patient/1", "/", "/_history/", "?identifier=", "urn:x|", "1", "urn:uuid:", "https://a/", "#")),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(_SAID.map("".join))
+def test_a_reference_is_looked_at_twice_only_where_that_can_matter(said):
+    """What has neither a version nor a question in it means nothing else than it says."""
+    bundle = {
+        "resourceType": "Bundle",
+        "type": "collection",
+        "entry": [
+            {"fullUrl": "https://a/Patient/1", "resource": {"resourceType": "Patient", "id": "1", "identifier": [{"system": "urn:x", "value": "1"}]}},
+            {"fullUrl": _url(1), "resource": {"resourceType": "Encounter", "subject": {"reference": said}}},
+        ],
+    }  # fmt: skip
+    whole = copy.deepcopy(bundle)
+    changes = [each for each in canonicalise(whole, _url) if each.rule.startswith("reference")]
+    urls = {"https://a/Patient/1": _url(0), "Patient/1": _url(0)}
+    alone = copy.deepcopy(whole["entry"][1])
+    alone["resource"]["subject"] = {"reference": said}
+    again = []
+    if said not in urls:
+        _refer_otherwise(alone["resource"]["subject"], (None, "subject"), whole, urls, again)
+        assert alone["resource"]["subject"] == whole["entry"][1]["resource"]["subject"]
+        assert [(each.before, each.after, each.rule) for each in again] == [
+            (each.before, each.after, each.rule) for each in changes
+        ]
+    else:
+        assert whole["entry"][1]["resource"]["subject"] == {"reference": _url(0)}

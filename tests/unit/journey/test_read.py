@@ -1,0 +1,48 @@
+"""What is too deep to read, however the text is written."""
+
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.domain.ids import EventId, OdsCode
+from hub.domain.message import Position, Received
+from hub.domain.rejection import Rejection, Why
+from hub.journey.read import Limits, _deeper_than, read
+from hub.trusts import load_directory
+from tests.unit.journey.test_nothing_lost import SCHEMAS
+
+TRUST = load_directory(SCHEMAS)["RA9"]
+AT = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
+LIMITS = Limits(depth_max=6)
+
+
+def is_too_deep(raw: bytes) -> bool:
+    received = Received(EventId("1"), OdsCode("RA9"), Position("epr.ra9.events", 0, 0), {}, b"k", raw, AT)
+    found = read(received, LIMITS, TRUST)
+    return isinstance(found, Rejection) and found.why is Why.MESSAGE_TOO_DEEP
+
+
+trees = st.recursive(
+    st.none() | st.integers(0, 9) | st.sampled_from(("", "{{{{{{{{", "]]]]", '"}}', "\\")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab{["), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(trees, st.lists(st.sampled_from(("a", "{", None)), min_size=4, max_size=9))
+def test_only_a_tree_that_is_deeper_than_the_limit_is_too_deep(tree, around):
+    for name in around:
+        tree = [tree] if name is None else {name: tree}
+    for raw in (orjson.dumps(tree), orjson.dumps(tree, option=orjson.OPT_INDENT_2)):
+        assert is_too_deep(raw) == _deeper_than(tree, LIMITS.depth_max)
+
+
+@pytest.mark.parametrize(("opened", "closed"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")])
+def test_the_limit_is_where_it_is_said_to_be(opened, closed):
+    each = opened.count(b"[") + opened.count(b"{")
+    for times in range(1, 12):
+        raw = opened * times + b"1" + closed * times
+        assert is_too_deep(raw) == (each * times > LIMITS.depth_max + 1), raw
