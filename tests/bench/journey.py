@@ -86,6 +86,19 @@ class NoStore:
     def all(self) -> list[Any]:
         return []
 
+    async def get_raw_connection(self) -> "NoStore":
+        return self
+
+    @property
+    def driver_connection(self) -> "NoStore":
+        return self
+
+    def is_in_transaction(self) -> bool:
+        return True
+
+    async def copy_records_to_table(self, _table: str, **_what: Any) -> None:
+        pass
+
 
 def rows(effects: Sequence[Effects], rules: Journey, now: datetime) -> None:
     """Make all rows of a batch, as they travel."""
