@@ -1,9 +1,10 @@
-"""Rows that travel as arrays arrive as they were written."""
+"""Rows arrive as they were written, with their transaction or not at all, whichever way they travel."""
 
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import JSON, Column, Integer, LargeBinary, MetaData, String, Table, select
+from sqlalchemy import JSON, Column, Integer, LargeBinary, MetaData, String, Table, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from hub.store.bulk import insert_rows, update_rows
 from hub.store.engine import open_engine
@@ -48,3 +49,50 @@ async def test_columns_without_a_value_and_with_some(database_url, rows):
     await engine.dispose()
 
     assert inserted == updated == rows
+
+
+@pytest.fixture
+async def engine(database_url):
+    engine = open_engine(database_url, pool_size=1)
+    async with engine.begin() as connection:
+        await connection.run_sync(TABLE.metadata.create_all)
+    yield engine
+    await engine.dispose()
+
+
+async def ids(engine):
+    async with engine.connect() as connection:
+        return list((await connection.execute(select(TABLE.c.id).order_by(TABLE.c.id))).scalars())
+
+
+async def test_rows_written_before_anything_else_are_taken_back_with_their_transaction(engine):
+    """A COPY passes by SQLAlchemy, which has not begun the transaction then."""
+    async with engine.connect() as connection:
+        await insert_rows(connection, TABLE, [{"id": 1, **FULL}])
+        await connection.rollback()
+    assert await ids(engine) == []
+
+
+async def test_a_row_that_is_there_is_an_integrity_error_and_says_nothing_of_the_row(engine):
+    async with engine.begin() as connection:
+        await insert_rows(connection, TABLE, [{"id": 1, **FULL}])
+    with pytest.raises(IntegrityError) as refused:
+        async with engine.begin() as connection:
+            await insert_rows(connection, TABLE, [{"id": 2, "text": "x"}, {"id": 1, "text": "Marshwiggle"}])
+    assert refused.value.orig.sqlstate == "23505"
+    assert refused.value.params is None
+    assert await ids(engine) == [1]
+
+
+async def test_a_connection_that_is_lost_meanwhile_is_not_used_again(engine):
+    other = open_engine(engine.url.render_as_string(hide_password=False))
+    async with engine.connect() as connection:
+        mine = await connection.scalar(text("select pg_backend_pid()"))
+        async with other.begin() as killer:
+            await killer.execute(text("select pg_terminate_backend(:pid)"), {"pid": mine})
+        with pytest.raises(DBAPIError):
+            await insert_rows(connection, TABLE, [{"id": 1, **FULL}])
+    await other.dispose()
+    async with engine.begin() as connection:
+        await insert_rows(connection, TABLE, [{"id": 2, **FULL}])
+    assert await ids(engine) == [2]
