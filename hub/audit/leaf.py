@@ -32,11 +32,11 @@ def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
 
     Times are aware datetimes; ``detail`` is what a JSON object reads back as, and its keys are sorted.
     """
-    return numbered(index, fields.get("entry"), said_bytes(fields))
+    return as_leaf(index, fields.get("entry"), said_bytes(fields))
 
 
 def said_bytes(fields: Mapping[str, Any]) -> bytes:
-    """What an entry says, before it has a number and a place: the leaf without the beginning that `numbered` gives it."""
+    """What an entry says, before it has a number and a place: the leaf without the beginning that `as_leaf` gives it."""
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
     said = {name: given for name in _HEAD if (given := fields.get(name)) is not None}
@@ -49,7 +49,7 @@ def said_bytes(fields: Mapping[str, Any]) -> bytes:
     return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
 
 
-def numbered(index: int, entry: int | None, said: bytes) -> bytes:
+def as_leaf(index: int, entry: int | None, said: bytes) -> bytes:
     """What an entry says (`said_bytes`) as leaf number ``index``."""
     number = b"" if entry is None else b',"entry":%d' % entry
     return b'{"leaf":%d,"v":%d%b,%b' % (index, VERSION, number, said[1:])

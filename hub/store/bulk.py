@@ -13,6 +13,7 @@ import asyncpg
 from sqlalchemy import (
     ARRAY,
     JSON,
+    BigInteger,
     ColumnElement,
     FromClause,
     Insert,
@@ -57,6 +58,15 @@ def among(of: Any, values: Iterable[str], connection: AsyncConnection) -> Column
     if is_postgresql(connection):
         return of == any_(literal(found, ARRAY(String)))  # type: ignore[no-any-return]
     return of.in_(found)  # type: ignore[no-any-return]
+
+
+def numbered(
+    of: ColumnElement[int], numbers: Sequence[int], connection: AsyncConnection
+) -> ColumnElement[bool]:
+    """`among` for numbers."""
+    if is_postgresql(connection):
+        return of == any_(literal(list(numbers), ARRAY(BigInteger)))
+    return of.in_(numbers)
 
 
 def insert_ignoring(connection: AsyncConnection, table: Any) -> Insert:

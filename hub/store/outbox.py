@@ -14,16 +14,13 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    ColumnElement,
     Row,
     Select,
     String,
     and_,
-    any_,
     bindparam,
     func,
     insert,
-    literal,
     literal_column,
     or_,
     select,
@@ -36,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.delivery import Outgoing, Placed
 from hub.fhir.headers import SOURCE_ODS
-from hub.store.bulk import insert_rows, update_rows
+from hub.store.bulk import insert_rows, numbered, update_rows
 from hub.store.tables import delivery_attempt, lease, outbox
 from hub.store.write import write_audit
 
@@ -101,15 +98,6 @@ def _chunks(values: Sequence[int]) -> Iterable[Sequence[int]]:
     return (values[at : at + _IN_MAX] for at in range(0, len(values), _IN_MAX))
 
 
-def _numbered(seqs: Sequence[int], connection: AsyncConnection) -> ColumnElement[bool]:
-    """The rows with these numbers; as one array parameter on PostgreSQL, so that a batch of any size is the same
-    statement and is prepared once.
-    """
-    if connection.dialect.name == "postgresql":
-        return outbox.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
-    return outbox.c.seq.in_(seqs)
-
-
 async def pending(
     store: Store, receiver: str, limit: int, now: datetime, *, without_topics: Iterable[str] = ()
 ) -> list[Outgoing]:
@@ -152,7 +140,11 @@ async def pending(
         rows: list[Row[Any]] = []
         for some in _chunks(seqs):
             rows.extend(
-                (await connection.execute(_whole().where(_numbered(some, connection), _NOT_SENT))).all()
+                (
+                    await connection.execute(
+                        _whole().where(numbered(outbox.c.seq, some, connection), _NOT_SENT)
+                    )
+                ).all()
             )
     return [Outgoing(*tuple(row)) for row in sorted(rows, key=lambda row: row.seq)]
 
@@ -313,7 +305,7 @@ async def fetched(
             rows.extend(
                 await connection.execute(
                     select(*_TOLD, c.topic, c.state)
-                    .where(_numbered(some, connection), c.receiver == receiver)
+                    .where(numbered(outbox.c.seq, some, connection), c.receiver == receiver)
                     .order_by(c.seq)
                     .with_for_update()
                 )

@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, any_, bindparam, delete, func, insert, literal, select, text
+from sqlalchemy import bindparam, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.hashes import leaf_hash
-from hub.audit.leaf import FIELDS, TIMES, leaf_bytes, numbered
+from hub.audit.leaf import FIELDS, TIMES, as_leaf, leaf_bytes
 from hub.audit.merkle import Frontier, Node, range_nodes
 from hub.audit.note import read_checkpoint
-from hub.store.bulk import insert_records, insert_rows, is_postgresql
+from hub.store.bulk import insert_records, insert_rows, is_postgresql, numbered
 from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
 from hub.store.waiting import entries
 
@@ -77,7 +77,7 @@ async def seal(
         if before and read_checkpoint(before.note).root != frontier.root():
             raise LogBrokenError(size)
         waiting = [entry for row in batches for entry in entries(row.batch, row.entries)]
-        leaves = [leaf_hash(numbered(size + at, *each)) for at, each in enumerate(waiting)]
+        leaves = [leaf_hash(as_leaf(size + at, *each)) for at, each in enumerate(waiting)]
         nodes = frontier.extend(leaves, KEPT_LEVEL)
         sealed = [
             (size + at, leaf, each.entry, *_columns(each.said))
@@ -174,8 +174,4 @@ _WAITING = (
 
 async def _let_go(connection: AsyncConnection, batches: Sequence[int]) -> None:
     """What is sealed does not wait any more. Only that may be deleted: the table's trigger refuses the rest."""
-    mine = audit_batch.c.batch
-    is_sealed = (
-        mine == any_(literal(batches, ARRAY(BigInteger))) if is_postgresql(connection) else mine.in_(batches)
-    )
-    await connection.execute(delete(audit_batch).where(is_sealed))
+    await connection.execute(delete(audit_batch).where(numbered(audit_batch.c.batch, batches, connection)))
