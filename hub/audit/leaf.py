@@ -25,6 +25,8 @@ _HEAD = FIELDS[1:-1]
 TIMES: Final = ("at", "occurred_at")
 """The fields that are times."""
 _KNOWN = frozenset(FIELDS)
+_DETAIL = b',"detail":'
+"""Before the detail, and nowhere before that: within a text a quotation mark is escaped."""
 
 
 def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
@@ -46,7 +48,13 @@ def said_bytes(fields: Mapping[str, Any]) -> bytes:
     head = orjson.dumps(said)
     if (detail := fields.get("detail")) is None:
         return head
-    return b'%b,"detail":%b}' % (head[:-1], orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+    return b"%b%b%b}" % (head[:-1], _DETAIL, orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+
+
+def apart(said: bytes) -> tuple[bytes, bytes | None]:
+    """What an entry says (`said_bytes`) without its detail, and the detail: JSON objects both. None if it has no detail."""
+    head, mark, rest = said.partition(_DETAIL)
+    return (head + b"}", rest[:-1]) if mark else (head, None)
 
 
 def as_leaf(index: int, entry: int | None, said: bytes) -> bytes:

@@ -42,9 +42,15 @@ from hub.fhir import decimals
 Row = Mapping[str, Any]
 
 
+class JsonText(str):
+    """A JSON column's value that is text already: it is stored as it stands."""
+
+    __slots__ = ()
+
+
 def dumps(value: Any) -> str:
     """JSON as the store writes it."""
-    return decimals.dumps(value).decode()
+    return value if isinstance(value, JsonText) else decimals.dumps(value).decode()
 
 
 def is_postgresql(connection: AsyncConnection) -> bool:
@@ -102,9 +108,8 @@ async def _copy(
     if not driver.is_in_transaction():
         # SQLAlchemy begins a transaction with the first statement that it sees, and it does not see a COPY.
         await connection.execute(select(1))
-    of_json = [at for at, name in enumerate(names) if isinstance(table.c[name].type, JSON)]
-    if of_json:
-        records = [_with_text(each, of_json) for each in records]
+    for at in (at for at, name in enumerate(names) if isinstance(table.c[name].type, JSON)):
+        records = [_with_text(each, at) for each in records]
     try:
         await driver.copy_records_to_table(table.name, records=records, columns=list(names))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -115,12 +120,12 @@ async def _copy(
         raise kind(f"COPY {table.name}", None, error) from error
 
 
-def _with_text(record: Sequence[Any], of_json: Sequence[int]) -> list[Any]:
+def _with_text(record: Sequence[Any], at: int) -> Sequence[Any]:
     """JSON travels as text."""
-    values = list(record)
-    for at in of_json:
-        values[at] = None if values[at] is None else dumps(values[at])
-    return values
+    value = record[at]
+    if value is None or isinstance(value, JsonText):
+        return record
+    return (*record[:at], dumps(value), *record[at + 1 :])
 
 
 async def update_rows(

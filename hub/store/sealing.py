@@ -15,10 +15,10 @@ from sqlalchemy import bindparam, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.hashes import leaf_hash
-from hub.audit.leaf import FIELDS, TIMES, as_leaf, leaf_bytes
+from hub.audit.leaf import FIELDS, TIMES, apart, as_leaf, leaf_bytes
 from hub.audit.merkle import Frontier, Node, range_nodes
 from hub.audit.note import read_checkpoint
-from hub.store.bulk import insert_records, insert_rows, is_postgresql, numbered
+from hub.store.bulk import JsonText, insert_records, insert_rows, is_postgresql, numbered
 from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
 from hub.store.waiting import entries
 
@@ -95,16 +95,20 @@ async def seal(
     return Sealed(len(leaves), frontier.size, note, frontier)
 
 
-def _columns(said: bytes) -> list[Any]:
+def _columns(said: bytes) -> Iterable[Any]:
     """What an entry says (`hub.audit.leaf.said_bytes`) as columns: `hub.audit.leaf.FIELDS` but for its number."""
-    fields = orjson.loads(said)
+    head, detail = apart(said)
+    fields: dict[str, Any] = _NOTHING | orjson.loads(head)
     for name in TIMES:
-        if name in fields:
-            fields[name] = datetime.fromisoformat(fields[name])
-    return [fields.get(name) for name in _SAID]
+        if (at := fields[name]) is not None:
+            fields[name] = datetime.fromisoformat(at)
+    if detail is not None:
+        fields[_DETAIL] = JsonText(detail, "utf-8")
+    return fields.values()
 
 
-_SAID = FIELDS[1:]
+_DETAIL = FIELDS[-1]
+_NOTHING: dict[str, Any] = dict.fromkeys(FIELDS[1:])
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:

@@ -381,8 +381,7 @@ audit_entry = Table(
     Index("ix_audit_entry_at", "at"),
     Index("ix_audit_entry_event_id", "event_id"),
     Index("ix_audit_entry_transfer_id", "transfer_id"),
-    # Somebody's trail in the order of the log, without sorting.
-    Index("ix_audit_entry_person_id", "person_id", "leaf_index"),
+    Index("ix_audit_entry_person_id", "person_id"),
     comment="Sealed entries: leaves of the Merkle log. Only ever inserted; triggers and grants refuse the rest",
 )
 for _who in (audit_entry.c.user_id, audit_entry.c.client_id):

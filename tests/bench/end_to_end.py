@@ -54,6 +54,7 @@ EVENTS_PER_SECOND_MAX = 2000
 PATIENCE_S = 60.0
 """So long nothing may arrive before the rest counts as lost."""
 PACE_S = 0.005
+TURN_S = 5.0
 
 
 # -- the messages --------------------------------------------------------------------------------------------
@@ -364,16 +365,21 @@ class Sustained:
     cpu_us: dict[str, float]
 
 
+def keep_ahead(load: Load, inboxes: Inboxes, most: int) -> None:
+    """Keep `AHEAD` messages on their way, until there were ``most``."""
+    wanted = min(AHEAD - (len(load.produced) - len(inboxes.arrived)), most - len(load.produced))
+    if wanted >= FED_AT_ONCE or wanted + len(load.produced) == most:
+        load.next(wanted)
+    time.sleep(PACE_S)
+
+
 def sustained(load: Load, inboxes: Inboxes, usage: Usage, seconds: float, most: int) -> Sustained:
     """Keep `AHEAD` messages on their way; count those that arrive once the pace is steady."""
     begun: float | None = None
     before: dict[str, float] = {}
     arrived_before = len(inboxes.arrived)
     while True:
-        wanted = min(AHEAD - (len(load.produced) - len(inboxes.arrived)), most - len(load.produced))
-        if wanted >= FED_AT_ONCE or wanted + len(load.produced) == most:
-            load.next(wanted)
-        time.sleep(PACE_S)
+        keep_ahead(load, inboxes, most)
         now = time.monotonic()
         if not inboxes.arrived:
             if now - inboxes.last > PATIENCE_S:
@@ -393,6 +399,35 @@ def sustained(load: Load, inboxes: Inboxes, usage: Usage, seconds: float, most: 
         print(f"The messages ran out after {lasted:.1f} s; give more with --events.")
     cpu_us = {name: (after[name] - before[name]) * 1e6 / arrived for name in after}
     return Sustained(arrived / lasted, cpu_us)
+
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """Events a second while a service stood still, and while it ran and did the work of both times."""
+
+    without: float
+    catching_up: float
+
+    @property
+    def cost(self) -> float:
+        """What part of the pace the service costs when it keeps up."""
+        return (1 - self.catching_up / self.without) / 2
+
+
+def in_turn(load: Load, inboxes: Inboxes, process: psutil.Process, seconds: float) -> InTurn:
+    """Let a service stand still and run for `TURN_S` each, under a backlog that is fed. How fast the machine is changes
+    within seconds by more than what is measured: so both meet the same.
+    """
+    arrived, lasted = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+    for _ in range(max(1, round(seconds / TURN_S / 2))):
+        for stands in (True, False):
+            (process.suspend if stands else process.resume)()
+            begun, before = time.monotonic(), len(inboxes.arrived)
+            while time.monotonic() - begun < TURN_S:
+                keep_ahead(load, inboxes, len(load.events))
+            arrived[stands] += len(inboxes.arrived) - before
+            lasted[stands] += time.monotonic() - begun
+    return InTurn(arrived[True] / lasted[True], arrived[False] / lasted[False])
 
 
 def latencies_ms(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> tuple[list[float], float]:
@@ -417,7 +452,9 @@ def percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else float("nan")
 
 
-def measure(seconds: float, count: int, workers: int, logs: Path | None, beside: Sequence[str] = ()) -> bool:
+def measure(
+    seconds: float, count: int, workers: int, logs: Path | None, beside: Sequence[str], in_turn_s: float
+) -> bool:
     """The whole run; whether every message arrived exactly once."""
     with ExitStack() as stack:
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
@@ -454,6 +491,7 @@ def measure(seconds: float, count: int, workers: int, logs: Path | None, beside:
         load = Load(new_producer(kafka.bootstrap_servers), events, [])
         try:
             flow = sustained(load, inboxes, usage, seconds, most=len(events) * 2 // 3)
+            turns = in_turn(load, inboxes, psutil.Process(pids["sealer"]), in_turn_s) if in_turn_s else None
             waiting = asyncio.run(waiting_to_be_sealed()) if "sealer" in beside else None
             drain(load, inboxes)
             took, offered = latencies_ms(load, inboxes, flow.events_per_s / 2, seconds)
@@ -470,6 +508,11 @@ def measure(seconds: float, count: int, workers: int, logs: Path | None, beside:
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
         print(f"produced {len(load.produced)}, lost {lost}, twice {inboxes.twice}")
+        if turns is not None:
+            print(
+                f"while nothing was sealed {turns.without:.0f}/s, while twice as much was {turns.catching_up:.0f}/s: "
+                f"sealing costs {turns.cost:.1%} of the pace"
+            )
         if waiting is not None:
             print(f"audit entries that waited to be sealed at the end of the sustained load: {waiting}")
         if lost or inboxes.twice:
@@ -530,16 +573,26 @@ def main() -> int:
     parser.add_argument(
         "--logs", type=Path, help="a folder for what worker and dispatcher say; costs a little speed"
     )
+    parser.add_argument(
+        "--in-turn",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="after the full load, let the sealer stand still and run in turn for so long, and say what sealing costs",
+    )
     arguments = parser.parse_args()
-    per_second = int(arguments.seconds + WARM_UP_S) * EVENTS_PER_SECOND_MAX
+    if arguments.in_turn and "sealer" not in arguments.beside:
+        parser.error("--in-turn needs --beside sealer")
+    count = int((arguments.seconds + WARM_UP_S + arguments.in_turn) * EVENTS_PER_SECOND_MAX)
     return (
         0
         if measure(
             arguments.seconds,
-            arguments.events or per_second,
+            arguments.events or count,
             arguments.workers,
             arguments.logs,
             arguments.beside,
+            arguments.in_turn,
         )
         else 1
     )

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import JSON, Column, Integer, LargeBinary, MetaData, String, Table, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from hub.store.bulk import insert_rows, update_rows
+from hub.store.bulk import JsonText, insert_rows, update_rows
 from hub.store.engine import open_engine
 from hub.store.tables import UtcDateTime
 
@@ -49,6 +49,18 @@ async def test_columns_without_a_value_and_with_some(database_url, rows):
     await engine.dispose()
 
     assert inserted == updated == rows
+
+
+async def test_json_that_is_text_already_is_stored_as_it_stands(engine):
+    said = ['{"b": 1.50}', "[]"]
+    rows = [{"id": number, **FULL, "said": JsonText(text)} for number, text in enumerate(said)]
+    async with engine.begin() as connection:
+        await insert_rows(connection, TABLE, rows)
+        inserted = (await connection.execute(text("select said::text from bulk order by id"))).scalars().all()
+        await update_rows(connection, TABLE, ["id"], rows[:1])
+        updated = await connection.scalar(text("select said::text from bulk where id = 0"))
+    assert inserted == said
+    assert updated == said[0]
 
 
 @pytest.fixture

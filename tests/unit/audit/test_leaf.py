@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.audit.leaf import FIELDS, leaf_bytes
+from hub.audit.leaf import FIELDS, apart, leaf_bytes, said_bytes
 
 AT = datetime(2026, 3, 1, 9, 10, tzinfo=UTC)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
@@ -88,6 +88,20 @@ def test_an_entry_read_back_gives_the_same_bytes(index, fields):
     assert leaf == leaf_bytes(*read_back(leaf))
     assert b"\n" not in leaf
     assert list(json.loads(leaf)) == ["leaf", "v", *(name for name in FIELDS if name in fields)]
+
+
+@given(
+    ENTRIES, st.booleans(), st.sampled_from(WORDS), st.sampled_from(['","detail":{}', "\\", '\\","detail":'])
+)
+def test_the_detail_is_found_whatever_an_entry_says(fields, has_detail, word, text):
+    """It is cut off as text, so no text before it may pass for its beginning."""
+    detail = fields["detail"] if has_detail else None
+
+    head, found = apart(said_bytes(fields | {"detail": detail, word: text}))
+
+    assert "detail" not in json.loads(head)
+    assert json.loads(head)[word] == text
+    assert found is None if detail is None else json.loads(found) == detail
 
 
 @given(st.integers(0, 2**60), ENTRIES)
