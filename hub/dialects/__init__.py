@@ -6,6 +6,7 @@ is quarantined with a reason and can be run again when the hub has learned it.
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Dialect(StrEnum):
@@ -30,7 +31,7 @@ _STU3_JSON = re.compile(
 def detect(content_type: str, raw: bytes) -> Dialect:
     """The dialect by what the message looks like; by its header only where both looks are possible."""
     start = raw[:64].lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\x0b\x00")
-    says_stu3 = "fhirversion=3" in content_type.replace(" ", "").lower()
+    says_stu3 = _says_stu3(content_type)
     if start.startswith(b"<"):
         # UTF-16 has a NUL beside every ASCII letter.
         is_stu3 = says_stu3 or _STU3_XML.search(raw.replace(b"\x00", b"") if b"\x00" in raw[:64] else raw)
@@ -44,6 +45,12 @@ def detect(content_type: str, raw: bytes) -> Dialect:
     return Dialect.FHIR_R4_JSON
 
 
+@lru_cache(maxsize=64)
+def _says_stu3(content_type: str) -> bool:
+    return "fhirversion=3" in content_type.replace(" ", "").lower()
+
+
+@lru_cache(maxsize=64)
 def contradicts(content_type: str, dialect: Dialect) -> bool:
     """Whether a header that names a format names another one than the message is in."""
     said = content_type.lower()

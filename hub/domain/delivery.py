@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hub.domain.value import value
+
 SEQ_HEADER = "outbox-seq"
 """Every record names its outbox row, so that the receiving topic is the record of what was sent."""
 
@@ -15,7 +17,7 @@ EVENT_HEADER = "event-id"
 """Beside the sequence: two databases number alike, so a number alone does not prove that it is our row."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outgoing:
     """One outbox row, as a door out needs it. ``attempts`` counts the ones that failed."""
 
@@ -29,7 +31,7 @@ class Outgoing:
     attempts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placed:
     """Where an outbox row lies in the receiver's topic. ``event_id`` is the row's, as the record has it."""
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import NewType
 
 import nhs_number
 
-from hub.domain.value import value
+from hub.domain.value import ordered_value, value
 
 OdsCode = NewType("OdsCode", str)
 """An NHS organisation, in upper case: three characters for a trust, five for one of its sites."""
@@ -41,7 +40,7 @@ class Identifier:
     value: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@ordered_value
 class PersonKey:
     """One way of knowing a person. ``authority`` is ``nhs`` or ``<ODS>|<system>``: a hospital's own
     numbers mean nothing outside that hospital, so they are never compared across trusts.

@@ -1,16 +1,16 @@
 """A message on its way through the hub: as it came in, and as the hub understood it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from hub.domain.ids import NHS_AUTHORITY, EventId, Identifier, NhsNumber, OdsCode, PersonKey
-from hub.domain.value import value
+from hub.domain.value import ordered_value, value
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@ordered_value
 class Position:
     """A message's place in Kafka's log. Whether it was taken in is known by this alone."""
 

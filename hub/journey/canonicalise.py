@@ -23,7 +23,6 @@ from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import (
     NHS_NUMBER,
     ODS_SYSTEMS,
-    PRACTITIONER_SYSTEMS,
     canonical_system,
     practitioner_system,
 )
@@ -53,7 +52,8 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
         said = node["reference"]
         target = urls.get(said)
         if target is not None:
-            _set(node, "reference", target, "reference", path, changes)
+            if target != said:
+                _set(node, "reference", target, "reference", path, changes)
         elif _VERSION in said or _QUESTION in said:
             _refer_otherwise(node, path, tree, urls, changes)
     return tuple(changes)
@@ -136,8 +136,8 @@ def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[
                 continue
             if name == "reference":
                 references.append((node, path))
-            elif len(value) > 10 and value[-1] != "Z":
-                _set(node, name, to_utc(value), "time-to-utc", path, changes)
+            elif len(value) > 10 and value[-1] != "Z" and (said := to_utc(value)) != value:
+                _set(node, name, said, "time-to-utc", path, changes)
         elif kind is dict:
             within = (path, name)
             if name == "identifier":
@@ -162,24 +162,26 @@ def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
         system = canonical
     if not isinstance(value, str):
         return
-    if system == NHS_NUMBER:
-        _set(identifier, "value", _plain_value(system, value), "nhs-number-spaces", path, changes)
-    elif system in ODS_SYSTEMS:
-        _set(identifier, "value", _plain_value(system, value), "ods-case", path, changes)
-    elif system in PRACTITIONER_SYSTEMS:
-        shaped = practitioner_system(system, value)
+    plain = _plain_value(system, value)
+    if plain != value:
+        rule = "nhs-number-spaces" if system == NHS_NUMBER else "ods-case"
+        _set(identifier, "value", plain, rule, path, changes)
+    shaped = practitioner_system(system, value)
+    if shaped != system:
         _set(identifier, "system", shaped, "practitioner-shape", path, changes)
 
 
 def _set(node: Tree, name: str, after: str, rule: str, path: Path, changes: list[Change]) -> None:
-    before = node[name]
-    if after != before:
-        node[name] = after
-        changes.append(Change(_said((path, name)), before, after, rule))
+    changes.append(Change(_said((path, name)), node[name], after, rule))
+    node[name] = after
 
 
+@lru_cache(maxsize=4096)
 def _said(path: Path | None) -> str:
-    """``((((None, "Bundle"), "entry"), 0), "fullUrl")`` → ``Bundle.entry[0].fullUrl``."""
+    """``((((None, "Bundle"), "entry"), 0), "fullUrl")`` → ``Bundle.entry[0].fullUrl``.
+
+    Remembered for a while: a trust's messages are alike, and what changes stands in the same places.
+    """
     steps: list[str] = []
     while path is not None:
         path, step = path

@@ -735,7 +735,8 @@ class _Court:
                 story.receiver,
             ):
                 self.say("misrouted", f"{number} is between {transfer['sender']} and {transfer['receiver']}")
-        others = {row["value"] for row in self.t.identifiers if row["transfer_id"] in self._journeys()}
+        of_journeys = self._journeys()
+        others = {row["value"] for row in self.t.identifiers if row["transfer_id"] in of_journeys}
         for number in of_request.keys() - asked - self.ledger.stories.keys() - others:
             self.say("duplicate_effects", f"request {number} was never sent and has a transfer")
         for row in self.t.incidents:

@@ -19,7 +19,13 @@ What = Literal[
     "kill", "term", "freeze", "kafka-kill", "kafka-stop", "postgres-kill", "postgres-stop", "locked"
 ]
 
-_LOCKS = 4
+_LOCKED = {"dispatcher": "delivery_attempt", "worker": "message"}
+"""What each must write before its transaction can be committed: while that is locked, it stands in the middle of its work."""
+_LOCKS = ("dispatcher", "worker", "dispatcher", "worker", "dispatcher")
+_MET_S = 8.0
+"""So long a lock is held for somebody to meet it: after a death nobody works until a lease or a session has run out."""
+
+_SOMEBODY_WAITS = "select exists (select from pg_locks where relation = $1::text::regclass and not granted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class Fault:
 def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s: float) -> list[Fault]:
     """Something of everything, at moments of the seed's choice.
 
-    One outage of Kafka, because its start takes longest; three of PostgreSQL; four locks; one worker sleeps past its session, one
+    One outage of Kafka, because its start takes longest; three of PostgreSQL; five locks; one worker sleeps past its session, one
     dispatcher past its lease; and a process is hit every second or two.
     """
     faults = [
@@ -72,10 +78,10 @@ def plan(rng: random.Random, length_s: float, session_timeout_s: float, lease_s:
                 lasts=rng.choice([0.0, 1.0, 2.0, rng.uniform(2, 8)]),
             )
         )
-    slot = (length_s - 4) / _LOCKS
+    slot = (length_s - 4) / len(_LOCKS)
     faults += [
-        Fault(3 + n * slot + rng.uniform(0, slot - 2), "locked", lasts=rng.uniform(1, 2))
-        for n in range(_LOCKS)
+        Fault(3 + n * slot + rng.uniform(0, slot - 2), "locked", kind, lasts=rng.uniform(0.2, 1))
+        for n, kind in enumerate(_LOCKS)
     ]
     at = rng.uniform(2, 4)
     while at < length_s:
@@ -118,32 +124,30 @@ class Trouble:
                 await asyncio.sleep(fault.lasts)
                 await asyncio.to_thread(self._postgres.start)
         elif fault.what == "locked":
-            await self._lock_out(fault)
+            # Not while PostgreSQL is down or begins again, which can be most of the time: it would meet nobody.
+            async with self._postgres_lock:
+                await self._lock_out(fault)
         else:
             await self._hit(fault)
 
     async def _lock_out(self, fault: Fault) -> None:
-        """Somebody's maintenance locks `delivery_attempt`, and the dispatchers die before it ends.
+        """Somebody's maintenance locks a table, and all processes of a kind die while they wait for it.
 
-        What they have sent cannot be written down meanwhile, so this hits the moment between the two, which
-        lasts a millisecond or two and which random kills hardly ever meet.
+        So this hits the moments that last a millisecond or two and that random kills hardly ever meet: a dispatcher has sent
+        and has not written that down; a worker has decided and has not committed.
         """
+        connection = await asyncpg.connect(self._dsn, timeout=20)
         try:
-            connection = await asyncpg.connect(self._dsn, timeout=5)
-        except (OSError, asyncpg.PostgresError, TimeoutError):
-            return  # PostgreSQL is down anyway
-        try:
-            async with asyncio.timeout(10), connection.transaction():
-                await connection.execute("lock table delivery_attempt in share mode")
+            async with connection.transaction():
+                await connection.execute(f"lock table {_LOCKED[fault.kind]} in share mode")
+                met = await _is_met(connection, _LOCKED[fault.kind])
                 await asyncio.sleep(fault.lasts)
-                for member in self._fleet.of("dispatcher"):
+                for member in self._fleet.of(fault.kind):
                     if member.hit(signal.SIGKILL):
-                        self.done["kill dispatcher, locked out"] += 1
+                        self.done[f"kill {fault.kind}" + (", locked out" if met else "")] += 1
                 await asyncio.sleep(0.3)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            return
         finally:
-            connection.terminate()
+            await connection.close()
 
     async def _hit(self, fault: Fault) -> None:
         of_kind = self._fleet.of(fault.kind)
@@ -164,3 +168,13 @@ class Trouble:
                     member.hit(signal.SIGCONT)
         elif member.hit(signal.SIGKILL if fault.what == "kill" else signal.SIGTERM):
             self.done[f"{fault.what} {fault.kind}"] += 1
+
+
+async def _is_met(connection: asyncpg.Connection, table: str) -> bool:
+    """Until somebody waits for a lock on the table, or nobody did for a long time; whether somebody does."""
+    until = time.monotonic() + _MET_S
+    while time.monotonic() < until:
+        if await connection.fetchval(_SOMEBODY_WAITS, table):
+            return True
+        await asyncio.sleep(0.02)
+    return False

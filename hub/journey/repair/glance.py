@@ -23,8 +23,8 @@ _SIGNS = (
     re.compile(rb'"value":"[$\[{<:]'),
     # References that say a type and nothing else.
     re.compile(rb'\{"type":"[^"]*"\}'),
-    re.compile(rb"http://hl7\.org/fhir/us/core/"),
 )
+_US_CORE = b"http://hl7.org/fhir/us/core/"
 
 
 def nothing_to_mend(tree: Tree, namespaces: Namespaces) -> bool:
@@ -33,17 +33,18 @@ def nothing_to_mend(tree: Tree, namespaces: Namespaces) -> bool:
         text = orjson.dumps(tree, default=str)
     except orjson.JSONEncodeError:
         return False
-    if any(sign.search(text) for sign in _SIGNS):
+    if _US_CORE in text or any(sign.search(text) for sign in _SIGNS):
         return False
     if tree["resourceType"] == "Bundle":
         entries = tree.get("entry", ())
         urls = [entry["fullUrl"] for entry in entries if "fullUrl" in entry]
-        if len(urls) != len(set(urls)) or not all(entry.keys() & _HAS_CONTENT for entry in entries):
+        if len(urls) != len(set(urls)) or not all(map(_has_content, entries)):
             return False
     return not namespaces or not any(_lacks_system(each, namespaces) for _, each in resources_of(tree))
 
 
-_HAS_CONTENT = frozenset(("resource", "request", "response"))
+def _has_content(entry: dict[str, Any]) -> bool:
+    return "resource" in entry or "request" in entry or "response" in entry
 
 
 def _lacks_system(resource: dict[str, Any], namespaces: Namespaces) -> bool:
