@@ -4,7 +4,7 @@ SEEDS ?= 1
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast live prerequisites check format chaos bench bench-journey bench-rest bench-audit lock clean
+.PHONY: help setup demo test test-fast live prerequisites validate check format chaos bench bench-journey bench-rest bench-audit lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,7 +34,7 @@ prerequisites: setup ## install Java, Maven and PostgreSQL where this machine al
 	@$(VENV)/bin/python -m tests.harness.prerequisites --install || true
 
 test: prerequisites ## unit, property, story and contract tests, then the live ones on real Kafka and PostgreSQL
-	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not long" tests/unit tests/stories tests/contracts tests/corpus tests/edges tests/live/test_stories.py
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not long and not validator" tests/unit tests/stories tests/contracts tests/corpus tests/edges tests/live/test_stories.py
 	@$(VENV)/bin/python -m pytest -q -m "not long" tests/live --ignore=tests/live/test_stories.py
 
 test-fast: setup ## all but the live tests
@@ -42,6 +42,9 @@ test-fast: setup ## all but the live tests
 
 live: prerequisites ## all the tests on real Kafka and PostgreSQL, the long ones too
 	@$(VENV)/bin/python -m pytest -q tests/live
+
+validate: prerequisites ## what the hub says in FHIR, judged by the FHIR validator; skipped, with the reason, where that is absent
+	@$(VENV)/bin/python -m pytest -q -m validator
 
 check: setup ## format, lint, types, layers
 	@$(VENV)/bin/ruff format --check .
