@@ -126,7 +126,11 @@ class Trouble:
         elif fault.what == "locked":
             # Not while PostgreSQL is down or begins again, which can be most of the time: it would meet nobody.
             async with self._postgres_lock:
-                await self._lock_out(fault)
+                try:
+                    async with asyncio.timeout(_MET_S + 7):
+                        await self._lock_out(fault)
+                except TimeoutError:
+                    self.done["lock not had in time"] += 1
         else:
             await self._hit(fault)
 
@@ -136,7 +140,7 @@ class Trouble:
         So this hits the moments that last a millisecond or two and that random kills hardly ever meet: a dispatcher has sent
         and has not written that down; a worker has decided and has not committed.
         """
-        connection = await asyncpg.connect(self._dsn, timeout=20)
+        connection = await asyncpg.connect(self._dsn)
         try:
             async with connection.transaction():
                 await connection.execute(f"lock table {_LOCKED[fault.kind]} in share mode")
@@ -147,7 +151,7 @@ class Trouble:
                         self.done[f"kill {fault.kind}" + (", locked out" if met else "")] += 1
                 await asyncio.sleep(0.3)
         finally:
-            await connection.close()
+            connection.terminate()
 
     async def _hit(self, fault: Fault) -> None:
         of_kind = self._fleet.of(fault.kind)
