@@ -22,7 +22,11 @@ def test_values_that_say_the_same_are_the_same():
 
 def test_mypy_lets_nobody_change_one(tmp_path):
     file = tmp_path / "changed.py"
-    file.write_text("from hub.domain.ids import Identifier\nIdentifier('a', 'b').value = 'c'\n")
+    file.write_text(
+        "from hub.domain.ids import Identifier, PersonKey\n"
+        "Identifier('a', 'b').value = 'c'\n"
+        "PersonKey('a', 'b').authority = 'c'\n"
+    )
     root = Path(__file__).resolve().parents[3]
 
     found = run(
@@ -33,6 +37,5 @@ def test_mypy_lets_nobody_change_one(tmp_path):
         check=False,
     )
 
-    assert 'Property "value" defined in "Identifier" is read-only' in found.stdout, (
-        found.stdout + found.stderr
-    )
+    for said in ('"value" defined in "Identifier"', '"authority" defined in "PersonKey"'):
+        assert f"Property {said} is read-only" in found.stdout, found.stdout + found.stderr
