@@ -1,6 +1,6 @@
 """Every setting: environment variables with the prefix ``HUB_``, each with its unit and its reason.
 
-Only `hub.cli` and `hub.wiring` read this; everybody else is handed what they need.
+Only `hub.commands` and `hub.wiring` read this; everybody else is handed what they need.
 """
 
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Groups of commands that are large enough for a file of their own; `hub.cli` puts them together."""
+"""What the commands of `hub` do: a file for each heading of `hub --help`, and one for each larger group. Thin: settings are read, something is called, the answer is printed."""

@@ -1,4 +1,4 @@
-"""`hub audit search` and `hub audit report …`: what is in the audit, and what people ask of it. That it was read is written first."""
+"""`hub audit search`, `hub audit trail` and `hub audit report …`: what is in the audit, and what people ask of it. That it was read is written first."""
 
 import getpass
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,17 +11,16 @@ import typer
 from hub import wiring
 from hub.audit.catalogue import CATALOGUE, Action
 from hub.audit.entries import Code, Outcome
-from hub.commands.terminal import AsJson, Failure, fail, run_it, settings_now, show
+from hub.commands.terminal import AsJson, Failure, fail, group, run_it, settings_now, show
 from hub.governance import reports
 from hub.governance.csv_text import csv_text
 from hub.governance.reports import Report
-from hub.store import book
+from hub.settings import HubSettings
+from hub.store import book, queries
 from hub.store.book import Asked, Asking, Is
 
-report = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="What information governance asks of the audit: as a table, as `--csv`, or as `--json`, one object a line.",
+report = group(
+    "What information governance asks of the audit: as a table, as `--csv`, or as `--json`, one object a line."
 )
 
 Since = Annotated[
@@ -42,6 +41,7 @@ USUALLY = timedelta(days=30)
 def add_to(audit: typer.Typer) -> None:
     """Put the commands into the group `hub audit`."""
     audit.command("search")(search)
+    audit.command("trail")(trail)
     audit.add_typer(report, name="report")
 
 
@@ -155,6 +155,34 @@ def _outcomes(said: Sequence[int] | None) -> frozenset[int] | None:
     if said and not set(said) <= set(Outcome):
         fail("The outcome is 0, 4, 8 or 12.")
     return frozenset(said) if said else None
+
+
+# ---------------------------------------------------------------- hub audit trail
+
+
+def trail(
+    transfer: Annotated[str, typer.Argument(help="The transfer's id.")], as_json: AsJson = False
+) -> None:
+    """One transfer's story, from the first request to the last delivery, in words a ward manager can read."""
+    from hub.governance.trail import tell
+
+    async def load(settings: HubSettings) -> tuple[queries.Row, list[queries.Row]]:
+        async with wiring.opened(settings) as engine:
+            try:
+                row = await queries.transfer_row(engine, transfer)
+            except queries.NotFoundError:
+                raise Failure(f"There is no transfer {transfer}.") from None
+            asked = book.Asked(fits=[[book.Is("transfer_id", transfer)]], oldest_first=True)
+            by = book.Asking("cli", wiring.now(), {"user_id": getpass.getuser()}, ["transfer"])
+            return row, (await book.entries(engine, asked, by)).rows
+
+    found, entries = run_it(load, settings_now())
+    if as_json:
+        show(entries, True, (), "")
+        return
+    names = {each.ods: each.name for each in wiring.directory(settings_now())}
+    for line in tell(found, entries, names):
+        print(line)
 
 
 # ---------------------------------------------------------------- hub audit report

@@ -9,14 +9,12 @@ import typer
 import yaml
 
 from hub import wiring
-from hub.commands.terminal import fail, settings_now
+from hub.commands.terminal import fail, group, settings_now
 from hub.settings import REPOSITORY
 from hub.trusts import TrustsError, load_retention
 
-governance = typer.Typer(
-    no_args_is_help=True,
-    help="Papers for clinical safety and information governance, as pages (Markdown): `deploy/governance/`.",
-    pretty_exceptions_enable=False,
+governance = group(
+    "Papers for clinical safety and information governance, as pages (Markdown): `deploy/governance/`."
 )
 PAPERS = REPOSITORY / "deploy" / "governance"
 

@@ -8,17 +8,15 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub import wiring
-from hub.commands.terminal import AsJson, run_it, settings_now, show
+from hub.commands.terminal import AsJson, group, run_it, settings_now, show
 from hub.domain.retention import Policy
 from hub.settings import HubSettings
 from hub.store import retention as store
 from hub.store.retention import Aged
 from hub.trusts import load_retention
 
-retention = typer.Typer(
-    no_args_is_help=True,
-    help="What the hub keeps no longer, by `schemas/retention.yaml`. Contents age out; audit entries do not.",
-    pretty_exceptions_enable=False,
+retention = group(
+    "What the hub keeps no longer, by `schemas/retention.yaml`. Contents age out; audit entries do not."
 )
 
 

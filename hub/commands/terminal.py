@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub import wiring
 from hub.services.supervisor import end_with_the_supervisor
 from hub.settings import HubSettings
 from hub.store import schema
 from hub.store.intake import StoreUnavailableError
+from hub.store.queries import NotFoundError
 from hub.telemetry.log import set_up
 from hub.trusts import TrustsError
 
@@ -24,6 +26,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line."
 Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
 Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
 Result = TypeVar("Result")
+
+
+def group(text: str) -> typer.Typer:
+    """A group of commands; ``text`` is its help. `hub.cli` gives it its name."""
+    return typer.Typer(no_args_is_help=True, help=text, pretty_exceptions_enable=False)
 
 
 class Failure(Exception):  # noqa: N818 - it is an answer to the person at the terminal
@@ -41,6 +48,20 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
         fail(
             f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
         )
+
+
+def change(work: Callable[[AsyncEngine], Awaitable[None]], missing: str) -> None:
+    """Change something in the store and say that it is done; ``missing`` says what there is not, where `NotFoundError` is raised."""
+
+    async def changed(settings: HubSettings) -> None:
+        async with wiring.opened(settings) as engine:
+            try:
+                await work(engine)
+            except NotFoundError:
+                raise Failure(missing) from None
+        print("done")
+
+    run_it(changed, settings_now())
 
 
 def fail(line: str) -> NoReturn:

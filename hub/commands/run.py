@@ -1,0 +1,118 @@
+"""The commands that run the hub's services, and `hub demo`."""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from hub import wiring
+from hub.commands.terminal import (
+    Failure,
+    fail,
+    logging_settings,
+    run_it,
+    settings_now,
+)
+from hub.services.health import untried
+from hub.services.log_keys import KeyFileError
+from hub.settings import HubSettings
+from hub.store import schema
+from hub.telemetry.log import get_log
+from hub.trusts import TrustsError
+
+
+def worker() -> None:
+    """Read the trusts' events and take them in. Start as many as there are partitions; SQLite allows one."""
+    settings = logging_settings()
+
+    async def check() -> None:
+        async with wiring.opened(settings):
+            wiring.directory(settings)
+
+    run_it(check)
+    try:
+        raise typer.Exit(wiring.run_worker(settings))
+    except (schema.SchemaError, TrustsError, wiring.SecondWorkerError) as error:
+        fail(str(error))
+
+
+def dispatcher() -> None:
+    """Deliver what the outbox holds to the trusts' inboxes and receipts."""
+    run_it(wiring.run_dispatcher, logging_settings())
+
+
+def clock() -> None:
+    """Tell both hospitals when a transfer has waited too long (`schemas/clocks.yaml`)."""
+    try:
+        run_it(wiring.run_clock, logging_settings())
+    except TrustsError as error:
+        fail(str(error))
+
+
+def serve() -> None:
+    """The FHIR REST facade, for systems without Kafka: `hub/facade/README.md` shows how to use it."""
+    try:
+        run_it(wiring.run_facade, logging_settings())
+    except (TrustsError, wiring.TokenKeyError) as error:
+        fail(str(error))
+
+
+def sealer() -> None:
+    """Seal the audit: entries become leaves of a log that shows every change, and signed checkpoints go out."""
+    try:
+        run_it(wiring.run_sealer, logging_settings())
+    except KeyFileError as error:
+        fail(str(error))
+
+
+def feeds() -> None:
+    """Pass the sealed audit on as AuditEvents: to the topic `hub.audit`, and to a repository (HUB_AUDIT_REPOSITORY_URL)."""
+    try:
+        run_it(wiring.run_feeds, logging_settings())
+    except TrustsError as error:
+        fail(str(error))
+
+
+SERVICES = ("worker", "dispatcher", "clock", "sealer", "feeds")
+
+
+def run() -> None:
+    """All services on this machine under one supervisor, which restarts what dies and says so."""
+    from hub.services.supervisor import Supervisor
+
+    settings = logging_settings()
+    supervisor = Supervisor(
+        (*SERVICES, "serve") if settings.facade_port else SERVICES,
+        get_log(service="run"),
+        backoff_s=settings.restart_backoff_s,
+        backoff_max_s=settings.restart_backoff_max_s,
+    )
+    run_it(supervisor.run)
+
+
+def health() -> None:
+    """Exit 0 if the database answers, its schema fits, and no message has waited longer than the watchdog allows."""
+
+    async def check(settings: HubSettings) -> None:
+        async with wiring.opened(settings) as engine:
+            patience = timedelta(seconds=settings.watchdog_s)
+            stuck = await untried(engine, wiring.directory(settings), patience, wiring.now())
+            if stuck:
+                raise Failure(
+                    f"Nothing was even tried for {', '.join(stuck)} in {settings.watchdog_s:.0f} s: is a dispatcher running?"
+                )
+        print("well")
+
+    run_it(check, settings_now())
+
+
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="Tell the story, then leave; exit 0 only if every step was seen.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
+) -> None:
+    """Watch a patient move from Torbay to Exeter: broker, database, three simulated hospitals, all in this terminal."""
+    from hub.demo.story import tell
+
+    raise typer.Exit(tell(once=once, as_json=as_json))

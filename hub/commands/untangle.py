@@ -1,0 +1,307 @@
+"""The duty team's commands: what is stuck, why, and how it goes on."""
+
+import getpass
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hub import wiring
+from hub.commands.terminal import (
+    AsJson,
+    Because,
+    Failure,
+    Ods,
+    cell,
+    change,
+    fail,
+    group,
+    run_it,
+    settings_now,
+    show,
+)
+from hub.domain.ids import PersonId, TransferId
+from hub.domain.message import Received
+from hub.journey.decide import Choice
+from hub.settings import HubSettings
+from hub.store import outbox, queries
+from hub.store.unit_of_work import NotQuarantinedError
+from hub.trusts import TrustsError, book_beside, load_profile
+
+glass = group("Who saw a patient whose hospital is not theirs, and why.")
+quarantine = group("Messages that wait for somebody to mend their cause.")
+incidents = group("What is wrong and not yet acknowledged.")
+brake = group("Trusts that are paused because everything they sent was quarantined.")
+positions = group("How far each partition has been taken in.")
+
+
+@glass.command("list")
+def glass_list(
+    open_only: Annotated[bool, typer.Option("--open", help="Only what nobody has looked at.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Who broke the glass, for whom (the hub's id), why, and who looked at it."""
+    from hub.store.break_glass import grants
+
+    async def work() -> list[dict[str, Any]]:
+        async with wiring.opened(settings_now()) as engine:
+            return await grants(engine, open_only=open_only)
+
+    columns = ["grant_id", "granted_at", "trust", "user_id", "role_id", "person_id", "reason", "verdict"]
+    show(run_it(work), as_json, columns, "Nobody broke the glass.")
+
+
+@glass.command("review")
+def glass_review(
+    grant_id: str,
+    verdict: Annotated[str, typer.Argument(help="justified or not-justified")],
+) -> None:
+    """Somebody looked at it: closes its incidents; audited."""
+    from hub.store.break_glass import review
+
+    if verdict not in {"justified", "not-justified"}:
+        fail("The verdict is justified or not-justified.")
+    change(
+        lambda engine: review(engine, grant_id, getpass.getuser(), verdict, wiring.now()),
+        f"No grant {grant_id} that waits to be looked at.",
+    )
+
+
+def replay(
+    ods: Ods,
+    since: Annotated[datetime, typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.")],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            help="The new profile.yaml to try, with the conceptmaps/ beside it if there are any.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    values: Annotated[
+        bool, typer.Option("--values", help="Also the values, which are patients' data; else paths only.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try a new version of a trust's profile on the messages it sent: what would differ, field by field. Changes nothing; audited."""
+    from hub.onboarding.replay import compare, with_profile
+
+    settings = settings_now()
+
+    async def load(settings: HubSettings) -> list[Received]:
+        async with wiring.opened(settings) as engine:
+            return await queries.messages_for_replay(
+                engine,
+                ods.upper(),
+                since=since if since.tzinfo else since.replace(tzinfo=UTC),
+                reader=getpass.getuser(),
+                now=wiring.now(),
+            )
+
+    try:
+        rules = wiring.journey(settings, wiring.directory(settings))
+        new = load_profile(profile)
+        book = book_beside(settings.schemas_dir, profile)
+    except TrustsError as error:
+        fail(str(error))
+    if ods.upper() not in rules.directory:
+        fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+    if new.ods != ods.upper():
+        fail(f"{profile} is a profile of {new.ods}, not of {ods.upper()}.")
+    messages = run_it(load, settings)
+    rows = [
+        {"event_id": received.event_id, "path": each.path}
+        | ({"before": each.before, "after": each.after} if values else {})
+        for received, differing in compare(messages, rules, with_profile(rules, new, book))
+        for each in differing
+    ]
+    columns = ("event_id", "path", "before", "after") if values else ("event_id", "path")
+    show(rows, as_json, columns, "Nothing would differ.")
+    if not as_json:
+        print(f"{len({row['event_id'] for row in rows})} of {len(messages)} messages would differ.")
+
+
+@quarantine.command("list")
+def quarantine_list(
+    ods: Annotated[str | None, typer.Option("--trust", help="Only this trust's.")] = None,
+    why: Annotated[str | None, typer.Option(help="Only this reason code.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What waits, why, where in the message, and who can mend it. No content is shown."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=why)
+
+    rows = run_it(load, settings_now())
+    show(
+        rows,
+        as_json,
+        ("event_id", "trust", "received_at", "why", "at", "owner", "retries"),
+        "Nothing is quarantined.",
+    )
+
+
+@quarantine.command("show")
+def quarantine_show(
+    event_id: str,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Write the bytes as received to standard output. They hold personal data."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One message: why it waits and what to do."""
+
+    async def load(settings: HubSettings) -> tuple[queries.Row, bytes | None]:
+        async with wiring.opened(settings) as engine:
+            try:
+                return await queries.message(engine, event_id)
+            except queries.NotFoundError:
+                raise Failure(f"There is no message {event_id}.") from None
+
+    row, content = run_it(load, settings_now())
+    if raw:
+        if content is None:
+            fail(f"The bytes of message {event_id} are not here: {row['content']}.")
+        sys.stdout.buffer.write(content)
+        return
+    if as_json:
+        show([row], True, (), "")
+        return
+    for name, value in row.items():
+        print(f"{name:>16}  {cell(value)}")
+
+
+@quarantine.command("retry")
+def quarantine_retry(
+    event_ids: Annotated[list[str], typer.Argument(help="One or more messages.")],
+    transfer: Annotated[
+        str | None, typer.Option(help="The answer to needs-confirmation: this transfer is meant.")
+    ] = None,
+    person: Annotated[str | None, typer.Option(help="Or: this person (the hub's id) is meant.")] = None,
+) -> None:
+    """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined."""
+    choice = Choice(TransferId(transfer) if transfer else None, PersonId(person) if person else None)
+    if (transfer or person) and len(event_ids) > 1:
+        fail("An answer is for one message: give one event id with --transfer or --person.")
+
+    async def retry(settings: HubSettings) -> bool:
+        async with wiring.opened(settings) as engine:
+            work = wiring.unit_of_work(settings, engine, wiring.directory(settings))
+            well = True
+            for event_id in event_ids:
+                try:
+                    effects = await work.retry(event_id, operator=getpass.getuser(), choice=choice)
+                except NotQuarantinedError:
+                    raise Failure(f"There is no quarantined message {event_id}.") from None
+                why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
+                print(f"{event_id}  {effects.disposition}{why}")
+                well = well and effects.rejection is None
+            return well
+
+    if not run_it(retry, settings_now()):
+        raise typer.Exit(1)
+
+
+def outbox_(as_json: AsJson = False) -> None:
+    """What waits for each receiver, since when, and why it was not delivered."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            waiting = await outbox.waiting(engine)
+        names = ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error")
+        return [{name: getattr(each, name) for name in names} for each in waiting]
+
+    rows = run_it(load, settings_now())
+    show(
+        rows,
+        as_json,
+        ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"),
+        "Nothing waits.",
+    )
+
+
+@incidents.command("list")
+def incidents_list(
+    closed: Annotated[bool, typer.Option("--closed", help="Also those acknowledged.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Incidents nobody has acknowledged yet."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.incidents(engine, closed=closed)
+
+    rows = run_it(load, settings_now())
+    show(
+        rows,
+        as_json,
+        ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"),
+        "No incident is open.",
+    )
+
+
+@incidents.command("acknowledge")
+def incidents_acknowledge(incident_id: str, because: Because) -> None:
+    """Say that somebody has dealt with it."""
+    change(
+        lambda engine: queries.close_incident(engine, incident_id, because, wiring.now()),
+        f"No incident {incident_id} is open.",
+    )
+
+
+@brake.command("list")
+def brake_list(as_json: AsJson = False) -> None:
+    """Trusts with messages quarantined in a row, and those that are paused."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.brakes(engine)
+
+    show(
+        run_it(load, settings_now()),
+        as_json,
+        ("trust", "pulled", "in_a_row", "pulled_at", "why"),
+        "No brake is on.",
+    )
+
+
+@brake.command("release")
+def brake_release(ods: Annotated[str, typer.Argument(help="The paused trust.")], because: Because) -> None:
+    """Let a paused trust's messages run again; a worker takes it up within seconds."""
+    change(
+        lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now()),
+        f"{ods.upper()} is not paused.",
+    )
+
+
+@positions.command("list")
+def positions_list(as_json: AsJson = False) -> None:
+    """The next offset of every partition, and when it last moved."""
+
+    async def load(settings: HubSettings) -> list[queries.Row]:
+        async with wiring.opened(settings) as engine:
+            return await queries.positions(engine)
+
+    show(
+        run_it(load, settings_now()),
+        as_json,
+        ("topic", "partition", "next_offset", "moved_at"),
+        "Nothing was read yet.",
+    )
+
+
+@positions.command("set")
+def positions_set(
+    topic: str, partition: int, offset: Annotated[int, typer.Argument(min=0)], because: Because
+) -> None:
+    """Read a partition from this offset on: the mend when a topic was made anew. Stop the workers first."""
+    change(
+        lambda engine: queries.set_position(engine, topic, partition, offset, because, wiring.now()),
+        f"No position is known for {topic}/{partition}.",
+    )
