@@ -18,9 +18,10 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import yaml
@@ -115,9 +116,11 @@ async def run_seed(
         try:
             await _working(dsn)
             ready = time.monotonic()
-            async with asyncio.timeout(_SPREAD_S + _PATIENCE_S + 60), asyncio.TaskGroup() as tasks:
-                tasks.create_task(trouble.make(faults), name="faults")
-                tasks.create_task(hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S), name="hospitals")
+            await _both(
+                trouble.make(faults),
+                hospitals.tell(transfers, _SPREAD_S, _PATIENCE_S),
+                within_s=_SPREAD_S + _PATIENCE_S + 60,
+            )
             told = time.monotonic()
             left = await _drain(lambda: checker.drained(ledger, dsn, kafka.bootstrap_servers))
             await hospitals.end()
@@ -254,6 +257,32 @@ async def _working(dsn: str) -> None:
             await connection.close()
         await asyncio.sleep(0.2)
     raise RuntimeError("no worker took up a partition within 60 s")
+
+
+async def _both(*work: Coroutine[Any, Any, None], within_s: float) -> None:
+    """All of it, side by side. Raises RuntimeError that says where each task stands, if it takes longer."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        done, late = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
+        for each in done:
+            each.result()
+        if late:
+            stands = Counter(_stands_at(each) for each in asyncio.all_tasks())
+            told = "".join(f"\n  {count} at {at}" for at, count in stands.most_common())
+            raise RuntimeError(f"not over within {within_s:.0f} s; tasks:{told}")
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.wait(tasks)
+
+
+def _stands_at(task: asyncio.Task[Any]) -> str:
+    """The coroutines of a task that wait for each other, the outermost first."""
+    lines, waiting = [], task.get_coro()
+    while getattr(waiting, "cr_frame", None) is not None:
+        lines.append(f"{waiting.cr_code.co_qualname}:{waiting.cr_frame.f_lineno}")
+        waiting = waiting.cr_await
+    return " → ".join(lines) or repr(task)
 
 
 async def _drain(look: Callable[[], Awaitable[str]]) -> str:
