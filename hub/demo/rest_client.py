@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 from joserfc import jwt
@@ -39,16 +40,23 @@ class RestClient:
         return cls(url, client.id, key)
 
     def token(self) -> str:
-        """An access token. Raises OSError if the facade does not come up within half a minute."""
+        """An access token. Raises OSError if the facade does not come up within half a minute, or gives none."""
         until = time.monotonic() + _STARTS_WITHIN_S
         while True:
+            fault: OSError
             try:
-                said = self._ask("/oauth2/token", urllib.parse.urlencode(self._assertion()).encode())[1]
-                return str(said.get("access_token", ""))
-            except urllib.error.URLError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.2)
+                status, said = self._ask("/oauth2/token", urllib.parse.urlencode(self._assertion()).encode())
+            except urllib.error.URLError as error:
+                fault = error
+            else:
+                if status == HTTPStatus.OK:
+                    return str(said["access_token"])
+                fault = PermissionError(f"no access token: HTTP {status}, {said.get('error')}")
+                if status != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise fault
+            if time.monotonic() > until:
+                raise fault
+            time.sleep(0.2)
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """A resource: HTTP status and body. Raises OSError as `token` does."""

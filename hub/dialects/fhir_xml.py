@@ -13,17 +13,17 @@ from xml.sax.saxutils import escape, quoteattr
 
 from hub.domain.rejection import Rejection, Why
 from hub.fhir.decimals import decimal
-from hub.fhir.elements import Element, FhirVersion, elements, resource_types
+from hub.fhir.elements import PRIMITIVE_SIBLING, Element, FhirVersion, elements, resource_types
 from hub.fhir.tree import Tree
 
 FHIR_NAMESPACE = "http://hl7.org/fhir"
 XHTML_NAMESPACE = "http://www.w3.org/1999/xhtml"
+_XML_NAMESPACE = "http://www.w3.org/XML/1998/namespace"
 _BETWEEN = "\t"
 """Between namespace and name as expat gives them; neither can hold it."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,3})?")
 _UNKNOWN = Element("", "")
-_EXTENSION = Element("extension", "Extension", repeats=True)
 
 
 @dataclass(slots=True)
@@ -88,9 +88,9 @@ class _Reader:
     def _start(self, qualified: str, attributes: dict[str, str]) -> None:
         namespace, _, name = qualified.rpartition(_BETWEEN)
         if self._xhtml_depth or namespace == XHTML_NAMESPACE:
-            said = "".join(
-                f" {key.rpartition(_BETWEEN)[2]}={quoteattr(value)}" for key, value in attributes.items()
-            )
+            # Narrative often says its language twice, as lang and as xml:lang.
+            named = {_xhtml_attribute(key): value for key, value in attributes.items()}
+            said = "".join(f" {key}={quoteattr(value)}" for key, value in named.items())
             declared = "" if self._xhtml_depth else f' xmlns="{XHTML_NAMESPACE}"'
             self._xhtml.append(f"<{name}{declared}{said}>")
             self._xhtml_depth += 1
@@ -131,6 +131,11 @@ class _Reader:
             raise _Refused(Why.NOT_FHIR, "FHIR has its values in attributes; there is text between elements.")
 
 
+def _xhtml_attribute(qualified: str) -> str:
+    namespace, _, name = qualified.rpartition(_BETWEEN)
+    return f"xml:{name}" if namespace == _XML_NAMESPACE else name
+
+
 def _resource(node: _Node, version: FhirVersion) -> Tree:
     """A resource's element, whose name is its type. One of a type that FHIR does not have keeps only that name."""
     tree: Tree = {"resourceType": node.name}
@@ -145,8 +150,10 @@ def _fill(tree: Tree, node: _Node, type_name: str, version: FhirVersion) -> None
     for name, text in node.attributes.items():
         if _BETWEEN not in name:  # xsi:schemaLocation and its like say nothing of the patient
             tree[name] = text
-    for name in dict.fromkeys(child.name for child in node.children):
-        same = [child for child in node.children if child.name == name]
+    by_name: dict[str, list[_Node]] = {}
+    for child in node.children:
+        by_name.setdefault(child.name, []).append(child)
+    for name, same in by_name.items():
         element = known.get(name, _UNKNOWN)
         if element.primitive:
             _primitive(tree, name, same, element, version)
@@ -157,7 +164,9 @@ def _fill(tree: Tree, node: _Node, type_name: str, version: FhirVersion) -> None
 
 
 def _primitive(tree: Tree, name: str, nodes: list[_Node], element: Element, version: FhirVersion) -> None:
-    values = [_typed(node, element) for node in nodes]
+    values = [
+        _value(node, _UNKNOWN, version) if _is_complex(node) else _typed(node, element) for node in nodes
+    ]
     beside = [_beside(node, version) for node in nodes]
     if not element.repeats and len(nodes) == 1:
         if values[0] is not None:
@@ -187,14 +196,18 @@ def _typed(node: _Node, element: Element) -> Any:
     return text
 
 
+def _is_complex(node: _Node) -> bool:
+    """Whether elements stand where FHIR has a value: a Coding in place of a code, say."""
+    return "value" not in node.attributes and any(child.name != "extension" for child in node.children)
+
+
 def _beside(node: _Node, version: FhirVersion) -> Tree | None:
-    """``_name``: a primitive's id and extensions."""
+    """``_name``: a primitive's id and extensions, and what FHIR does not have there."""
+    if _is_complex(node) or not (node.children or node.attributes.keys() - {"value"}):
+        return None
     found: Tree = {}
-    if "id" in node.attributes:
-        found["id"] = node.attributes["id"]
-    extensions = [child for child in node.children if child.name == "extension"]
-    if extensions:
-        found["extension"] = [_value(each, _EXTENSION, version) for each in extensions]
+    others = {name: text for name, text in node.attributes.items() if name != "value"}
+    _fill(found, _Node(node.name, others, node.children), PRIMITIVE_SIBLING, version)
     return found or None
 
 
@@ -202,7 +215,9 @@ def _value(node: _Node, element: Element, version: FhirVersion) -> Any:
     if node.xhtml is not None:
         return node.xhtml
     if element.type == "Resource":
-        return _resource(node.children[0], version) if len(node.children) == 1 else {}
+        # FHIR has one here. Where several came, they stay together: the structure check says so.
+        found = [_resource(child, version) for child in node.children]
+        return found if len(found) > 1 else found[0] if found else {}
     if not element.type and not node.children and set(node.attributes) == {"value"}:
         return node.attributes["value"]
     tree: Tree = {}

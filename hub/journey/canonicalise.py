@@ -13,7 +13,7 @@ Rules (`Change.rule`):
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -48,6 +48,7 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
     references: list[tuple[Tree, Path]] = []
     _walk(tree, (None, tree["resourceType"]), changes, references)
     urls = _full_urls(tree, url_of, changes) if tree["resourceType"] == "Bundle" else {}
+    answers = _Answers(tree)
     for node, path in references:
         said = node["reference"]
         target = urls.get(said)
@@ -55,7 +56,7 @@ def canonicalise(tree: Tree, url_of: Callable[[int], str]) -> tuple[Change, ...]
             if target != said:
                 _set(node, "reference", target, "reference", path, changes)
         elif _VERSION in said or _QUESTION in said:
-            _refer_otherwise(node, path, tree, urls, changes)
+            _refer_otherwise(node, path, answers, urls, changes)
     return tuple(changes)
 
 
@@ -80,7 +81,7 @@ def _full_urls(bundle: Tree, url_of: Callable[[int], str], changes: list[Change]
 
 
 def _refer_otherwise(
-    node: Tree, path: Path, bundle: Tree, urls: Mapping[str, str], changes: list[Change]
+    node: Tree, path: Path, answers: "_Answers", urls: Mapping[str, str], changes: list[Change]
 ) -> None:
     """A reference by version, or a question, leads to the entry that it means; else a question becomes the number it asks for.
 
@@ -90,7 +91,7 @@ def _refer_otherwise(
     target = urls.get(said.partition(_VERSION)[0])
     question = None if target else _question(said)
     if question is not None:
-        target = _answer(*question, bundle)
+        target = answers.to(*question)
     if target is not None:
         _set(node, "reference", target, "reference", path, changes)
     elif question is not None and question[1] and "identifier" not in node:
@@ -109,17 +110,31 @@ def _question(reference: str) -> tuple[str, str, str] | None:
     return (resource_type.rpartition("/")[2], system, _plain_value(system, value)) if value else None
 
 
-def _answer(resource_type: str, system: str, value: str, bundle: Tree) -> str | None:
-    """The URL of the only entry with that identifier."""
-    found = [
-        entry["fullUrl"]
-        for entry in bundle.get("entry", ())
-        if (entry.get("resource") or {}).get("resourceType") == resource_type
-        and any(
-            each.value == value and system in {"", each.system} for each in identifiers(entry["resource"])
-        )
-    ]
-    return found[0] if len(found) == 1 else None
+class _Answers:
+    """Which entries of a Bundle have which numbers; looked up once, when the first question is asked."""
+
+    def __init__(self, bundle: Tree) -> None:
+        self._bundle = bundle
+
+    def to(self, resource_type: str, system: str, value: str) -> str | None:
+        """The URL of the only entry with that identifier."""
+        found = [
+            url
+            for url, of in self._urls.get((resource_type, value), {}).items()
+            if not system or system in of
+        ]
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def _urls(self) -> dict[tuple[str, str], dict[str, set[str]]]:
+        """Resource type and number → the URLs of the entries that have it, each with the number's systems there."""
+        urls: dict[tuple[str, str], dict[str, set[str]]] = {}
+        for entry in self._bundle.get("entry", ()):
+            resource = entry.get("resource") or {}
+            for each in identifiers(resource):
+                of = urls.setdefault((resource["resourceType"], each.value), {})
+                of.setdefault(entry["fullUrl"], set()).add(each.system)
+        return urls
 
 
 def _plain_value(system: str, value: str) -> str:

@@ -18,6 +18,8 @@ class RefusedError(Exception):
 
 
 _NONE = Resources(())
+_FOLLOWED_MAX = 4
+"""References from one to an organisation: role, place, organisation, and one to spare. One may lead to itself."""
 
 
 @dataclass(slots=True)
@@ -45,19 +47,24 @@ class Draft:
     def organisation_codes(
         self, reference: Mapping[str, Any] | None, *, inside: Tree | None = None
     ) -> list[str]:
-        """The ODS code a reference means: written on it, or on the Organization or PractitionerRole it leads to."""
-        if not reference:
-            return []
-        direct = ods_code(reference)
-        if direct:
-            return [direct]
-        target = self.resources.resolve(reference, inside=inside)
-        if target is None:
-            return []
-        found = ods_code(target)
-        if found:
-            return [found]
-        return self.organisation_codes(target.get("organization") or target.get("managingOrganization"))
+        """The ODS code a reference means: written on it, or on the Organization or PractitionerRole it leads to.
+
+        ``inside`` is the resource that the reference stands in: what it contains can be meant.
+        """
+        for _ in range(_FOLLOWED_MAX):
+            direct = ods_code(reference)
+            if direct:
+                return [direct]
+            target = self.resources.resolve(reference, inside=inside)
+            if target is None:
+                return []
+            found = ods_code(target)
+            if found:
+                return [found]
+            reference = target.get("organization") or target.get("managingOrganization")
+            # What is contained refers to what is contained beside it.
+            inside = inside if inside is not None and target in inside.get("contained", ()) else target
+        return []
 
     @property
     def event_code(self) -> str:

@@ -137,7 +137,7 @@ def _sender(draft: Draft) -> str | None:
     if not claims and draft.header is None:
         encounter = draft.first("Encounter")
         owner = encounter.resource.get("serviceProvider") if encounter else None
-        claims = draft.organisation_codes(owner)
+        claims = draft.organisation_codes(owner, inside=encounter.resource if encounter else None)
         where = "Encounter.serviceProvider"
         request = draft.first("ServiceRequest")
         if not claims and request is not None:
@@ -162,7 +162,7 @@ def _sender(draft: Draft) -> str | None:
 
 
 def _header_codes(draft: Draft, element: str) -> list[str]:
-    return draft.organisation_codes((draft.header or {}).get(element))
+    return draft.organisation_codes((draft.header or {}).get(element), inside=draft.header)
 
 
 def _endpoint_codes(header: Mapping[str, Any] | None, element: str) -> list[str]:
@@ -269,7 +269,7 @@ def _receiver_code(draft: Draft, kind: Kind, subject: Entry) -> str | None:
     if kind in {Kind.ENCOUNTER, Kind.PATIENT}:
         return None
     for destination in (draft.header or {}).get("destination", ()):
-        found = draft.organisation_codes(destination.get("receiver"))
+        found = draft.organisation_codes(destination.get("receiver"), inside=draft.header)
         if found:
             return found[0]
     found = _endpoint_codes(draft.header, "destination")

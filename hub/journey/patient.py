@@ -11,7 +11,7 @@ from hub.domain.ids import NHS_AUTHORITY, NhsNumber, PersonKey, parse_nhs_number
 from hub.domain.message import Flag, FlagCode, Kind, PatientLink, PersonRef
 from hub.domain.rejection import Why
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
-from hub.fhir.tree import VALUE_MAX, Entry, code_of, identifiers
+from hub.fhir.tree import VALUE_MAX, Entry, Tree, code_of, identifiers
 from hub.journey.draft import Draft, RefusedError
 
 _UNKNOWN_IDENTITY = "/patient-unknownidentity"
@@ -58,16 +58,34 @@ def person_ref(
 def _source(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
     if subject.resource["resourceType"] == "Patient":
         return subject.resource, f"{subject.path}.identifier", True
-    reference = subject.resource.get("subject") or subject.resource.get("for")
+    name = "subject" if "subject" in subject.resource else "for"
+    reference = subject.resource.get(name)
     patient = draft.resources.resolve(reference, inside=subject.resource)
     if patient is None:
-        found = draft.first("Patient")
-        patient = found.resource if found else None
+        patient = _described(draft, reference, f"{subject.path}.{name}")
     if patient is not None:
         return patient, "Patient.identifier", True
     if reference is None:
         raise RefusedError(Why.PATIENT_MISSING, "Patient")
-    return reference, f"{subject.path}.subject.identifier", False
+    return reference, f"{subject.path}.{name}.identifier", False
+
+
+def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str) -> Tree | None:
+    """The Patient that is meant where no reference leads to one: who has the number that the reference says, else the only one.
+
+    A number that no Patient of the message has is somebody else's, a mother's beside her child's: then nobody here is described.
+    """
+    patients = [each.resource for each in draft.resources.of_type("Patient")]
+    said = set(identifiers(reference))
+    if said:
+        return next((each for each in patients if not said.isdisjoint(identifiers(each))), None)
+    if len(patients) > 1:
+        raise RefusedError(
+            Why.PATIENT_MISSING,
+            at,
+            "The message holds more than one Patient, and this leads to none of them.",
+        )
+    return patients[0] if patients else None
 
 
 def _local(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:

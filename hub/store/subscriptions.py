@@ -195,25 +195,31 @@ async def took(
                 told_number=case((_s.told_number < highest, highest), else_=_s.told_number),
             )
         )
-        about = select(transfer.c.transfer_id, transfer.c.person_id).where(
-            transfer.c.transfer_id.in_({each.transfer_id for each in told})
-        )
-        persons = {row.transfer_id: row.person_id for row in await connection.execute(about)}
-        entries = [
-            AuditEntry(
-                Code.DISCLOSURE_SENT if content == "full-resource" else Code.DELIVERY_ACKNOWLEDGED,
-                now,
-                "notifier",
-                counterpart=wish.trust,
-                person_id=persons.get(each.transfer_id),
-                transfer_id=each.transfer_id,
-                detail={"subscription": wish.id, "number": each.number, "content": content},
-            )
-            for each in told
-        ]
+        columns = (transfer.c.transfer_id, transfer.c.person_id, transfer.c.sender, transfer.c.receiver)
+        about = select(*columns).where(transfer.c.transfer_id.in_({each.transfer_id for each in told}))
+        transfers = {row.transfer_id: row for row in await connection.execute(about)}
+        entries = [_told(wish, each, transfers.get(each.transfer_id), content, now) for each in told]
         await write_audit(connection, entries)
         if wish.failures:
             await _well_again(connection, wish.id, now, "delivered")
+
+
+def _told(wish: Subscription, event: Event, about: Any, content: str, now: datetime) -> AuditEntry:
+    """A Task holds what the transfer's other hospital said of the patient, so sending it is a disclosure by that hospital. An id says
+    no more than that something changed.
+    """
+    disclosed = content == "full-resource"
+    other = None if about is None else about.receiver if wish.trust == about.sender else about.sender
+    return AuditEntry(
+        Code.DISCLOSURE_SENT if disclosed else Code.DELIVERY_ACKNOWLEDGED,
+        now,
+        "notifier",
+        trust=other if disclosed else None,
+        counterpart=wish.trust,
+        person_id=about.person_id if about else None,
+        transfer_id=event.transfer_id,
+        detail={"subscription": wish.id, "number": event.number, "content": content},
+    )
 
 
 async def failed(

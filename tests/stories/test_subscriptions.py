@@ -16,6 +16,7 @@ from hub.destinations.push import PushAccess
 from hub.domain.trust import Directory
 from hub.facade.notifier import Notifier
 from hub.facade.subscribing import TOPIC
+from hub.governance import reports
 from hub.store import tables as t
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_facade import asked
@@ -209,6 +210,12 @@ async def test_from_the_handshake_to_an_admission(
     code = "disclosure-sent" if content == "full-resource" else "delivery-ack"
     told = [e for e in await hub.audit(code=code) if e["system"] == "notifier"]
     assert [e["detail"]["number"] for e in told] == [1, 2, 3]
+    # What Exeter reads of the patient is Torbay's to answer for.
+    assert {e["trust"] for e in told} == ({"RA9"} if content == "full-resource" else {None})
+    left_torbay = reports.left([e for e in await hub.audit(code=code) if e["trust"] == "RA9"], {})
+    assert [each["through"] for each in left_torbay if each["through"] == "notifier"] == (
+        ["notifier"] * 3 if content == "full-resource" else []
+    )
 
 
 async def test_what_was_missed_shows_and_can_be_fetched(hub, torbay, at_torbay, at_exeter, board, notifier):

@@ -215,8 +215,9 @@ class Walk:
         if place.element.type == "Resource":
             self._resource(value, path)
             return self._empty(value, path)
+        before = len(self.changes)
         self._fields(value, place.within(), path)
-        return self._empty(self._of_type(value, place, path), path)
+        return self._empty(self._of_type(value, place, path, before), path)
 
     def _primitive(self, value: Any, place: _Place, path: str) -> Any:
         for rule, mend in menders(place.element.type, self.switched_off):
@@ -275,12 +276,13 @@ class Walk:
 
     # Some types ----------------------------------------------------------------------------------------------
 
-    def _of_type(self, node: Tree, place: _Place, path: str) -> Any:
+    def _of_type(self, node: Tree, place: _Place, path: str, before: int) -> Any:
+        """What is done to an object as a whole. ``before``: how many changes there were before those to what is in it."""
         match place.element.type:
             case "Extension":
                 return self._extension(node, place, path)
             case "Period":
-                self._period(node, path)
+                self._period(node, path, before)
             case "Reference":
                 return self._reference(node, place, path)
             case "Narrative":
@@ -329,12 +331,12 @@ class Walk:
             return _GONE
         return node
 
-    def _period(self, node: Tree, path: str) -> None:
+    def _period(self, node: Tree, path: str, before: int) -> None:
         """An end in the hour that comes twice was taken as the earlier; it is the later if the period would end before it began."""
         start, end = instant(node.get("start")), instant(node.get("end"))
         if start is None or end is None or start <= end:
             return
-        for at, change in enumerate(self.changes):
+        for at, change in enumerate(self.changes[before:], before):
             if change.path != f"{path}.end" or not change.source.endswith(Assumed.EARLIER):
                 continue
             placed = with_offset(change.before, self.zone, later=True)

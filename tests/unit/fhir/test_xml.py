@@ -137,6 +137,41 @@ def test_what_fhir_does_not_have_is_kept_for_the_repairs():
     }
 
 
+@pytest.mark.parametrize(
+    ("inner", "tree"),
+    [
+        (
+            "<gender><coding><code value='female'/></coding></gender>",
+            {"gender": {"coding": {"code": "female"}}},
+        ),
+        (
+            "<birthDate value='1948-03-09' sure='no'><note value='n'/></birthDate>",
+            {"birthDate": "1948-03-09", "_birthDate": {"sure": "no", "note": "n"}},
+        ),
+        (
+            "<contained><Organization><name value='a'/></Organization><Location><name value='b'/></Location></contained>",
+            {
+                "contained": [
+                    [{"resourceType": "Organization", "name": "a"}, {"resourceType": "Location", "name": "b"}]
+                ]
+            },
+        ),
+    ],
+)
+def test_what_stands_where_fhir_has_one_value_is_not_left_out(inner, tree):
+    assert parse_xml(f"<Patient{XMLNS}>{inner}</Patient>".encode(), 64) == {
+        "resourceType": "Patient",
+        **tree,
+    }
+
+
+def test_narrative_that_says_its_language_twice_stays_xhtml():
+    div = '<div xmlns="http://www.w3.org/1999/xhtml" lang="en" xml:lang="en">A</div>'
+    text = {"status": "generated", "div": div}
+    tree = {"resourceType": "Patient", "text": text}
+    assert parse_xml(written(tree).encode(), 64) == tree
+
+
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
 def test_no_bytes_break_it(put, at):

@@ -176,6 +176,62 @@ def test_a_question_that_two_answer_leads_to_neither():
     assert told.resources[0]["resource"]["subject"] == {"identifier": {"system": NHS, "value": "9990000018"}}
 
 
+def test_a_stay_is_that_of_the_patient_whose_number_it_says():
+    """A mother and her child in one message; the stay names the child by number, not by URL."""
+    child = {"resourceType": "Patient", "id": "p2", "identifier": [{"system": NHS, "value": "9990000115"}]}
+    stay = {**STAY, "subject": {"identifier": child["identifier"][0]}}
+    assert understood("collection", entry(stay), entry(PATIENT), entry(child)).person.nhs_number.digits == (
+        "9990000115"
+    )
+    assert understood("collection", entry(stay), entry(PATIENT)).person.nhs_number.digits == "9990000115"
+
+
+def test_a_stay_that_leads_to_none_of_two_patients_is_nobodys():
+    child = {"resourceType": "Patient", "id": "p2", "identifier": [{"system": NHS, "value": "9990000115"}]}
+    stay = {**STAY, "subject": {"reference": "Patient/p3"}}
+    refused = understood("collection", entry(stay), entry(PATIENT), entry(child))
+    assert isinstance(refused, Rejection)
+    assert (refused.why, refused.at) == ("patient-missing", "Bundle.entry[0].resource.subject")
+    assert understood("collection", entry(stay), entry(PATIENT)).person.nhs_number.digits == "9990000018"
+
+
+ORGANISATION = {
+    "resourceType": "Organization",
+    "id": "o",
+    "identifier": [{"system": "https://fhir.nhs.uk/Id/ods-organization-code", "value": "RA9"}],
+}
+ROLE = {"resourceType": "PractitionerRole", "id": "r", "organization": {"reference": "#o"}}
+
+
+@pytest.mark.parametrize(
+    ("sender", "more"),
+    [
+        ({"sender": {"reference": "#o"}, "contained": [ORGANISATION]}, []),
+        ({"sender": {"reference": "#r"}, "contained": [ROLE, ORGANISATION]}, []),
+        ({"sender": {"reference": "PractitionerRole/r"}}, [{**ROLE, "contained": [ORGANISATION]}]),
+    ],
+)
+def test_who_sent_it_may_be_contained(sender, more):
+    header = {
+        "resourceType": "MessageHeader",
+        "id": "h",
+        "eventCoding": {"code": "A01"},
+        "source": {"endpoint": "https://epr.torbay.example"},
+        **sender,
+    }
+    told = understood("message", *map(entry, [header, STAY, PATIENT, *more]))
+    assert isinstance(told, Canonical), told
+    assert told.sender_code == "RA9"
+
+
+def test_a_role_that_leads_to_itself_is_nobodys():
+    role = {**ROLE, "organization": {"reference": "PractitionerRole/r"}}
+    stay = {**STAY, "serviceProvider": {"reference": "PractitionerRole/r"}}
+    told = understood("collection", *map(entry, [stay, PATIENT, role]))
+    assert isinstance(told, Canonical), told
+    assert told.sender_code is None
+
+
 def test_a_search_is_about_what_was_searched_for():
     """The stay's request came along; it is not asked for again."""
     request = {

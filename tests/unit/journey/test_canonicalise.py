@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.fhir.systems import NHS_NUMBER, ODS_ORGANISATION
-from hub.journey.canonicalise import _refer_otherwise, canonicalise, instant, to_utc
+from hub.fhir.tree import identifiers
+from hub.journey import canonicalise as canonical_form
+from hub.journey.canonicalise import _Answers, _refer_otherwise, canonicalise, instant, to_utc
 
 _DIGITS = st.text("0123456789", max_size=9)
 _OFFSETS = st.integers(-14 * 60, 14 * 60).map(
@@ -169,10 +171,33 @@ def test_a_reference_is_looked_at_twice_only_where_that_can_matter(said):
     alone["resource"]["subject"] = {"reference": said}
     again = []
     if said not in urls:
-        _refer_otherwise(alone["resource"]["subject"], (None, "subject"), whole, urls, again)
+        _refer_otherwise(alone["resource"]["subject"], (None, "subject"), _Answers(whole), urls, again)
         assert alone["resource"]["subject"] == whole["entry"][1]["resource"]["subject"]
         assert [(each.before, each.after, each.rule) for each in again] == [
             (each.before, each.after, each.rule) for each in changes
         ]
     else:
         assert whole["entry"][1]["resource"]["subject"] == {"reference": _url(0)}
+
+
+def test_many_questions_are_answered_in_one_pass(monkeypatch):
+    """As Synthea and others write transactions: each reference asks for a number. No entry is looked at again for each of them."""
+    count = 50
+    asked = [
+        {"resource": {"resourceType": "Basic", "subject": {"reference": f"Patient?identifier=urn:x|{n}"}}}
+        for n in range(count)
+    ]
+    known = [
+        {"resource": {"resourceType": "Patient", "identifier": [{"system": "urn:x", "value": str(n)}]}}
+        for n in range(count)
+    ]
+    looked_at = []
+    monkeypatch.setattr(
+        canonical_form, "identifiers", lambda resource: looked_at.append(1) or identifiers(resource)
+    )
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [*asked, *known]}
+    canonicalise(bundle, _url)
+    assert len(looked_at) == 2 * count
+    assert all(
+        bundle["entry"][n]["resource"]["subject"] == {"reference": _url(count + n)} for n in range(count)
+    )
