@@ -9,7 +9,7 @@ from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 
-from hub.dialects.fhir_xml import FHIR_NAMESPACE
+from hub.dialects.fhir_xml import FHIR_NAMESPACE, XHTML_NAMESPACE
 from hub.fhir import decimals
 from hub.fhir.elements import Element, FhirVersion, elements, resource_types
 
@@ -100,10 +100,16 @@ def _quoted(text: str) -> str:
 
 
 def _narrative(div: Any) -> str:
-    """Narrative is XML already; what is not well formed would end the document around it."""
-    parser = expat.ParserCreate()
+    """Narrative is XML already; what is not well formed would end the document around it, and JSON often lacks its namespace."""
+    parser = expat.ParserCreate(namespace_separator=" ")
+    names: list[str] = []
+    parser.StartElementHandler = lambda name, _: names.append(name)
     try:
         parser.Parse(str(div).encode(), True)
     except (expat.ExpatError, UnicodeEncodeError) as error:
         raise NotInXmlError("A narrative is not well-formed XHTML") from error
+    if names[0] == "div":
+        return str(div).replace("<div", f'<div xmlns="{XHTML_NAMESPACE}"', 1)
+    if names[0] != f"{XHTML_NAMESPACE} div":
+        raise NotInXmlError("A narrative is not a div of XHTML")
     return str(div)

@@ -201,7 +201,12 @@ def advance(
 
 
 def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | Rejection:
-    """Without a name: the one open transfer of this person in which the trust plays the part, and no guess."""
+    """Without a name: the one open transfer of this person in which the trust plays the part, and no guess.
+
+    A message that names a request means that one and no other: an unrelated task of the same patient, or an answer that overtook its request.
+    """
+    if canonical.refs.requests:
+        return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
     found = _of_trust((t for t in known.transfers_of_person(person_id) if t.is_open), canonical)
     if canonical.receiver is not None and canonical.kind is not Kind.ANSWER:
         found = {k: t for k, t in found.items() if t.receiver == canonical.receiver}

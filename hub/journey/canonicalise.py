@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-from hub.domain.ids import parse_nhs_number, parse_ods
+from hub.domain.ids import Identifier, parse_nhs_number, parse_ods
 from hub.domain.message import Change
 from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import (
@@ -94,10 +94,15 @@ def _refer_otherwise(
         target = answers.to(*question)
     if target is not None:
         _set(node, "reference", target, "reference", path, changes)
-    elif question is not None and question[1] and "identifier" not in node:
-        node["identifier"] = {"system": question[1], "value": question[2]}
+    elif question is not None and question[1] and _says(node, question[1], question[2]):
+        node["identifier"] = node.get("identifier") or {"system": question[1], "value": question[2]}
         del node["reference"]
         changes.append(Change(_said((path, "reference")), said, None, "reference-question"))
+
+
+def _says(reference: Tree, system: str, value: str) -> bool:
+    """Whether a reference has no identifier, or that one: then the question says nothing more."""
+    return "identifier" not in reference or Identifier(system, value) in identifiers(reference)
 
 
 def _question(reference: str) -> tuple[str, str, str] | None:

@@ -114,14 +114,18 @@ def event_type(draft: Draft, entry: Entry) -> str:
     return _EVENT_OF_STATUS.get(status, "encounter.updated")
 
 
-def own_times(encounter: Tree, event: str) -> list[Any]:
-    """Where the Encounter itself says when this event happened."""
+def own_times(encounter: Tree, event: str) -> list[tuple[Any, str]]:
+    """When this event happened as the Encounter itself says it, and where in it."""
     period = encounter.get("period") or {}
-    moved = [(each.get("period") or {}).get("start") for each in encounter.get("location", ())]
+    began = (period.get("start"), "period.start")
+    moved = [
+        ((each.get("period") or {}).get("start"), f"location[{index}].period.start")
+        for index, each in enumerate(encounter.get("location", ()))
+    ]
     return {
-        "encounter.discharged": [period.get("end")],
-        "encounter.admitted": [period.get("start")],
-        "encounter.registered": [period.get("start")],
+        "encounter.discharged": [(period.get("end"), "period.end")],
+        "encounter.admitted": [began],
+        "encounter.registered": [began],
         "encounter.transferred": moved[-1:],
     }.get(event, [])
 

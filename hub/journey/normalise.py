@@ -96,7 +96,7 @@ def _meaning(
         _must_have_receiver(receiver_code, receiver, received.trust)
     encounter = encounter_ref(draft, entry, kind) if entry else None
     event = _event(draft, kind, subject, entry)
-    occurred_at = _plausible(draft, _occurred_at(draft, kind, subject, entry, event), rules)
+    occurred_at = _plausible(draft, *_occurred_at(draft, kind, subject, entry, event), rules)
     if not received.header(headers.REQUEST_ID):
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
@@ -296,26 +296,27 @@ def _must_have_receiver(code: str | None, receiver: OdsCode | None, sender: OdsC
 
 def _occurred_at(
     draft: Draft, kind: Kind, subject: Entry, encounter: Entry | None, event: str
-) -> datetime | None:
-    """When it happened: the event's own time, then the message's, then the record's."""
-    own: list[Any] = []
+) -> tuple[datetime | None, str]:
+    """When it happened, and where that is said: the event's own time, then the message's, then the record's."""
+    resource = subject.resource
+    own: list[tuple[Any, str]] = []
     if kind is Kind.ENCOUNTER and encounter is not None:
-        own = own_times(encounter.resource, event)
+        own = [(each, f"{encounter.path}.{at}") for each, at in own_times(encounter.resource, event)]
     elif kind is Kind.ANSWER:
-        own = [subject.resource.get("lastModified")]
-    for candidate in (
+        own = [(resource.get("lastModified"), f"{subject.path}.lastModified")]
+    for candidate, at in (
         *own,
-        draft.tree.get("timestamp"),
-        (subject.resource.get("meta") or {}).get("lastUpdated"),
-        subject.resource.get("authoredOn"),
+        (draft.tree.get("timestamp"), "Bundle.timestamp"),
+        ((resource.get("meta") or {}).get("lastUpdated"), f"{subject.path}.meta.lastUpdated"),
+        (resource.get("authoredOn"), f"{subject.path}.authoredOn"),
     ):
         found = instant(candidate)
         if found is not None:
-            return found
-    return None
+            return found, at
+    return None, ""
 
 
-def _plausible(draft: Draft, occurred_at: datetime | None, rules: Rules) -> datetime:
+def _plausible(draft: Draft, occurred_at: datetime | None, at: str, rules: Rules) -> datetime:
     now = draft.received.received_at
     if occurred_at is None:
         draft.flags.append(Flag(FlagCode.EVENT_TIME_ASSUMED))
@@ -323,11 +324,9 @@ def _plausible(draft: Draft, occurred_at: datetime | None, rules: Rules) -> date
     ahead = occurred_at - now
     if ahead > rules.clock_ahead_max or -ahead > rules.clock_behind_max:
         direction, days = ("ahead of", ahead.days) if ahead > timedelta(0) else ("behind", (-ahead).days)
-        raise RefusedError(
-            Why.CLOCK_IMPLAUSIBLE, "Bundle.timestamp", f"{days} days {direction} the hub's clock."
-        )
+        raise RefusedError(Why.CLOCK_IMPLAUSIBLE, at, f"{days} days {direction} the hub's clock.")
     if ahead > rules.clock_ahead:
-        draft.flags.append(Flag(FlagCode.CLOCK_SKEW, detail=f"{int(ahead.total_seconds())} s ahead"))
+        draft.flags.append(Flag(FlagCode.CLOCK_SKEW, at, f"{int(ahead.total_seconds())} s ahead"))
         return now
     return occurred_at
 

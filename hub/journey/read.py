@@ -1,7 +1,9 @@
 """Step 1, read: bytes → a FHIR R4 tree whose structure is sound, with what had to be mended, or why not."""
 
 import copy
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,8 +67,12 @@ def read(
     tree = _tree(raw, dialect, limits)
     if isinstance(tree, Rejection):
         return tree
-    sound = _sound_stu3 if dialect in STU3 else _sound
-    found = sound(tree, dialect, trust, book or CodeBook())
+    if dialect in STU3:
+        found = _sound_stu3(
+            tree, lambda: _tree(raw, _IN_R4[dialect], limits), dialect, trust, book or CodeBook()
+        )
+    else:
+        found = _sound(tree, dialect, trust, book or CodeBook())
     if isinstance(found, Read) and contradicts(content_type, dialect):
         return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
     return found
@@ -75,22 +81,33 @@ def read(
 def _tree(raw: bytes, dialect: Dialect, limits: Limits) -> Any:
     if dialect not in XML:
         return _parse(raw, limits)
-    return parse_xml(raw, limits.depth_max, FhirVersion.STU3 if dialect in STU3 else FhirVersion.R4)
+    tree = parse_xml(raw, limits.depth_max, FhirVersion.STU3 if dialect in STU3 else FhirVersion.R4)
+    if dialect in STU3 and isinstance(tree, Rejection) and tree.why is Why.RESOURCE_TYPE_UNKNOWN:
+        return parse_xml(raw, limits.depth_max, FhirVersion.R4)
+    return tree
 
 
-def _sound_stu3(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> Read | Rejection:
-    """What is wrong in STU3 is mended or said in STU3's terms; then the message becomes R4, and R4's rules judge it too."""
+_IN_R4 = {Dialect.FHIR_STU3_JSON: Dialect.FHIR_R4_JSON, Dialect.FHIR_STU3_XML: Dialect.FHIR_R4_XML}
+
+
+def _sound_stu3(
+    tree: Any, in_r4: Callable[[], Any], dialect: Dialect, trust: TrustProfile, book: CodeBook
+) -> Read | Rejection:
+    """What is wrong in STU3 is mended or said in STU3's terms; then the message becomes R4, and R4's rules judge it too.
+
+    ``in_r4`` reads the message as if it were R4: in XML only the version says what is a list and which resources there are.
+    """
     if not isinstance(tree, dict) or not isinstance(tree.get("resourceType"), str):
         return Rejection(Why.NOT_FHIR, at="resourceType")
     if tree["resourceType"] not in resource_types(FhirVersion.STU3) | resource_types():
         return Rejection(Why.RESOURCE_TYPE_UNKNOWN, at="resourceType")
     mended = Repaired()
     if check(tree, FhirVersion.STU3, limit=1):
-        sent = copy.deepcopy(tree)
         mended = repair_stu3(tree, trust.repairs_off, trust.time_zone, book)
-        if mended.issues and not _is_r4(sent, trust, book):
-            return _refused(mended)
         if mended.issues:
+            sent = in_r4()
+            if isinstance(sent, Rejection) or not _is_r4(sent, trust, book):
+                return _refused(mended)
             tree, mended = sent, Repaired()
     converted = to_r4(tree)
     found = _sound(converted.tree, dialect, trust, book)
@@ -121,7 +138,38 @@ def _parse(raw: bytes, limits: Limits) -> Any:
         )
     if _has_many_brackets(raw, limits.depth_max) and _deeper_than(tree, limits.depth_max):
         return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
+    if _lost_something(raw, tree) and (name := _named_twice(raw)) is not None:
+        return Rejection(
+            Why.STRUCTURE_INVALID,
+            at=name if _NAME.fullmatch(name) else "",
+            detail="One object has this property twice, and nobody can tell which counts.",
+        )
     return tree
+
+
+_NAME = re.compile(r"_?[A-Za-z]{1,64}")
+
+
+def _lost_something(raw: bytes, tree: Any) -> bool:
+    """Whether the tree could lack something that the text says. Written again it has as many quotation marks, unless the text
+    writes some of them by their number.
+    """
+    return b"\\u" in raw or decimals.dumps(tree).count(b'"') != raw.count(b'"')
+
+
+def _named_twice(raw: bytes) -> str | None:
+    """The first property that one object has twice: parsers keep the last, and what the first says would be lost without a word (RFC
+    8259, 4: what becomes of such an object is unpredictable).
+    """
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            found.extend(name for at, name in enumerate(names) if name in names[:at])
+
+    json.loads(raw, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return found[0] if found else None
 
 
 def _plain(message: str) -> str:

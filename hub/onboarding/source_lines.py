@@ -26,8 +26,7 @@ def line_of(text: str, path: str) -> int | None:
         # XML does not tell a list of one from a single element: the first of a name has no number on either side.
         within = [step for step in wanted if step != "0"]
         return _nearest(list(_xml_places(text)), resource_type, tuple(within))
-    lines = [(where, text.count("\n", 0, offset) + 1, kind) for where, offset, kind in _json_places(text)]
-    return _nearest(lines, resource_type, tuple(wanted))
+    return _nearest(list(_json_places(text)), resource_type, tuple(wanted))
 
 
 def text_of(raw: bytes) -> str:
@@ -57,11 +56,13 @@ def _nearest(places: list[Place], resource_type: str, wanted: Steps) -> int | No
     return line
 
 
-def _json_places(text: str) -> Iterator[tuple[Steps, int, str]]:
-    """What `_places` finds; where a resource says its type, the steps to the resource."""
+def _json_places(text: str) -> Iterator[Place]:
+    """Every value's steps and line; where a resource says its type, the steps to the resource."""
+    line, counted = 1, 0
     for where, offset in _places(text):
+        line, counted = line + text.count("\n", counted, offset), offset
         kind = _TYPE.match(text, offset) if where[-1] == "resourceType" else None
-        yield (where[:-1], offset, kind[1]) if kind else (where, offset, "")
+        yield (where[:-1], line, kind[1]) if kind else (where, line, "")
 
 
 _TYPE = re.compile(r'"resourceType"\s*:\s*"([A-Za-z]*)"')

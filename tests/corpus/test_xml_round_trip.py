@@ -66,11 +66,18 @@ def test_every_public_example_comes_back_as_it_was():
         {"resourceType": "Patient", "name": [{"family": "a\x01b"}]},
         {"resourceType": "Patient", "text": {"status": "generated", "div": "<div></div><Patient/>"}},
         {"resourceType": "Patient", "text": {"status": "generated", "div": "</div>"}},
+        {"resourceType": "Patient", "text": {"status": "generated", "div": "<Patient/>"}},
     ],
 )
 def test_what_xml_cannot_say_is_not_left_out(resource):
     with pytest.raises(NotInXmlError):
         write_xml(resource)
+
+
+def test_a_narrative_without_its_namespace_gets_it():
+    patient = {"resourceType": "Patient", "text": {"status": "generated", "div": "<div>A <b>B</b></div>"}}
+    told = parse_xml(write_xml(patient), 64)
+    assert told["text"]["div"] == '<div xmlns="http://www.w3.org/1999/xhtml">A <b>B</b></div>'
 
 
 def test_ids_urls_and_gaps():

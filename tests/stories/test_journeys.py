@@ -154,6 +154,18 @@ async def test_a_second_request_for_the_same_stay_and_specialty_is_a_conflict_th
     assert str(other) == "accepted"
 
 
+async def test_an_answer_that_names_another_request_moves_nothing(hub, torbay, exeter):
+    """Another department's, or an answer that overtook its own request: it is not about the one transfer that is open."""
+    transfer = await ask(torbay, PEBBLEWORTH)
+
+    said = await exeter.answers_bars(
+        PEBBLEWORTH, "planned", requester=torbay.profile, request_number="ORDER-77"
+    )
+
+    assert (said.disposition, said.why) == ("quarantined", "transfer-unknown")
+    assert await hub.state(transfer) == "requested"
+
+
 async def test_a_decision_on_an_old_version_is_refused_with_the_state_as_it_is(hub, torbay, exeter):
     transfer = await ask(torbay, THISTLEWICK)
     hub.clock.later(minutes=1)

@@ -167,6 +167,16 @@ def test_a_question_for_somebody_who_is_not_in_the_bundle_names_them():
     assert "reference-question" in {each.rule for each in told.changes}
 
 
+def test_a_question_beside_the_number_it_asks_for_says_nothing_more():
+    said = {"system": NHS, "value": "9990000018"}
+    told = understood(
+        "transaction",
+        post({**STAY, "subject": {"reference": f"Patient?identifier={NHS}|9990000018", "identifier": said}}),
+    )
+    assert told.resources[0]["resource"]["subject"] == {"identifier": said}
+    assert "reference-question" in {each.rule for each in told.changes}
+
+
 def test_a_question_that_two_answer_leads_to_neither():
     other = {**PATIENT, "id": "p2"}
     question = f"Patient?identifier={NHS}|9990000018"
@@ -230,6 +240,24 @@ def test_a_role_that_leads_to_itself_is_nobodys():
     told = understood("collection", *map(entry, [stay, PATIENT, role]))
     assert isinstance(told, Canonical), told
     assert told.sender_code is None
+
+
+@pytest.mark.parametrize(
+    ("stay", "more", "at"),
+    [
+        ({"period": {"start": "2024-01-01T00:00:00Z"}}, {}, "Bundle.entry[0].resource.period.start"),
+        (
+            {"status": "finished", "period": {"end": "2027-01-01T00:00:00Z"}},
+            {},
+            "Bundle.entry[0].resource.period.end",
+        ),
+        ({"period": {}}, {"timestamp": "2024-01-01T00:00:00Z"}, "Bundle.timestamp"),
+    ],
+)
+def test_a_time_that_cannot_be_right_is_named_where_it_is_said(stay, more, at):
+    refused = understood("collection", entry({**STAY, **stay}), entry(PATIENT), **more)
+    assert isinstance(refused, Rejection)
+    assert (refused.why, refused.at) == ("clock-implausible", at)
 
 
 def test_a_search_is_about_what_was_searched_for():

@@ -1,5 +1,6 @@
-"""What is too deep to read, however the text is written."""
+"""What is too deep to read, and what says a thing twice, however the text is written."""
 
+import json
 from datetime import UTC, datetime
 
 import orjson
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hub.domain.ids import EventId, OdsCode
 from hub.domain.message import Position, Received
 from hub.domain.rejection import Rejection, Why
-from hub.journey.read import Limits, _deeper_than, read
+from hub.journey.read import Limits, _deeper_than, _parse, read
 from hub.trusts import load_directory
 from tests.unit.journey.test_nothing_lost import SCHEMAS
 
@@ -46,3 +47,42 @@ def test_the_limit_is_where_it_is_said_to_be(opened, closed):
     for times in range(1, 12):
         raw = opened * times + b"1" + closed * times
         assert is_too_deep(raw) == (each * times > LIMITS.depth_max + 1), raw
+
+
+@st.composite
+def objects(draw):
+    """A JSON text of objects in objects, some of which have a name twice, and whether one has."""
+    twice = False
+
+    def written(depth):
+        nonlocal twice
+        names = draw(st.lists(st.sampled_from(("a", "b", '"', "\u00e9")), max_size=3))
+        twice = twice or len(set(names)) < len(names)
+        members = []
+        for name in names:
+            value = (
+                written(depth - 1)
+                if depth
+                else draw(st.sampled_from(("1", '"x"', '"\\u0022"', '"\\""', "[]")))
+            )
+            gap = draw(st.sampled_from(("", " ", "\n")))
+            quoted = json.dumps(name, ensure_ascii=draw(st.booleans()))
+            members.append(f"{quoted}{gap}:{gap}{value}")
+        return "{" + ",".join(members) + "}"
+
+    return written(2), twice
+
+
+@given(objects())
+def test_no_property_is_lost_because_it_comes_twice(given_text):
+    """The last would count with one parser and the first with another: the sender is told which it is."""
+    text, twice = given_text
+    found = _parse(text.encode(), Limits())
+    assert isinstance(found, Rejection) == twice
+    assert not twice or found.why is Why.STRUCTURE_INVALID
+
+
+def test_which_property_comes_twice_is_said():
+    raw = b'{"resourceType":"Patient","gender":"male","name":[{"family":"A"}],"gender":"female"}'
+    found = _parse(raw, Limits())
+    assert (found.why, found.at) == (Why.STRUCTURE_INVALID, "gender")

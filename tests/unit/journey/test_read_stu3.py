@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.codes.book import CodeFile
+from hub.dialects.fhir_xml_writer import write_xml
 from hub.dialects.stu3 import to_r4
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
 from hub.domain.message import FlagCode, Position, Received
@@ -57,13 +58,16 @@ def procedure(**elements):
 
 
 def read_stu3(tree, trust=TORBAY):
-    raw = orjson.dumps(tree, default=str)
+    return read_raw(orjson.dumps(tree, default=str), STU3, trust)
+
+
+def read_raw(raw, content_type, trust=TORBAY):
     position = Position("epr.ra9.events", 0, 0)
     received = Received(
         EventId(time_ordered_id(AT, raw)),
         OdsCode("RA9"),
         position,
-        {headers.CONTENT_TYPE: STU3},
+        {headers.CONTENT_TYPE: content_type},
         b"",
         raw,
         AT,
@@ -195,6 +199,26 @@ def test_a_message_in_r4_throughout_is_r4_whatever_is_claimed():
     assert found.tree["entry"][0]["resource"]["authoredOn"] == "2026-07-01T10:00:00+01:00"
     assert found.tree["entry"][1]["resource"] == condition
     assert [each.rule for each in found.changes] == ["tz-assumed"]
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_the_same_in_xml_where_the_version_says_what_is_a_list(bundled):
+    request = {
+        "resourceType": "ServiceRequest",
+        "status": "revoked",
+        "intent": "order",
+        "subject": {"display": "x"},
+        "performer": [{"display": "y"}],
+    }
+    tree = (
+        {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": request}]}
+        if bundled
+        else request
+    )
+    found = read_raw(write_xml(tree), "application/fhir+xml; fhirVersion=3.0")
+
+    assert isinstance(found, Read), found
+    assert found.tree == tree
 
 
 def test_what_is_wrong_in_stu3_is_no_r4_because_r4_does_not_know_it():
