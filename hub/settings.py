@@ -6,9 +6,12 @@ Only `hub.commands` and `hub.wiring` read this; everybody else is handed what th
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
+_DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -20,6 +23,20 @@ class HubSettings(BaseSettings):
     """One frozen object. `hub settings` prints it."""
 
     model_config = SettingsConfigDict(env_prefix="HUB_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, url: SecretStr) -> SecretStr:
+        """Said here, because SQLAlchemy's own answers come late; without the value, which holds a password."""
+        try:
+            driver = make_url(url.get_secret_value()).drivername
+        except ArgumentError:
+            driver = ""
+        if driver not in _DRIVERS:
+            raise ValueError(
+                f"must be a URL that begins with {' or '.join(f'{each}://' for each in _DRIVERS)}"
+            )
+        return url
 
     # Where things are
     database_url: SecretStr = _of(

@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,8 +33,8 @@ from hub.store.engine import is_sqlite, open_engine
 from hub.store.exporting import newest_checkpoint
 from hub.store.positions import StoredPositions
 from hub.store.schema import require_current
-from hub.store.search import write_down
 from hub.store.unit_of_work import UnitOfWork
+from hub.store.write import write_audit
 from hub.telemetry.log import get_log
 from hub.trusts import load_books, load_clocks, load_directory
 
@@ -191,32 +191,41 @@ async def run_clock(settings: HubSettings) -> None:
         await clock.run(stop)
 
 
-def audit_keys(settings: HubSettings) -> LogKeys:
-    """The keys that sign the log; made where there are none. Raises KeyFileError."""
-    if not settings.audit_key_file.exists():
+def audit_keys(settings: HubSettings, newest: str | None) -> LogKeys:
+    """The keys that sign the log; made where nothing was ever signed (``newest`` is the log's newest checkpoint). Raises KeyFileError."""
+    if newest is None and not settings.audit_key_file.exists():
         new_keys(settings.audit_key_file, settings.audit_origin)
         get_log(service="sealer").warning("key.made", path=str(settings.audit_key_file))
     return load_keys(settings.audit_key_file)
 
 
-async def audit_key_changed(settings: HubSettings, what: str, operator: str, public: Sequence[str]) -> None:
-    """Write down that the keys which sign the log were changed; ``public`` are the vkeys from now on."""
-    detail = {"change": f"audit-key-{what}", "keys": [vkey.split("+")[1] for vkey in public]}
-    entry = AuditEntry(Code.CONFIG_CHANGED, now(), "cli", user_id=operator, detail=detail)
-    async with opened(settings) as engine:
-        await write_down(engine, [entry])
+async def audit_key_changed(
+    settings: HubSettings, what: str, operator: str, change: Callable[[], LogKeys]
+) -> LogKeys:
+    """Change the keys which sign the log, by ``change``, and write that down; nothing is changed while the database is away.
+
+    Raises KeyFileError.
+    """
+    async with opened(settings) as engine, engine.begin() as connection:
+        keys = change()
+        detail = {"change": f"audit-key-{what}", "keys": [vkey.split("+")[1] for vkey in keys.public]}
+        entry = AuditEntry(Code.CONFIG_CHANGED, now(), "cli", user_id=operator, detail=detail)
+        await write_audit(connection, [entry])
+    return keys
 
 
 async def run_sealer(settings: HubSettings) -> None:
     """`hub sealer`: until SIGTERM or SIGINT. Raises KeyFileError."""
-    stop, keys, access = _stopped_by_a_signal(), audit_keys(settings), kafka_access(settings)
+    stop, access = _stopped_by_a_signal(), kafka_access(settings)
 
     def destination() -> Destination:
         return KafkaDestination("audit", access, transactions=False)
 
     publish = [to_file(settings.audit_checkpoint_file), to_topic(settings.audit_topic, destination)]
     async with opened(settings) as engine:
-        require_ours(keys, settings.audit_origin, await newest_checkpoint(engine))
+        newest = await newest_checkpoint(engine)
+        keys = audit_keys(settings, newest)
+        require_ours(keys, settings.audit_origin, newest)
         sealer = Sealer(
             engine,
             settings.audit_origin,

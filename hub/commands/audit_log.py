@@ -2,6 +2,7 @@
 
 import getpass
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,23 @@ from hub import wiring
 from hub.audit.note import NoteError, read_checkpoint
 from hub.commands.terminal import AsJson, Failure, fail, run_it, settings_now, show
 from hub.services import log_keys
-from hub.services.log_keys import KeyFileError
+from hub.services.log_keys import KeyFileError, LogKeys
 from hub.settings import HubSettings
+from hub.store.sealing import LogBrokenError
+from hub.verifier.note import notes_of
 
 Key = Annotated[
     list[Path], typer.Option("--key", help="A file with the log's public keys (hub audit key --public).")
 ]
 _NOTHING_SEALED = "Nothing is sealed yet: start hub sealer (or hub run), and ask again a second later."
+
+
+_BROKEN = "Somebody changed the log in the database: export all of it (without --since), and hub audit verify says where."
+
+_NO_CHECKPOINT = (
+    "Somebody changed the newest checkpoint in the database: it is not in form. Those that went out are in the file "
+    "HUB_AUDIT_CHECKPOINT_FILE and on the topic."
+)
 
 
 def add_to(audit: typer.Typer) -> None:
@@ -33,7 +44,10 @@ def export(
         datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00; all of it without.")
     ] = None,
     from_checkpoint: Annotated[
-        Path | None, typer.Option(help="A checkpoint that you have: the export can then be compared with it.")
+        Path | None,
+        typer.Option(
+            help="A checkpoint that you have, or a file of them: the export can then be compared with the last."
+        ),
     ] = None,
 ) -> None:
     """The sealed log to standard output, in lines that `hub audit verify` checks. Holds no name and no NHS number; audited."""
@@ -42,7 +56,8 @@ def export(
     old_size = None
     if from_checkpoint is not None:
         try:
-            old_size = read_checkpoint(from_checkpoint.read_text(encoding="utf-8")).size
+            kept = notes_of(from_checkpoint.read_text(encoding="utf-8"))
+            old_size = read_checkpoint(kept[-1]).size
         except (OSError, UnicodeDecodeError, NoteError) as error:
             fail(f"{from_checkpoint} is not a checkpoint: {error}")
 
@@ -57,19 +72,33 @@ def export(
             )
             try:
                 async for line in lines:
-                    sys.stdout.buffer.write(line)
+                    _write(line)
             except exporting.NothingSealedError:
                 raise Failure(_NOTHING_SEALED) from None
+            except LogBrokenError as error:
+                raise Failure(f"{error} {_BROKEN}") from None
+            except NoteError:
+                raise Failure(_NO_CHECKPOINT) from None
 
     run_it(write, settings_now())
     sys.stdout.buffer.flush()
+
+
+def _write(line: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(line)
+    except OSError as error:
+        raise Failure(f"The export cannot be written: {error.strerror}.") from None
 
 
 def verify(
     file: Annotated[str, typer.Argument(help="An export; - for standard input.", metavar="EXPORT")],
     keys: Key,
     from_checkpoint: Annotated[
-        Path | None, typer.Option(help="A checkpoint that you kept: is the log still the one it was?")
+        Path | None,
+        typer.Option(
+            help="A checkpoint that you kept, or the sealer's file of them: is the log still the one it was?"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
@@ -85,15 +114,22 @@ def verify(
 
 
 def prove(
-    entry: Annotated[int, typer.Argument(help="The entry's number, as hub audit search --json says it.")],
+    entry: Annotated[
+        int,
+        typer.Argument(help="The entry's number, as hub audit search --json says it.", min=0, max=2**63 - 1),
+    ],
 ) -> None:
-    """The proof that one entry is in the log, to standard output (C2SP tlog-proof): `hub audit verify-proof` checks it alone."""
+    """The proof that one entry is in the log, to standard output (C2SP tlog-proof): `hub audit verify-proof` checks it alone. Audited."""
     from hub.store import exporting
 
     async def made(settings: HubSettings) -> str:
         async with wiring.opened(settings) as engine:
             try:
-                return await exporting.prove(engine, entry)
+                return await exporting.prove(engine, entry, reader=getpass.getuser(), now=wiring.now())
+            except LogBrokenError as error:
+                raise Failure(f"{error} {_BROKEN}") from None
+            except NoteError:
+                raise Failure(_NO_CHECKPOINT) from None
             except exporting.NotSealedError:
                 raise Failure(
                     f"Entry {entry} is not in the log: there is none of this number, or it is not sealed yet."
@@ -111,7 +147,8 @@ def verify_proof(
 
     try:
         known = read_keys("\n".join(path.read_text(encoding="utf-8") for path in keys))
-        report = verified(file.read_text(encoding="utf-8"), known)
+        # As it is: every byte of it counts, the line ends too.
+        report = verified(file.read_bytes().decode(), known)
     except (OSError, UnicodeDecodeError, KeyFormatError) as error:
         print(f"cannot be read: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -153,23 +190,22 @@ def key(
     """The keys that sign the log (HUB_AUDIT_KEY_FILE). After a change restart `hub sealer`, and give the public keys out again."""
     settings = settings_now()
     path = settings.audit_key_file
+    ways: list[tuple[bool, str, Callable[[], LogKeys]]] = [
+        (new, "new", lambda: log_keys.new_keys(path, settings.audit_origin)),
+        (rotate, "rotate", lambda: log_keys.rotate(path)),
+        (retire is not None, "retire", lambda: log_keys.retire(path, retire or "")),
+    ]
+    wanted = [(what, change) for asked, what, change in ways if asked]
+    if len(wanted) > 1 or not (wanted or public):
+        fail("Say what: --public, --new, --rotate or --retire ID.")
     try:
-        if new:
-            keys = log_keys.new_keys(path, settings.audit_origin)
-        elif rotate:
-            keys = log_keys.rotate(path)
-        elif retire is not None:
-            keys = log_keys.load_keys(path).without(retire)
-            log_keys.replace_keys(path, keys)
-        elif public:
-            keys = log_keys.load_keys(path)
+        if wanted:
+            [(what, change)] = wanted
+            keys = run_it(wiring.audit_key_changed, settings, what, getpass.getuser(), change)
         else:
-            fail("Say what: --public, --new, --rotate or --retire ID.")
+            keys = log_keys.load_keys(path)
     except KeyFileError as error:
         fail(str(error))
-    if new or rotate or retire:
-        what = "new" if new else "rotate" if rotate else "retire"
-        run_it(wiring.audit_key_changed, settings, what, getpass.getuser(), keys.public)
     for line in keys.public:
         print(line)
 

@@ -1,8 +1,9 @@
 """`hub audit search`, `hub audit trail` and `hub audit report …`: what is in the audit, and what people ask of it. That it was read is written first."""
 
 import getpass
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from hub import wiring
 from hub.audit.catalogue import CATALOGUE, Action
 from hub.audit.entries import Code, Outcome
 from hub.commands.terminal import AsJson, Failure, fail, group, run_it, settings_now, show
+from hub.domain.ids import OdsCode
 from hub.governance import reports
 from hub.governance.csv_text import csv_text
 from hub.governance.reports import Report
@@ -34,8 +36,6 @@ OfTrust = Annotated[
     str | None, typer.Option("--trust", help="Only what this trust did, or what was done to it.")
 ]
 Most = Annotated[int, typer.Option("--limit", help="At most this many entries.", min=1, max=1_000_000)]
-USUALLY = timedelta(days=30)
-"""How far back a report looks that is not told from when."""
 
 
 def add_to(audit: typer.Typer) -> None:
@@ -95,6 +95,9 @@ def search(
         "client": client, "role": role, "system": system, "patient": patient, "code": code, "action": action,
         "outcome": outcome, "since": since, "until": until,
     }  # fmt: skip
+    for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            fail(f"The value for {name} is empty; it would be a search of everything.")
     used = [name for name, value in given.items() if value]
     asked = Asked(
         patients=_patient(patient) if patient else (),
@@ -116,6 +119,7 @@ def _search(asked: Asked, used: Sequence[str], *, as_json: bool, as_fhir: bool) 
             if not asked.limit:
                 return await book.page(engine, asked, asking, counted=True), {}
             found = await book.entries(engine, asked, asking, most=asked.limit)
+            _say_if_more(found, asked.limit)
             return found, await book.known_numbers(engine, found) if as_fhir else {}
 
     found, known = run_it(work)
@@ -214,11 +218,21 @@ def who_has_seen(
 
     async def work() -> list[book.Row]:
         async with wiring.opened(settings_now()) as engine:
-            if len(await book.patients(engine, asked.patients)) > 1:
+            known = await book.patients(engine, asked.patients)
+            if len(known) > 1:
                 raise Failure(
                     "This number stands for more than one patient: give the NHS number, or system|value."
                 )
-            return (await book.entries(engine, asked, asking, most=limit)).rows
+            found = await book.entries(engine, asked, asking, most=limit)
+            if not known:
+                # "Nothing was shown to anybody" would be true of a mistyped number too.
+                raise Failure("The hub knows no patient by this number: is it the right one?")
+            if found.after and page is not None:
+                raise Failure(
+                    f"There are more than {limit} entries, and the page would leave some out: raise --limit."
+                )
+            _say_if_more(found, limit)
+            return found.rows
 
     entries = run_it(work)
     if page is None:
@@ -272,7 +286,7 @@ def refused(
         fits=_only(ods),
         codes=reports.REFUSED,
         outcomes=frozenset(each for each in Outcome if each),
-        at=_range(_from(since), until),
+        at=_range(since, until),
     )
     used = _given(trust=ods, since=since, until=until)
     _report(reports.REFUSALS, asked, used, limit, as_csv, as_json, _made(reports.refusals))
@@ -289,7 +303,7 @@ def break_glass(
 ) -> None:
     """All breakings of the glass and what was thought of each; those that nobody looked at in five working days are overdue."""
     # A review comes later than what it is about, so the period is that of the breaking.
-    asked = Asked(codes=reports.GLASS, at=_range(_from(since), None))
+    asked = Asked(codes=reports.GLASS, at=_range(since, None))
     used = _given(trust=ods, since=since, until=until)
 
     async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
@@ -311,18 +325,19 @@ def without_acceptance(
     """Transfers in which the patient moved before anybody had accepted, and how they stand now."""
     from hub.store.queries import transfers_named
 
+    # The entry names who moved; the other end has as much to do with it.
     asked = Asked(
-        fits=_only(ods),
         outcomes=frozenset({Outcome.MINOR_FAILURE}),
         flag="without_acceptance",
-        at=_range(_from(since), until),
+        at=_range(since, until),
     )
     used = _given(trust=ods, since=since, until=until)
 
     async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
-        return reports.moved(
+        found = reports.moved(
             entries, await transfers_named(engine, {each["transfer_id"] for each in entries})
         )
+        return [each for each in found if not ods or ods.upper() in (each["sender"], each["receiver"])]
 
     _report(reports.MOVED, asked, used, limit, as_csv, as_json, make)
 
@@ -340,20 +355,19 @@ def left(
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
-    """What left the trust in a month: each disclosure, to whom and of which transfer."""
+    """What left the trust in a month: each disclosure and each reading by another trust, to whom and of which transfer."""
     begin, end = reports.month(month.year, month.month) if month else reports.last_month(wiring.now())
     if since or until:
         begin, end = _utc(since), _utc(until)  # type: ignore[assignment]
     asked = Asked(
-        fits=[[Is("trust", ods.upper())]],
-        codes=frozenset({Code.DISCLOSURE_SENT}),
+        codes=reports.LEAVES,
+        left=OdsCode(ods.upper()),
         at=[(begin, end)],
         oldest_first=True,
     )
     used = _given(trust=ods, month=month, since=since, until=until)
-    _report(
-        reports.LEFT, asked, used, limit, as_csv, as_json, _made(lambda rows: reports.left(rows, _names()))
-    )
+    make = _made(lambda rows: reports.left(rows, _names(), ods.upper()))
+    _report(reports.LEFT, asked, used, limit, as_csv, as_json, make)
 
 
 # ---------------------------------------------------------------- what they share
@@ -377,9 +391,19 @@ def _report(
     async def work() -> list[reports.Row]:
         async with wiring.opened(settings_now()) as engine:
             found = await book.entries(engine, asked, asking, most=limit)
+            _say_if_more(found, limit)
             return await make(engine, found.rows)
 
     _print(what, run_it(work), as_csv, as_json)
+
+
+def _say_if_more(found: book.Page, limit: int) -> None:
+    """An answer that is cut short must not look whole; on standard error, where no file takes it for a row."""
+    if found.after:
+        print(
+            f"hub: Made from {limit} entries, and there are more: raise --limit, or narrow with --since and --until.",
+            file=sys.stderr,
+        )
 
 
 def _print(what: Report, rows: Sequence[reports.Row], as_csv: bool, as_json: bool) -> None:
@@ -411,10 +435,6 @@ def _of_trust(ods: str) -> list[Is]:
 
 def _only(ods: str | None) -> list[list[Is]]:
     return [_of_trust(ods)] if ods else []
-
-
-def _from(since: datetime | None) -> datetime:
-    return since or (wiring.now() - USUALLY)
 
 
 def _range(since: datetime | None, until: datetime | None) -> list[tuple[datetime | None, datetime | None]]:

@@ -1,5 +1,6 @@
 """`hub clients`: who may speak for a trust over REST."""
 
+import getpass
 import uuid
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,7 +63,7 @@ def clients_add(
             raise Failure(f"No trust {ods} has joined: see `hub trust list`.")
         async with wiring.opened(settings) as engine:
             client = Client(str(uuid.uuid4()), trust_code, name, keys, scopes, wiring.now())
-            await add(engine, client)
+            await add(engine, client, getpass.getuser())
             return client.id
 
     print(run_it(work))
@@ -98,7 +99,10 @@ def clients_rotate(client_id: str, jwks: Jwks) -> None:
     from hub.store.clients import rotate
 
     keys = _keys(jwks)
-    change(lambda engine: rotate(engine, client_id, keys, wiring.now()), f"No client {client_id}.")
+    change(
+        lambda engine: rotate(engine, client_id, keys, wiring.now(), getpass.getuser()),
+        f"No client {client_id}.",
+    )
 
 
 @clients.command("revoke")
@@ -106,4 +110,6 @@ def clients_revoke(client_id: str) -> None:
     """Shut a client out for good, within a second; tokens that it holds are refused too."""
     from hub.store.clients import revoke
 
-    change(lambda engine: revoke(engine, client_id, wiring.now()), f"No client {client_id}.")
+    change(
+        lambda engine: revoke(engine, client_id, wiring.now(), getpass.getuser()), f"No client {client_id}."
+    )

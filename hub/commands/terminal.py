@@ -8,8 +8,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -83,7 +85,8 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str], 
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row.get(column)) for column in columns))
+        # As it is: what a table shows comes from others, and [brackets] are markup to it.
+        table.add_row(*(Text(cell(row.get(column))) for column in columns))
     Console(highlight=False).print(table)
 
 
@@ -102,8 +105,15 @@ def cell(value: Any) -> str:
 
 @functools.cache
 def settings_now() -> HubSettings:
-    """The settings, read once."""
-    return HubSettings()
+    """The settings, read once. What one cannot be is one line, without the value, which may be a secret."""
+    try:
+        return HubSettings()
+    except ValidationError as error:
+        wrong = (
+            f"HUB_{'_'.join(map(str, each['loc'])).upper()}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        fail(f"{'; '.join(wrong)}. See `hub settings` without it.")
 
 
 def logging_settings() -> HubSettings:

@@ -1,5 +1,6 @@
 """`hub transfers`: how transfers stand, and why."""
 
+import getpass
 from datetime import timedelta
 from typing import Annotated
 
@@ -124,7 +125,13 @@ def transfers_expire(
         async with wiring.opened(settings) as engine:
             try:
                 await expire_transfer(
-                    engine, transfer, because, load_clocks(settings.schemas_dir, trusts), trusts, wiring.now()
+                    engine,
+                    transfer,
+                    because,
+                    load_clocks(settings.schemas_dir, trusts),
+                    trusts,
+                    wiring.now(),
+                    getpass.getuser(),
                 )
             except queries.NotFoundError:
                 raise Failure(f"There is no transfer {transfer}.") from None

@@ -150,7 +150,7 @@ def quarantine_show(
     raw: Annotated[
         bool,
         typer.Option(
-            "--raw", help="Write the bytes as received to standard output. They hold personal data."
+            "--raw", help="Write the bytes as received to standard output. They hold personal data; audited."
         ),
     ] = False,
     as_json: AsJson = False,
@@ -160,7 +160,10 @@ def quarantine_show(
     async def load(settings: HubSettings) -> tuple[queries.Row, bytes | None]:
         async with wiring.opened(settings) as engine:
             try:
-                return await queries.message(engine, event_id)
+                if raw:
+                    content = await queries.content_read(engine, event_id, getpass.getuser(), wiring.now())
+                    return (await queries.message(engine, event_id))[0], content
+                return (await queries.message(engine, event_id))[0], None
             except queries.NotFoundError:
                 raise Failure(f"There is no message {event_id}.") from None
 
@@ -250,7 +253,7 @@ def incidents_list(
 def incidents_acknowledge(incident_id: str, because: Because) -> None:
     """Say that somebody has dealt with it."""
     change(
-        lambda engine: queries.close_incident(engine, incident_id, because, wiring.now()),
+        lambda engine: queries.close_incident(engine, incident_id, because, wiring.now(), getpass.getuser()),
         f"No incident {incident_id} is open.",
     )
 
@@ -275,7 +278,7 @@ def brake_list(as_json: AsJson = False) -> None:
 def brake_release(ods: Annotated[str, typer.Argument(help="The paused trust.")], because: Because) -> None:
     """Let a paused trust's messages run again; a worker takes it up within seconds."""
     change(
-        lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now()),
+        lambda engine: queries.release_brake(engine, ods.upper(), because, wiring.now(), getpass.getuser()),
         f"{ods.upper()} is not paused.",
     )
 
@@ -302,6 +305,8 @@ def positions_set(
 ) -> None:
     """Read a partition from this offset on: the mend when a topic was made anew. Stop the workers first."""
     change(
-        lambda engine: queries.set_position(engine, topic, partition, offset, because, wiring.now()),
+        lambda engine: queries.set_position(
+            engine, topic, partition, offset, because, wiring.now(), getpass.getuser()
+        ),
         f"No position is known for {topic}/{partition}.",
     )

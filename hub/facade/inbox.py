@@ -20,7 +20,7 @@ _WHY = "Messages are fetched by your trust's systems, not by people."
 
 
 async def inbox(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
-    del served, body
+    del body
     caller.must_be_a_system(_WHY)
     profile = facade.directory[caller.trust]
     if profile.doors.outward != "polled":
@@ -33,6 +33,8 @@ async def inbox(facade: Facade, request: Request, caller: Caller, served: Served
         )
     count = _count(request.query_params.get("_count", str(searching.COUNT)))
     rows = await outbox.pending(facade.engine, caller.trust, count, facade.now())
+    # Whoever fetches has seen it, whether or not they ever say that they have it.
+    await facade.handed_out(caller, served, await outbox.about(facade.engine, [row.seq for row in rows]))
     entries = [
         {"fullUrl": f"{facade.base}/Bundle/{row.seq}", "resource": _numbered(row.payload, row.seq)}
         for row in rows

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -191,6 +191,29 @@ class Facade:
                 for each in told or [None]
             ]
         )
+
+    async def handed_out(self, caller: Caller, served: Served, rows: Iterable[Any]) -> None:
+        """Audit that a system was given messages of its trust's: an entry for each transfer they tell of, and so for each patient.
+        ``rows`` have ``seq``, ``person_id`` and ``transfer_id``. Nothing is written where nothing was given.
+        """
+        told: dict[tuple[str | None, str | None], list[int]] = {}
+        for row in rows:
+            told.setdefault((row.person_id, row.transfer_id), []).append(row.seq)
+        said = {"interaction": served.name, "as": caller.role}
+        entries = [
+            AuditEntry(
+                Code.RECORD_READ,
+                self.now(),
+                "rest",
+                person_id=person_id,
+                transfer_id=transfer_id,
+                detail={**said, "messages": seqs},
+                **caller.who,
+            )
+            for (person_id, transfer_id), seqs in told.items()
+        ]
+        if entries:
+            await self._write(entries)
 
     def _looked(
         self,

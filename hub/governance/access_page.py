@@ -27,6 +27,7 @@ _WHAT: Mapping[How, str] = {
     How.GLASS: "opened your record in an emergency",
     How.READ_BEHIND_GLASS: "looked at your record after opening it in an emergency",
     How.AUDIT: "looked at the list of who has seen your record",
+    How.MESSAGE: "looked at a message about you that the hub carried",
     How.EXPORTED: "took a copy of the list of who has seen your record",
 }
 

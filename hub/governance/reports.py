@@ -42,6 +42,7 @@ class How(StrEnum):
     READ_BEHIND_GLASS = "read behind broken glass"
     AUDIT = "read the audit"
     EXPORTED = "exported audit"
+    MESSAGE = "read a message as it came"
 
 
 _HOW: Mapping[Code, How] = {
@@ -51,6 +52,7 @@ _HOW: Mapping[Code, How] = {
     Code.GLASS_BROKEN: How.GLASS,
     Code.AUDIT_READ: How.AUDIT,
     Code.AUDIT_EXPORTED: How.EXPORTED,
+    Code.MESSAGES_READ: How.MESSAGE,
 }
 SEEN = frozenset({*_HOW, Code.GLASS_REVIEWED})
 """The entries that "who has seen this patient" is made of."""
@@ -124,10 +126,12 @@ def _look(row: Row, how: How) -> Look:
     if how is How.READ and detail.get(GLASS_BROKEN):
         how = How.READ_BEHIND_GLASS
     role = Role.CLINICIAN.value if how is How.GLASS else detail.get("as")
+    # Whoever runs the hub read it; the trust is whose message it was.
+    trust = None if how is How.MESSAGE else row["trust"]
     return Look(
         row["at"],
         how,
-        row["counterpart"] if told else row["trust"],
+        row["counterpart"] if told else trust,
         None if told else row["user_id"],
         Role.SYSTEM.value if told else role,
         # A person's client is the person again.
@@ -265,22 +269,29 @@ def moved(entries: Iterable[Row], transfers: Mapping[str, Row]) -> list[Row]:
     ]
 
 
-def left(entries: Iterable[Row], names: Mapping[str, str]) -> list[Row]:
-    """Each disclosure: to whom, of which patient (the hub's id) and transfer, through which door."""
+LEAVES = frozenset({Code.DISCLOSURE_SENT, Code.RECORD_READ, Code.RECORD_SEARCHED})
+"""The entries that "what left the trust" is made of: what was sent, and what others fetched."""
+
+
+def left(entries: Iterable[Row], names: Mapping[str, str], trust: str) -> list[Row]:
+    """Each disclosure of ``trust``'s and each reading by others: to whom, of which patient (the hub's id) and transfer, through which
+    door.
+    """
     return [
         {
             "at": row["at"],
-            "trust": row["trust"],
-            "to": row["counterpart"],
-            "to_name": name_of(row["counterpart"], names),
+            "trust": trust,
+            "to": to,
+            "to_name": name_of(to, names),
             "person": row["person_id"],
             "transfer": row["transfer_id"],
             "event": row["event_id"],
-            "through": row["detail"].get("topic") or row["system"],
+            "through": row["detail"].get("topic") or row["detail"].get("interaction") or row["system"],
             "entry": row["entry"],
         }
         for row in entries
-        if row["code"] == Code.DISCLOSURE_SENT
+        if row["code"] in LEAVES
+        and (to := row["counterpart"] if row["code"] == Code.DISCLOSURE_SENT else row["trust"]) != trust
     ]
 
 

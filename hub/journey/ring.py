@@ -34,14 +34,15 @@ def ring(transfer: Transfer, clocks: Clocks, directory: Directory, now: datetime
     return _hub_step(transfer, step, due.at, sentence(transfer, due), directory, now, due)
 
 
-def expire(transfer: Transfer, because: str, directory: Directory, now: datetime) -> Rung | None:
+def expire(transfer: Transfer, because: str, directory: Directory, now: datetime, by: str) -> Rung | None:
     """Close a transfer that nobody acts on: a person's decision, possible only when the ladder has been climbed to its
-    third level. None: it may not be closed. ``because`` is that person's reason.
+    third level. None: it may not be closed. ``because`` is that person's reason, ``by`` is who it is.
     """
     climbed = any((fact.clock or "").endswith(":3") for fact in transfer.facts)
     if not climbed:
         return None
-    rung = _hub_step(transfer, Step.EXPIRE, now, f"closed by the duty team: {because}", directory, now, None)
+    why = f"closed by the duty team: {because}"
+    rung = _hub_step(transfer, Step.EXPIRE, now, why, directory, now, None, by)
     return rung if rung.taken.move.after is not None else None
 
 
@@ -53,6 +54,7 @@ def _hub_step(
     directory: Directory,
     now: datetime,
     due: Due | None,
+    by: str | None = None,
 ) -> Rung:
     identity = time_ordered_id(now, step, transfer.id, transfer.version)
     clock = due.name if due else None
@@ -60,10 +62,10 @@ def _hub_step(
     told, move = transfer.with_fact(fact)
     taken = Taken(told, transfer.state, (fact,), move)
     news = from_the_hub(Occasion(identity, HUB, at, now), told, EVENT_TYPE[step], because, directory)
-    return Rung(taken, news, tuple(_audit(taken, news, now)))
+    return Rung(taken, news, tuple(_audit(taken, news, now, by)))
 
 
-def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime) -> list[AuditEntry]:
+def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime, by: str | None) -> list[AuditEntry]:
     transfer, fact = taken.transfer, taken.fact
 
     def entry(code: Code, detail: dict[str, object], counterpart: str | None = None) -> AuditEntry:
@@ -77,6 +79,7 @@ def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime) -> list[Audi
             person_id=transfer.person_id,
             transfer_id=transfer.id,
             occurred_at=fact.occurred_at,
+            user_id=by,
             detail=detail,
         )
 

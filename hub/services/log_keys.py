@@ -66,7 +66,7 @@ def require_ours(keys: LogKeys, origin: str, newest: str | None) -> None:
     if checkpoint is None or faults:
         raise KeyFileError(
             "The log's newest checkpoint was not signed by the keys in HUB_AUDIT_KEY_FILE. Put the key back that signed it; "
-            "hub audit key --rotate replaces it."
+            "with it there, hub audit key --rotate adds a new one."
         )
     if checkpoint.origin != origin:
         raise KeyFileError(
@@ -78,6 +78,11 @@ def load_keys(path: Path) -> LogKeys:
     """Raises KeyFileError."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise KeyFileError(
+            f"HUB_AUDIT_KEY_FILE is not there: {path}. Put the key back that signed the log; for a log that was never "
+            "signed, make one: hub audit key --new"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise KeyFileError(f"HUB_AUDIT_KEY_FILE cannot be read ({type(error).__name__}): {path}") from error
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -119,5 +124,12 @@ def replace_keys(path: Path, keys: LogKeys) -> None:
 def rotate(path: Path) -> LogKeys:
     """A new key beside the old ones. Raises KeyFileError."""
     keys = load_keys(path).rotated(secrets.token_bytes(SEED_BYTES))
+    replace_keys(path, keys)
+    return keys
+
+
+def retire(path: Path, key_id: str) -> LogKeys:
+    """A key that signs no more. Raises KeyFileError."""
+    keys = load_keys(path).without(key_id)
     replace_keys(path, keys)
     return keys

@@ -101,7 +101,8 @@ class Asked:
     """A question. Each field that holds something narrows.
 
     ``patients``: any of these numbers. ``fits``: of each group, one must hold. ``at`` are half-open ranges (from, before) in UTC,
-    each of which must hold. ``flag`` is true in the entry's detail. ``after`` is where the page before ended.
+    each of which must hold. ``flag`` is true in the entry's detail. ``left``: what left this trust,
+    which is what it disclosed and what others read or found of its transfers. ``after`` is where the page before ended.
     """
 
     patients: Sequence[Token] = ()
@@ -111,6 +112,7 @@ class Asked:
     outcomes: frozenset[int] | None = None
     at: Sequence[tuple[datetime | None, datetime | None]] = ()
     flag: str | None = None
+    left: OdsCode | None = None
     oldest_first: bool = False
     after: Place | None = None
     limit: int = 50
@@ -160,12 +162,12 @@ async def page(engine: AsyncEngine, asked: Asked, asking: Asking, *, counted: bo
 
 
 async def entries(engine: AsyncEngine, asked: Asked, asking: Asking, *, most: int = 100_000) -> Page:
-    """Everything that is asked for, at most so many, read as one question and written down once."""
+    """Everything that is asked for, at most so many, read as one question and written down once; ``after`` if there is more."""
     async with engine.begin() as connection:
         named = await _named(connection, asked.patients, asking.scope) if asked.patients else None
-        found = Page(
-            [row async for row in _all(connection, asked, asking.scope, named, most)], patients=named or {}
-        )
+        rows = [row async for row in _all(connection, asked, asking.scope, named, most + 1)]
+        after = _place(rows[most - 1]) if len(rows) > most else None
+        found = Page(rows[:most], after, patients=named or {})
         await write_audit(connection, await _read(connection, asked, asking, named, found))
     return found
 
@@ -332,6 +334,19 @@ def _narrowed(
         narrow += [a.at < before] if before else []
     if asked.flag is not None:
         narrow.append(a.detail[asked.flag].as_boolean())
+    if asked.left is not None:
+        x = t.transfer.c
+        of_its = select(x.transfer_id).where(or_(x.sender == asked.left, x.receiver == asked.left))
+        narrow.append(
+            or_(
+                and_(a.code == Code.DISCLOSURE_SENT.value, a.trust == asked.left),
+                and_(
+                    a.code.in_((Code.RECORD_READ.value, Code.RECORD_SEARCHED.value)),
+                    a.trust != asked.left,
+                    a.transfer_id.in_(of_its),
+                ),
+            )
+        )
     if paged and asked.after:
         at, entry = asked.after
         narrow.append(

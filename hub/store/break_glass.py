@@ -144,7 +144,7 @@ async def review(engine: AsyncEngine, grant_id: str, by: str, verdict: str, now:
             raise NotFoundError(grant_id)
         for subject, incident in (await open_incidents(connection, INCIDENT)).items():
             if subject.startswith(f"{grant_id} "):
-                await close_incident(connection, incident, verdict, "cli", now)
+                await close_incident(connection, incident, verdict, "cli", now, by)
         detail = {"grant": grant_id, "reviewed_user": row.user_id, "verdict": verdict}
         entry = AuditEntry(
             Code.GLASS_REVIEWED,

@@ -46,8 +46,8 @@ async def all_of(engine: AsyncEngine) -> list[Client]:
         return [_client(row) for row in await connection.execute(select(table).order_by(_c.trust, _c.name))]
 
 
-async def add(engine: AsyncEngine, client: Client) -> None:
-    """Let a system in; audited."""
+async def add(engine: AsyncEngine, client: Client, by: str | None = None) -> None:
+    """Let a system in; audited. ``by`` is the operator."""
     async with engine.begin() as connection:
         await connection.execute(
             insert(table).values(
@@ -59,20 +59,22 @@ async def add(engine: AsyncEngine, client: Client) -> None:
                 created_at=client.created_at,
             )
         )
-        await _changed(connection, client.id, client.trust, "client-added", client.created_at)
+        await _changed(connection, client.id, client.trust, "client-added", client.created_at, by)
 
 
-async def rotate(engine: AsyncEngine, client_id: str, keys: Mapping[str, Any], now: datetime) -> None:
+async def rotate(
+    engine: AsyncEngine, client_id: str, keys: Mapping[str, Any], now: datetime, by: str | None = None
+) -> None:
     """Replace a client's keys; audited. Put the old key into the new set for as long as both are in use.
 
     Raises NotFoundError if no client that is not revoked has this id.
     """
-    await _update(engine, client_id, {"keys": keys}, "client-keys-rotated", now)
+    await _update(engine, client_id, {"keys": keys}, "client-keys-rotated", now, by)
 
 
-async def revoke(engine: AsyncEngine, client_id: str, now: datetime) -> None:
+async def revoke(engine: AsyncEngine, client_id: str, now: datetime, by: str | None = None) -> None:
     """Shut a client out, tokens it holds included; audited. A facade hears of it within a second. Raises NotFoundError."""
-    await _update(engine, client_id, {"revoked_at": now}, "client-revoked", now)
+    await _update(engine, client_id, {"revoked_at": now}, "client-revoked", now, by)
 
 
 async def use_assertion(
@@ -87,7 +89,7 @@ async def use_assertion(
 
 
 async def _update(
-    engine: AsyncEngine, client_id: str, values: Mapping[str, Any], what: str, now: datetime
+    engine: AsyncEngine, client_id: str, values: Mapping[str, Any], what: str, now: datetime, by: str | None
 ) -> None:
     async with engine.begin() as connection:
         trust = await connection.scalar(
@@ -98,12 +100,15 @@ async def _update(
         )
         if trust is None:
             raise NotFoundError(client_id)
-        await _changed(connection, client_id, trust, what, now)
+        await _changed(connection, client_id, trust, what, now, by)
 
 
-async def _changed(connection: AsyncConnection, client_id: str, trust: str, what: str, now: datetime) -> None:
+async def _changed(
+    connection: AsyncConnection, client_id: str, trust: str, what: str, now: datetime, by: str | None
+) -> None:
     detail = {"change": what, "client": client_id}
-    await write_audit(connection, [AuditEntry(Code.CONFIG_CHANGED, now, "cli", trust=trust, detail=detail)])
+    entry = AuditEntry(Code.CONFIG_CHANGED, now, "cli", trust=trust, user_id=by, detail=detail)
+    await write_audit(connection, [entry])
 
 
 def _client(row: Any) -> Client:

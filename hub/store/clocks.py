@@ -91,9 +91,15 @@ async def watch_sealing(engine: AsyncEngine, limit: timedelta, now: datetime) ->
 
 
 async def expire_transfer(
-    engine: AsyncEngine, transfer_id: str, because: str, clocks: Clocks, directory: Directory, now: datetime
+    engine: AsyncEngine,
+    transfer_id: str,
+    because: str,
+    clocks: Clocks,
+    directory: Directory,
+    now: datetime,
+    by: str,
 ) -> None:
-    """Close a transfer that nobody acts on; audited. Raises NotFoundError, NotExpiredError."""
+    """Close a transfer that nobody acts on; audited, with ``by``, the operator. Raises NotFoundError, NotExpiredError."""
     async with engine.begin() as connection:
         person = await connection.scalar(
             select(t.transfer.c.person_id).where(t.transfer.c.transfer_id == transfer_id)
@@ -101,7 +107,7 @@ async def expire_transfer(
         if person is None:
             raise NotFoundError(transfer_id)
         [transfer] = await _locked(connection, {person}, {transfer_id})
-        rung = expire(transfer, because, directory, now)
+        rung = expire(transfer, because, directory, now, by)
         if rung is None:
             raise NotExpiredError(transfer_id)
         await _write(connection, [rung], clocks, now)

@@ -41,7 +41,7 @@ async def export(
     """The log from the first entry written at ``since`` or after (all of it without) to the newest checkpoint, in lines.
 
     ``old_size`` is the size of a checkpoint that the reader has, so that the export can be compared with it. That somebody
-    exports is itself written down, before the first line. Raises NothingSealedError.
+    exports is itself written down, before the first line. Raises NothingSealedError, LogBrokenError.
     """
     async with engine.begin() as connection:
         newest = await last_checkpoint(connection)
@@ -64,14 +64,30 @@ async def export(
         at = size
 
 
-async def prove(engine: AsyncEngine, entry: int) -> str:
-    """The proof that an entry, by its number, is in the log as the newest checkpoint has it. Raises NotSealedError."""
+async def prove(engine: AsyncEngine, entry: int, *, reader: str, now: datetime) -> str:
+    """The proof that an entry, by its number, is in the log as the newest checkpoint has it. Raises NotSealedError, LogBrokenError,
+    NoteError.
+
+    The entry travels in its proof, so that somebody has it is written down, and also that somebody asked for one that is not there.
+    """
     async with engine.begin() as connection:
         newest = await last_checkpoint(connection)
         found = await connection.execute(select(audit_entry).where(audit_entry.c.entry == entry))
         row = found.mappings().one_or_none()
-        if row is None or newest is None:
-            raise NotSealedError(str(entry))
+        read = AuditEntry(
+            Code.AUDIT_EXPORTED,
+            now,
+            "cli",
+            person_id=row["person_id"] if row else None,
+            transfer_id=row["transfer_id"] if row else None,
+            user_id=reader,
+            detail={"parameters": ["entry"], "entries": int(row is not None)},
+        )
+        await write_audit(connection, [read])
+    if row is None or newest is None:
+        raise NotSealedError(str(entry))
+    read_checkpoint(newest.note)
+    async with engine.connect() as connection:
         index = row["leaf_index"]
         hashes = await hashes_of(connection, inclusion_nodes(index, newest.size))
     path = inclusion_proof(index, newest.size, hashes)

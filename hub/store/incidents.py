@@ -56,9 +56,14 @@ async def open_incident(
 
 
 async def close_incident(
-    connection: AsyncConnection, incident_id: str, because: str, source: str, now: datetime
+    connection: AsyncConnection,
+    incident_id: str,
+    because: str,
+    source: str,
+    now: datetime,
+    by: str | None = None,
 ) -> bool:
-    """Close it; whether it was open."""
+    """Close it; whether it was open. ``by`` is the operator, where one did it."""
     done = await connection.execute(
         update(incident)
         .where(_i.incident_id == incident_id, _i.closed_at.is_(None))
@@ -67,5 +72,6 @@ async def close_incident(
     if not done.rowcount:
         return False
     said = {"incident": incident_id, "because": because}
-    await write_audit(connection, [AuditEntry(Code.INCIDENT_CLOSED, now, source, detail=said)])
+    entry = AuditEntry(Code.INCIDENT_CLOSED, now, source, user_id=by, detail=said)
+    await write_audit(connection, [entry])
     return True

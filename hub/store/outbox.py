@@ -289,6 +289,17 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         return len(rows)
 
 
+async def about(store: Store, seqs: Sequence[int]) -> list[Row[Any]]:
+    """Of whom and of which transfer these rows tell: ``seq``, ``person_id``, ``transfer_id``, in sequence."""
+    c = outbox.c
+    found: list[Row[Any]] = []
+    async with _one_statement(store) as connection:
+        for some in _chunks(sorted(set(seqs))):
+            query = select(c.seq, c.person_id, c.transfer_id).where(numbered(c.seq, some, connection))
+            found.extend(await connection.execute(query.order_by(c.seq)))
+    return found
+
+
 async def fetched(
     store: Store, receiver: str, seqs: Sequence[int], by: str, at: datetime
 ) -> tuple[int, list[int]]:

@@ -156,6 +156,36 @@ async def message(engine: AsyncEngine, event_id: str) -> tuple[Row, bytes | None
     return row | advice(row["why"]), unpack(raw) if raw is not None else None
 
 
+async def content_read(engine: AsyncEngine, event_id: str, reader: str, now: datetime) -> bytes | None:
+    """A message's bytes as received, for somebody to read: they are a patient's data, so that ``reader`` has read them is written
+    down first. None where they are kept no longer. Raises NotFoundError.
+    """
+    row, raw = await message(engine, event_id)
+    if raw is None:
+        return None
+    e, x = t.event.c, t.transfer.c
+    async with engine.begin() as connection:
+        about = (
+            await connection.execute(select(e.person_id, e.transfer_id).where(e.event_id == event_id))
+        ).one_or_none()
+        person_id, transfer_id = (about.person_id, about.transfer_id) if about else (None, None)
+        if person_id is None and transfer_id is not None:
+            person_id = await connection.scalar(select(x.person_id).where(x.transfer_id == transfer_id))
+        entry = AuditEntry(
+            Code.MESSAGES_READ,
+            now,
+            "cli",
+            trust=row["trust"],
+            event_id=event_id,
+            person_id=person_id,
+            transfer_id=transfer_id,
+            user_id=reader,
+            detail={"messages": 1},
+        )
+        await write_audit(connection, [entry])
+    return raw
+
+
 def _whereabouts(raw: bytes | None, disposition: str) -> str:
     """Where a message's bytes are."""
     if raw is not None:
@@ -169,10 +199,10 @@ async def incidents(engine: AsyncEngine, *, closed: bool = False) -> list[Row]:
     return await _all(engine, query if closed else query.where(t.incident.c.closed_at.is_(None)))
 
 
-async def close_incident(engine: AsyncEngine, incident_id: str, because: str, now: datetime) -> None:
-    """Acknowledge an incident; audited. Raises NotFoundError if none is open under this id."""
+async def close_incident(engine: AsyncEngine, incident_id: str, because: str, now: datetime, by: str) -> None:
+    """Acknowledge an incident; audited, with ``by``, the operator. Raises NotFoundError if none is open under this id."""
     async with engine.begin() as connection:
-        if not await incidents_store.close_incident(connection, incident_id, because, "cli", now):
+        if not await incidents_store.close_incident(connection, incident_id, because, "cli", now, by):
             raise NotFoundError(incident_id)
 
 
@@ -181,8 +211,8 @@ async def brakes(engine: AsyncEngine) -> list[Row]:
     return await _all(engine, select(t.brake).order_by(t.brake.c.trust))
 
 
-async def release_brake(engine: AsyncEngine, trust: str, because: str, now: datetime) -> None:
-    """Let a paused trust's messages run again; audited. Raises NotFoundError if it is not paused."""
+async def release_brake(engine: AsyncEngine, trust: str, because: str, now: datetime, by: str) -> None:
+    """Let a paused trust's messages run again; audited, with ``by``, the operator. Raises NotFoundError if it is not paused."""
     b = t.brake
     async with engine.begin() as connection:
         changed = await connection.execute(
@@ -190,7 +220,8 @@ async def release_brake(engine: AsyncEngine, trust: str, because: str, now: date
         )
         if changed.rowcount == 0:
             raise NotFoundError(trust)
-        released = AuditEntry(Code.BRAKE_RELEASED, now, "cli", trust=trust, detail={"because": because})
+        detail = {"because": because}
+        released = AuditEntry(Code.BRAKE_RELEASED, now, "cli", trust=trust, user_id=by, detail=detail)
         await write_audit(connection, [released])
 
 
@@ -204,9 +235,9 @@ async def dispositions(engine: AsyncEngine) -> dict[str, int]:
 
 
 async def set_position(
-    engine: AsyncEngine, topic: str, partition: int, offset: int, because: str, now: datetime
+    engine: AsyncEngine, topic: str, partition: int, offset: int, because: str, now: datetime, by: str
 ) -> None:
-    """Say from where a partition is to be read: the mend of a position that does not fit the topic. Audited."""
+    """Say from where a partition is to be read: the mend of a position that does not fit the topic. Audited, with ``by``, the operator."""
     p = t.position
     async with engine.begin() as connection:
         changed = await connection.execute(
@@ -217,7 +248,8 @@ async def set_position(
         if changed.rowcount == 0:
             raise NotFoundError(f"{topic}/{partition}")
         detail = {"topic": topic, "partition": partition, "offset": offset, "because": because}
-        await write_audit(connection, [AuditEntry(Code.POSITION_SET, now, "cli", detail=detail)])
+        entry = AuditEntry(Code.POSITION_SET, now, "cli", user_id=by, detail=detail)
+        await write_audit(connection, [entry])
 
 
 async def positions(engine: AsyncEngine) -> list[Row]:

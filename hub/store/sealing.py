@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from hub.audit.hashes import leaf_hash
 from hub.audit.leaf import FIELDS, TIMES, apart, as_leaf, leaf_bytes
 from hub.audit.merkle import Frontier, Node, range_nodes
-from hub.audit.note import read_checkpoint
+from hub.audit.note import NoteError, read_checkpoint
 from hub.store.bulk import JsonText, insert_records, insert_rows, is_postgresql, numbered
 from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
 from hub.store.waiting import entries
@@ -74,7 +74,7 @@ async def seal(
             if known is not None and known.size == size
             else await _frontier(connection, size)
         )
-        if before and read_checkpoint(before.note).root != frontier.root():
+        if not await _is_as_signed(connection, before, frontier):
             raise LogBrokenError(size)
         waiting = [entry for row in batches for entry in entries(row.batch, row.entries)]
         leaves = [leaf_hash(as_leaf(size + at, *each)) for at, each in enumerate(waiting)]
@@ -93,6 +93,16 @@ async def seal(
         note = sign(frontier.size, frontier.root())
         await connection.execute(insert(audit_checkpoint).values(size=frontier.size, at=now, note=note))
     return Sealed(len(leaves), frontier.size, note, frontier)
+
+
+async def _is_as_signed(connection: AsyncConnection, newest: Any | None, frontier: Frontier) -> bool:
+    """Whether the log is the one that its newest checkpoint, if there is one, was signed for: that long, and not longer, with this root."""
+    try:
+        signed = newest is None or read_checkpoint(newest.note).root == frontier.root()
+    except NoteError:
+        return False
+    beyond = select(audit_entry.c.leaf_index).where(audit_entry.c.leaf_index >= frontier.size).limit(1)
+    return signed and await connection.scalar(beyond) is None
 
 
 def _columns(said: bytes) -> Iterable[Any]:

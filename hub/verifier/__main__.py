@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", action="append", required=True, help="a file of public keys; may be given again"
     )
     parser.add_argument(
-        "--from-checkpoint", help="a checkpoint that was kept: is the log still the one it was?"
+        "--from-checkpoint",
+        help="a checkpoint that was kept, or a file of them: is the log still the one it was?",
     )
     parser.add_argument("--json", action="store_true", help="the report as one line of JSON")
     asked = parser.parse_args(arguments)

@@ -20,7 +20,7 @@ numbers and signatures, but no root can be computed any more. ``Report.proved`` 
 
 from binascii import b2a_base64
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -35,7 +35,7 @@ from hub.verifier.lines import (
     read_leaf,
     was_checkpoint,
 )
-from hub.verifier.note import Checkpoint, Keys, decode, open_checkpoint
+from hub.verifier.note import Checkpoint, KeyId, Keys, decode, notes_of, open_checkpoint
 from hub.verifier.report import Finding, Kind, Report
 from hub.verifier.segment import Explained, Gap, Item, Mark, explain
 from hub.verifier.tree import Tree
@@ -51,7 +51,8 @@ MOVED_MAX = 10_000
 
 
 def verify_export(lines: Iterable[bytes], keys: Keys, old_checkpoint: str | None = None) -> Report:
-    """Check an export's lines, each with its newline, against ``keys`` and a checkpoint that somebody kept.
+    """Check an export's lines, each with its newline, against ``keys`` and the checkpoint that somebody kept, or the file of
+    them that the sealer writes: then each one counts, because after a history is rewritten the newest belong to the new one.
 
     Raises nothing but what ``lines`` raises: whatever the bytes are, the answer is a report.
     """
@@ -63,7 +64,7 @@ def verify_export(lines: Iterable[bytes], keys: Keys, old_checkpoint: str | None
         return Report(False, "", 0, 0, 0, 0, (Finding(Kind.MALFORMED, message, line=1),))
     reading = _Reading(header, keys)
     if old_checkpoint is not None:
-        reading.compare_with(old_checkpoint)
+        reading.compare_with(notes_of(old_checkpoint))
     reading.read(rest)
     return reading.report()
 
@@ -97,9 +98,14 @@ class _Reading:
     checkpoints: int = 0
     largest: int = -1
     """The size of the last checkpoint that is truly signed."""
+    signed_by: frozenset[KeyId] = frozenset()
+    """Keys that have signed so far."""
+    retired: frozenset[KeyId] = frozenset()
+    """Those of them that a later checkpoint was no longer signed with: by themselves they do not count any more."""
     bad_checkpoint: bool = False
     """Since then one was not."""
-    old: Checkpoint | None = None
+    old: dict[int, list[Checkpoint]] = field(default_factory=dict)
+    """Kept checkpoints that are still to be compared, by size."""
     cut: int | None = None
     """The line that has no newline."""
     missing: list[Gap] = field(default_factory=list)
@@ -112,13 +118,27 @@ class _Reading:
         self.tree = self.header.tree(first)
         self.start = self.expected = self.proved = first
 
-    def compare_with(self, note: str) -> None:
-        """Remember the kept checkpoint, or say why it cannot be compared."""
-        checkpoint, faults = open_checkpoint(note, self.keys)
-        for fault in faults:
-            self._find(Finding(fault.kind, f"the kept checkpoint: {fault.message}"))
-        if checkpoint is None:
-            return
+    def compare_with(self, notes: Sequence[str]) -> None:
+        """Remember the kept checkpoints, or say why they cannot be compared.
+
+        Of several it is enough that one can be compared with this export: those before it can be with an export of all.
+        """
+        apart: list[Finding] = []
+        comparable = 0
+        for note in notes:
+            checkpoint, faults = open_checkpoint(note, self.keys)
+            for fault in faults:
+                self._find(Finding(fault.kind, f"the kept checkpoint: {fault.message}"))
+            if checkpoint is None:
+                continue
+            finding = self._kept(checkpoint)
+            comparable += finding is None
+            apart += [finding] if finding else []
+        if not comparable and apart:
+            self._find(apart[-1])
+
+    def _kept(self, checkpoint: Checkpoint) -> Finding | None:
+        """Compare it, now or when the tree has come so far; or what to do so that it can be compared."""
         if checkpoint.origin != self.header.origin:
             self._find(Finding(Kind.NOT_COMPARED, "the kept checkpoint is one of another log"))
         elif checkpoint.size > self.header.size:
@@ -127,14 +147,15 @@ class _Reading:
             )
             self._find(Finding(Kind.TRUNCATED, message, leaf=self.header.size, upto=checkpoint.size))
         elif checkpoint.size > self.header.first:
-            self.old = checkpoint
+            self.old.setdefault(checkpoint.size, []).append(checkpoint)
         elif (tree := self.header.tree(checkpoint.size)) is None:
             message = (
                 "make the export against the kept checkpoint: hub audit export --from-checkpoint old.txt"
             )
-            self._find(Finding(Kind.NOT_COMPARED, message, leaf=checkpoint.size))
+            return Finding(Kind.NOT_COMPARED, message, leaf=checkpoint.size)
         else:
             self._compare(checkpoint, tree.root())
+        return None
 
     def read(self, lines: Iterable[bytes]) -> None:
         """All lines after the header."""
@@ -238,6 +259,10 @@ class _Reading:
             self._bad_checkpoint(
                 Kind.CHECKPOINT_ALTERED, f"no larger than what came before: {checkpoint.size}"
             )
+        elif checkpoint.by <= self.retired:
+            self._bad_checkpoint(
+                Kind.WRONG_KEY, "signed with nothing but a key that had been replaced by then"
+            )
         else:
             self._good_checkpoint(checkpoint)
 
@@ -248,6 +273,8 @@ class _Reading:
     def _good_checkpoint(self, checkpoint: Checkpoint) -> None:
         self.checkpoints += 1
         self.largest, self.bad_checkpoint = checkpoint.size, False
+        self.signed_by |= checkpoint.by
+        self.retired = (self.retired | self.signed_by) - checkpoint.by
         size = checkpoint.size + self.shift
         self.marks.append(Mark(size, checkpoint.root, self.line, len(self.items)))
         if self.expected == size or len(self.marks) > 1:
@@ -261,10 +288,10 @@ class _Reading:
         straight = not self.odd and self.expected == end and in_place
         if straight and self.tree is not None:
             hashes = [item.digests[0] for item in self.items]
-            tree, old_root = self._on_top(self.tree, hashes)
+            tree, roots = self._on_top(self.tree, hashes)
             straight = not self.marks or tree.root() == self.marks[0].root
         if straight and hashes is not None:
-            self._grow(tree, old_root)
+            self._grow(tree, roots)
         elif not straight:
             explained = explain(self.start, end, self.items, self.marks, self.tree, self.proved)
             self._take(explained)
@@ -279,20 +306,20 @@ class _Reading:
         self.start = self.expected = end
         self.items, self.marks, self.odd, self.bytes_held = [], [], False, 0
 
-    def _on_top(self, tree: Tree, hashes: list[bytes]) -> tuple[Tree, bytes | None]:
-        """The tree with these leaves too, and the root that it had at the kept checkpoint's size on the way."""
-        grown, old_root = tree.copy(), None
+    def _on_top(self, tree: Tree, hashes: list[bytes]) -> tuple[Tree, dict[int, bytes]]:
+        """The tree with these leaves too, and the roots that it had at the kept checkpoints' sizes on the way."""
+        grown, roots = tree.copy(), dict[int, bytes]()
         for digest in hashes:
             grown.add(digest)
-            if self.old is not None and grown.size == self.old.size:
-                old_root = grown.root()
-        return grown, old_root
+            if grown.size in self.old:
+                roots[grown.size] = grown.root()
+        return grown, roots
 
-    def _grow(self, tree: Tree, old_root: bytes | None) -> None:
+    def _grow(self, tree: Tree, roots: dict[int, bytes]) -> None:
         self.tree = tree
-        if self.old is not None and old_root is not None:
-            self._compare(self.old, old_root)
-            self.old = None
+        for size, root in roots.items():
+            for old in self.old.pop(size):
+                self._compare(old, root)
 
     def _take(self, explained: Explained) -> None:
         for finding in explained.findings:
@@ -329,9 +356,9 @@ class _Reading:
             self._find(Finding(Kind.TRUNCATED, message, leaf=end, line=self.line, upto=upto))
         elif self.cut is not None:
             self._find(Finding(Kind.MALFORMED, "the line does not end", line=self.cut))
-        if self.old is not None:
+        if self.old:
             message = "what is wrong with the export keeps it from being compared with the kept checkpoint"
-            self._find(Finding(Kind.NOT_COMPARED, message, leaf=self.old.size))
+            self._find(Finding(Kind.NOT_COMPARED, message, leaf=min(self.old)))
 
     def _reached(self, size: int) -> int:
         """Up to where there are entries, of an export whose last checkpoint is not there."""

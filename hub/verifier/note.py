@@ -25,6 +25,9 @@ _NOTE = re.compile(
     rf"\n(?P<signatures>(?:\u2014 [^\s+]+ [A-Za-z0-9+/=]+\n){{1,{_SIGNATURES_MAX}}})"
 )
 
+_BETWEEN = re.compile("(?<=\n)\n(?!\u2014)")
+"""The empty line after a note; the one within a note stands before its signatures."""
+
 KeyId = tuple[str, bytes]
 """Name and key id, which "uniquely identify the key that performed the signature" (signed-note, "Signatures")."""
 Keys = Mapping[KeyId, Ed25519PublicKey]
@@ -35,11 +38,12 @@ class KeyFormatError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """After ``size`` entries the log ``origin`` has this ``root``: somebody with the key has said so."""
+    """After ``size`` entries the log ``origin`` has this ``root``: whoever has the keys ``by`` has said so."""
 
     origin: str
     size: int
     root: bytes
+    by: frozenset[KeyId] = frozenset()
 
 
 class Fault(NamedTuple):
@@ -72,6 +76,11 @@ def read_keys(text: str) -> Keys:
     return keys
 
 
+def notes_of(text: str) -> list[str]:
+    """The notes of a file in which they stand one after the other with an empty line between, as the sealer writes it."""
+    return [note for note in _BETWEEN.split(text) if note] or [text]
+
+
 def open_checkpoint(note: str, keys: Keys) -> tuple[Checkpoint | None, list[Fault]]:
     """What the note says, if one of ``keys`` has signed it and none wrongly; and all that is wrong with it."""
     parts = _NOTE.fullmatch(note)
@@ -80,7 +89,7 @@ def open_checkpoint(note: str, keys: Keys) -> tuple[Checkpoint | None, list[Faul
         return None, [Fault(Kind.CHECKPOINT_ALTERED, "the checkpoint is not in form")]
     faults: list[Fault] = []
     signed_by: list[KeyId] = []
-    trusted = False
+    trusted: set[KeyId] = set()
     for line in parts["signatures"].splitlines():
         name, encoded = line[2:].rsplit(" ", 1)
         signature = decode(encoded.encode()) or b""
@@ -96,11 +105,13 @@ def open_checkpoint(note: str, keys: Keys) -> tuple[Checkpoint | None, list[Faul
                 Fault(Kind.CHECKPOINT_ALTERED, f"the signature of {name}+{key_id.hex()} is not over this")
             ]
         else:
-            trusted = True
+            trusted.add((name, key_id))
     said = [bytes.fromhex(key_id) for key_id in (parts["ids"] or "").split()] or [signed_by[0][1]]
     if trusted and (said != [key_id for _, key_id in signed_by] or len({*signed_by}) < len(signed_by)):
         faults.append(Fault(Kind.CHECKPOINT_ALTERED, "the signatures are not those that were put under it"))
-    return (Checkpoint(parts["origin"], int(parts["size"]), root) if trusted else None), faults
+    if not trusted:
+        return None, faults
+    return Checkpoint(parts["origin"], int(parts["size"]), root, frozenset(trusted)), faults
 
 
 def decode(encoded: bytes) -> bytes | None:

@@ -82,7 +82,7 @@ async def test_who_has_seen_a_patient(hub, torbay, exeter, plymouth, people, sig
         ("", "exported audit")
     }
     assert "Nothing of this patient was shown to anybody." in await type_(
-        "report", "who-has-seen", "9990009996"
+        "report", "who-has-seen", number, "--until", "2026-01-01"
     )
     page = tmp_path / "page.html"
     assert f"written: {page}" in await type_(
@@ -97,9 +97,9 @@ async def test_who_has_seen_a_patient(hub, torbay, exeter, plymouth, people, sig
     assert [(r["code"], r["detail"]["report"]) for r in read] == [("audit-read", "who-has-seen")] + [
         ("audit-exported", "who-has-seen")
     ] * 3
-    assert all(r["detail"]["parameters"] == ["patient"] for r in read)
+    assert all("patient" in r["detail"]["parameters"] for r in read)
     persons = {r["person_id"] for r in await hub.audit(code="break-glass-opened")}
-    assert [r["person_id"] in persons for r in read] == [False, True, True, True]
+    assert all(r["person_id"] in persons for r in read)
 
 
 async def test_everything_a_user_did(hub, torbay, exeter, plymouth, people, sign_in, type_):
@@ -119,8 +119,8 @@ async def test_all_refused_access(hub, torbay, exeter, plymouth, people, sign_in
         ("auth-failed", "expired", ""), ("access-denied", "no-relationship", "555000000022"),
     ]  # fmt: skip
     hub.clock.later(days=31)
-    assert "Nothing was refused." in await type_("report", "refused")
-    assert "no-relationship" in await type_("report", "refused", "--since", "2026-11-01")
+    assert "Nothing was refused." in await type_("report", "refused", "--since", "2026-11-24")
+    assert "no-relationship" in await type_("report", "refused")
 
 
 async def test_all_broken_glass_and_its_reviews(hub, torbay, exeter, plymouth, people, sign_in, type_):
@@ -148,6 +148,9 @@ async def test_transfers_moved_without_acceptance(hub, torbay, exeter, plymouth,
     [row] = ndjson(await type_("report", "without-acceptance", "--json"))
     assert (row["transfer"], row["moved_by"], row["what"]) == (transfer, "RA9", "Patient departed")
     assert (row["sender"], row["receiver"], row["state_now"]) == ("RA9", "RH8", "in-transit")
+    for ods, known in (("ra9", 1), ("RH8", 1), ("RK9", 0)):
+        rows = ndjson(await type_("report", "without-acceptance", "--json", "--trust", ods))
+        assert len(rows) == known, "it is a matter of both ends"
 
 
 async def test_what_left_the_trust_last_month(hub, torbay, exeter, plymouth, people, sign_in, type_):
@@ -156,10 +159,17 @@ async def test_what_left_the_trust_last_month(hub, torbay, exeter, plymouth, peo
     hub.clock.now = hub.clock.now.replace(month=12, day=2)
     rows = rows_of_csv(await type_("report", "left", "ra9", "--csv"))
     sent = [r for r in await hub.audit(code="disclosure-sent") if r["trust"] == "RA9"]
-    assert [int(r["entry"]) for r in rows] == [r["entry"] for r in sent]
-    assert {(r["to"], r["to_name"]) for r in rows if r["transfer"] == transfer} == {
-        ("RH8", people.directory["RH8"].name)
+    # What others read of it has left it too: its receiver, and who broke the glass.
+    read = [r for r in await hub.audit(code="record-read") if r["transfer_id"] == transfer]
+    assert [int(r["entry"]) for r in rows] == sorted(r["entry"] for r in sent + read)
+    assert {(r["to"], r["to_name"], r["through"]) for r in rows if r["transfer"] == transfer} == {
+        ("RH8", people.directory["RH8"].name, "hub.rh8.inbox"),
+        ("RH8", people.directory["RH8"].name, "read_task"),
+        ("RK9", people.directory["RK9"].name, "read_task"),
     }
+    assert "read_task" not in await type_("report", "left", "RK9", "--csv"), (
+        "its own readings do not leave it"
+    )
     same = ndjson(await type_("report", "left", "RA9", "--month", "2026-11", "--json"))
     assert len(same) == len(rows)
     assert "Nothing left" in await type_("report", "left", "RA9", "--month", "2026-10")
@@ -232,3 +242,68 @@ async def test_the_hubs_own_failures_are_no_refusals(hub, type_):
     )
     await write_down(hub.engine, [retry])
     assert "Nothing was refused." in await type_("report", "refused")
+
+
+async def test_an_answer_that_is_cut_short_says_so(
+    hub, torbay, exeter, plymouth, people, sign_in, type_, tmp_path
+):
+    await a_story(hub, torbay, exeter, plymouth, people, sign_in)
+    number, page = MARSHWIGGLE.nhs_number, tmp_path / "page.html"
+    for words in (
+        ["search"],
+        ["search", "--json"],
+        ["report", "who-has-seen", number],
+        ["report", "user", "555000000022", "--csv"],
+    ):
+        whole = await asyncio.to_thread(CliRunner().invoke, app, ["audit", *words, "--limit", "500"])
+        short = await asyncio.to_thread(CliRunner().invoke, app, ["audit", *words, "--limit", "2"])
+        assert (whole.exit_code, "there are more" in whole.stderr) == (0, False)
+        assert (short.exit_code, "there are more" in short.stderr, "more" in short.stdout) == (0, True, False)
+    told = ["audit", "report", "who-has-seen", number, "--limit", "2", "--page", str(page)]
+    refused = await asyncio.to_thread(CliRunner().invoke, app, told)
+    assert (refused.exit_code, page.exists()) == (1, False), (
+        "a page for a patient says that it lists all of it"
+    )
+
+
+async def test_what_others_wrote_is_shown_as_it_is(hub, type_):
+    """Square brackets are no markup: they neither vanish nor end the command."""
+    name = "[/bold] [link=http://elsewhere.example]ward[/link]"
+    await write_down(
+        hub.engine, [AuditEntry(Code.RECORD_READ, hub.clock(), "rest", trust="RA9", user_id=name)]
+    )
+    assert name in await type_("search")
+    assert "record-read" in await type_("report", "user", name)
+
+
+async def test_all_means_all_also_what_is_long_ago(hub, torbay, exeter, plymouth, people, sign_in, type_):
+    """A breaking that nobody has looked at for months is what the report is for, and `--until` alone is a question too."""
+    await a_story(hub, torbay, exeter, plymouth, people, sign_in)
+    begun = hub.clock()
+    hub.clock.later(days=100)
+    for more in ((), ("--until", f"{begun.replace(day=28):%Y-%m-%d}")):
+        [broken] = ndjson(await type_("report", "break-glass", "--json", *more))
+        assert (broken["user"], broken["review"]) == ("555000000022", "overdue")
+        assert [r["why"] for r in ndjson(await type_("report", "refused", "--json", *more))] == [
+            "no-relationship"
+        ]
+        assert len(ndjson(await type_("report", "without-acceptance", "--json", *more))) == 1
+
+
+async def test_a_number_that_nobody_has_gets_no_answer_that_could_be_anybodys(
+    hub, torbay, exeter, plymouth, people, sign_in, type_, tmp_path
+):
+    """A mistyped number must not become a letter that says that nobody looked; that it was asked is written down all the same."""
+    await a_story(hub, torbay, exeter, plymouth, people, sign_in)
+    page = tmp_path / "page.html"
+    for more in ([], ["--page", str(page)], ["--csv"]):
+        words = ["audit", "report", "who-has-seen", "9990009996", *more]
+        said = await asyncio.to_thread(CliRunner().invoke, app, words)
+        assert (said.exit_code, said.stdout) == (1, "")
+        assert "knows no patient by this number" in said.stderr
+    assert not page.exists()
+    read = [*await hub.audit(code="audit-read"), *await hub.audit(code="audit-exported")]
+    assert len([row for row in read if row["detail"].get("report") == "who-has-seen"]) == 3
+    for empty in (["--patient", ""], ["--user", " "]):
+        said = await asyncio.to_thread(CliRunner().invoke, app, ["audit", "search", *empty])
+        assert (said.exit_code, "is empty" in said.stderr) == (1, True)

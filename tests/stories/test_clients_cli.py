@@ -1,6 +1,7 @@
 """`hub clients …` and `hub token`, as the hub team types them."""
 
 import asyncio
+import getpass
 
 import httpx
 import orjson
@@ -54,8 +55,10 @@ async def test_a_client_from_joining_to_leaving(hub, type_, keys):
     assert (await type_("clients", "revoke", client_id)).exit_code == 0
     again = await type_("clients", "revoke", client_id)
     assert (again.exit_code, "No client" in again.stderr) == (1, True)
-    changes = [entry["detail"]["change"] for entry in await hub.audit(code="config-changed")]
-    assert changes == ["client-added", "client-keys-rotated", "client-revoked"]
+    changes = await hub.audit(code="config-changed")
+    assert [(entry["detail"]["change"], entry["user_id"]) for entry in changes] == [
+        (change, getpass.getuser()) for change in ("client-added", "client-keys-rotated", "client-revoked")
+    ]
 
 
 async def test_what_is_no_client(hub, type_, keys, tmp_path):

@@ -147,11 +147,14 @@ async def test_the_clocks_that_change_at_night_change_no_limit(hub, torbay, cloc
 async def test_only_a_person_closes_what_nobody_acts_on(hub, torbay, exeter, clock):
     transfer = await ask(torbay, QUILLFEATHER, priority="stat")
     with pytest.raises(NotExpiredError):
-        await expire_transfer(hub.engine, transfer, "x", CLOCKS, TRUSTS, hub.clock())
+        await expire_transfer(hub.engine, transfer, "x", CLOCKS, TRUSTS, hub.clock(), "ops-1")
     hub.clock.later(hours=5)
     while await clock.once():
         pass
-    await expire_transfer(hub.engine, transfer, "both wards were phoned", CLOCKS, TRUSTS, hub.clock())
+    await expire_transfer(
+        hub.engine, transfer, "both wards were phoned", CLOCKS, TRUSTS, hub.clock(), "ops-1"
+    )
+    assert [row["user_id"] for row in await hub.audit(code="expired")] == ["ops-1"]
 
     assert await hub.state(transfer) == "expired"
     assert (await hub.told("RA9"))[-1] == (await hub.told("RH8"))[-1] == "transfer.expired"

@@ -723,6 +723,28 @@ async def test_a_hospital_fetches_its_messages_until_it_says_that_it_has_them(hu
     assert (await at_exeter.get(f"/Bundle/{first[0]['id']}")).json() == first[0]
 
 
+async def test_who_fetches_an_inbox_has_seen_the_patient_also_without_acknowledging(hub, torbay, polled):
+    """The messages are whole: who has them is written down when they are given, for each patient, not when they say so."""
+    at_torbay = await (await System.join(polled, "RA9")).signed_in()
+    at_exeter = await (await System.join(polled, "RH8")).signed_in()
+    assert (await at_exeter.get("/$inbox")).json().get("entry") is None
+    assert await hub.audit(code="record-read") == [], "nothing was given"
+    first = await asked(hub, torbay, at_torbay)
+    second = await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
+    given = (await at_exeter.get("/$inbox")).json()["entry"]
+    read = await hub.audit(code="record-read")
+    assert [(row["trust"], row["client_id"], row["transfer_id"], row["detail"]) for row in read] == [
+        (
+            "RH8",
+            at_exeter.client.id,
+            transfer,
+            {"interaction": "inbox", "as": "system", "messages": [int(each["resource"]["id"])]},
+        )
+        for transfer, each in zip((first, second), given, strict=True)
+    ]
+    assert len({row["person_id"] for row in read} - {None}) == 2
+
+
 async def test_a_hospital_with_a_topic_is_told_where_its_messages_are(hub, at_exeter):
     answer = await at_exeter.get("/$inbox")
     assert answer.status_code == 422

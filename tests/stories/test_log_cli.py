@@ -4,6 +4,7 @@ import asyncio
 
 import orjson
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from hub.audit.note import sign
@@ -12,7 +13,9 @@ from hub.commands.terminal import settings_now
 from hub.demo.people import MARSHWIGGLE
 from hub.services.log_keys import KeyFileError, load_keys, require_ours
 from hub.store import tables as t
+from hub.wiring import audit_keys
 from tests.harness.log import ORIGIN, seal_all
+from tests.stories.test_sealed_log import without_triggers
 
 
 @pytest.fixture
@@ -63,7 +66,10 @@ async def test_from_a_new_key_to_a_proof(hub, torbay, type_, tmp_path):
     proved = await type_("audit", "verify-proof", proof, "--key", public)
     assert proved.exit_code == 0
     assert '"code":"transfer-created"' in proved.stdout
-    proof.write_text(proof.read_text().replace("index ", "index 1"))
+    good = proof.read_bytes()
+    proof.write_bytes(good.replace(b"\n", b"\r\n"))
+    assert (await type_("audit", "verify-proof", proof, "--key", public)).exit_code == 1
+    proof.write_bytes(good.replace(b"index ", b"index 1"))
     assert (await type_("audit", "verify-proof", proof, "--key", public)).exit_code == 1
     assert "Entry 999 is not in the log" in (await type_("audit", "prove", 999)).stderr
 
@@ -104,16 +110,57 @@ async def test_a_sealer_does_not_go_on_with_another_key_or_under_another_name(hu
     await type_("audit", "key", "--retire", old.signers[0].key_id.hex())
     require_ours(load_keys(file), ORIGIN, newest)
     file.unlink()
+    with pytest.raises(KeyFileError, match="Put the key back that signed the log"):
+        audit_keys(settings_now(), newest)
+    assert not file.exists(), "a new key would look like the right one"
     await type_("audit", "key", "--new")
     with pytest.raises(KeyFileError, match="Put the key back"):
         require_ours(load_keys(file), ORIGIN, newest)
 
 
+async def test_no_key_changes_while_that_cannot_be_written_down(hub, type_, tmp_path, monkeypatch):
+    file = tmp_path / "hub-audit.key"
+    await type_("audit", "key", "--new")
+    [old] = load_keys(file).signers
+    monkeypatch.setenv("HUB_DATABASE_URL", "postgresql+asyncpg://hub@127.0.0.1:1/hub")
+    settings_now.cache_clear()
+    for words in (["--rotate"], ["--retire", old.key_id.hex()]):
+        said = await type_("audit", "key", *words)
+        assert (said.exit_code, "The database cannot be used" in said.stderr) == (1, True)
+        assert load_keys(file).signers == (old,)
+    assert [row["detail"]["change"] for row in await hub.audit(code="config-changed")] == ["audit-key-new"]
+
+
 async def test_what_no_command_can_use_is_said(hub, type_, tmp_path):
     del hub
-    assert "HUB_AUDIT_KEY_FILE cannot be read" in (await type_("audit", "key", "--public")).stderr
+    assert "make one: hub audit key --new" in (await type_("audit", "key", "--public")).stderr
     (tmp_path / "hub-audit.key").write_text("something else\n")
     assert "holds no private key" in (await type_("audit", "key", "--public")).stderr
     assert "Say what" in (await type_("audit", "key")).stderr
     unread = await type_("audit", "verify", tmp_path / "nothing", "--key", tmp_path / "no.pub")
     assert unread.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ("delete from audit_entry where leaf_index = 1", "hub audit verify says where"),
+        ("update audit_checkpoint set note = 'x'", "HUB_AUDIT_CHECKPOINT_FILE"),
+    ],
+)
+async def test_an_export_of_a_log_that_was_changed_says_what_to_do(hub, torbay, type_, change, advice):
+    """Not with a traceback: whoever changed the log must not be able to keep governance from asking."""
+    for number in ("T-1", "T-2"):
+        await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number=number, encounter_number="V-1")
+        hub.clock.later(hours=1)
+    await seal_all(hub.engine)
+    entry = (await hub.rows(t.audit_entry))[-1]
+    async with without_triggers(hub) as connection:
+        await connection.execute(text(change))
+    hub.broken = True
+    since = f"{entry['at']:%Y-%m-%dT%H:%M:%S}"
+    for words in (["export", "--since", since], ["prove", entry["entry"]]):
+        told = await type_("audit", *words)
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert told.stderr.startswith("hub: "), told.stderr
+        assert advice in told.stderr

@@ -1,15 +1,22 @@
 """Messages that wait: seen, mended, run again; and the brake for a trust of which everything waits."""
 
+import asyncio
+import getpass
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from typer.testing import CliRunner
 
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, THISTLEWICK
 from hub.domain.rejection import Disposition
+from hub.governance.reports import who_has_seen
 from hub.journey import decide as journey_decide
 from hub.services.clock import ClockService, is_due
 from hub.store import queries
 from hub.store import tables as t
+from hub.store.incidents import open_incident
 from hub.store.unit_of_work import NotQuarantinedError
 
 
@@ -158,14 +165,15 @@ async def test_the_brake_pauses_one_trust_at_the_first_message_not_taken(hub, to
     assert await hub.position("RA9") == 3
     assert await hub.counts() == before
 
-    await queries.release_brake(hub.engine, "RA9", "feed repaired", hub.clock())
-    assert (await hub.audit(code="brake-released"))[0]["detail"] == {"because": "feed repaired"}
+    await queries.release_brake(hub.engine, "RA9", "feed repaired", hub.clock(), "ops-1")
+    released = (await hub.audit(code="brake-released"))[0]
+    assert (released["user_id"], released["detail"]) == ("ops-1", {"because": "feed repaired"})
     on = await hub.take([*bad[3:], torbay.record(ask(torbay))])
     assert (on.braked, sum(on.dispositions.values())) == (frozenset(), 3)
     assert await hub.position("RA9") == 6
     assert (await hub.rows(t.brake, t.brake.c.trust == "RA9"))[0]["in_a_row"] == 0
     with pytest.raises(queries.NotFoundError):
-        await queries.release_brake(hub.engine, "RA9", "again", hub.clock())
+        await queries.release_brake(hub.engine, "RA9", "again", hub.clock(), "ops-1")
 
 
 def ask_elsewhere(plymouth):
@@ -234,3 +242,39 @@ def test_the_longer_it_waits_the_less_often_it_is_looked_at():
         n for n in range(1, 3600) if is_due(came, came + (n - 1) * second, came + n * second, 5 * second)
     ]
     assert looks == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560]
+
+
+async def test_what_an_operator_does_is_written_down_with_who_and_why(hub, torbay):
+    """Also what leaves no trace in a trust: an incident that was looked at, a position that was set."""
+    now = hub.clock()
+    await torbay.send(b"no")
+    topic = torbay.profile.events_topic
+    await queries.set_position(hub.engine, topic, 0, 7, "the topic was made anew", now, "ops-1")
+    async with hub.engine.begin() as connection:
+        await open_incident(connection, "position-above-end", topic, {}, "kafka", now)
+    [incident] = await queries.incidents(hub.engine)
+    await queries.close_incident(hub.engine, incident["incident_id"], "done", now, "ops-1")
+    acts = await hub.audit(code="position-set") + await hub.audit(code="incident-closed")
+    assert [(row["user_id"], row["detail"]["because"]) for row in acts] == [
+        ("ops-1", "the topic was made anew"),
+        ("ops-1", "done"),
+    ]
+
+
+async def test_who_reads_a_message_as_it_came_is_written_down(hub, store_url, torbay, monkeypatch):
+    """It holds a patient's data, so it is told to whoever asks who has seen the patient; that it was listed is not."""
+    outcome = await torbay.send(ask(torbay))
+    monkeypatch.setenv("HUB_DATABASE_URL", store_url)
+    settings_now.cache_clear()
+    for words in (["show", outcome.event_id], ["list"]):
+        await asyncio.to_thread(CliRunner().invoke, app, ["quarantine", *words])
+    assert await hub.audit(code="msg-read") == []
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["quarantine", "show", outcome.event_id, "--raw"])
+    settings_now.cache_clear()
+    assert (done.exit_code, done.stdout_bytes) == (0, ask(torbay).body)
+    [read] = await hub.audit(code="msg-read")
+    [created] = await hub.audit(code="transfer-created")
+    assert (read["user_id"], read["event_id"]) == (getpass.getuser(), outcome.event_id)
+    assert (read["person_id"], read["transfer_id"]) == (created["person_id"], outcome.transfer_id)
+    [row] = [each for each in who_has_seen([read], {}) if each["how"] == "read a message as it came"]
+    assert (row["name"], row["user"]) == ("The transfer hub", getpass.getuser())

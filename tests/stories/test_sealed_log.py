@@ -147,6 +147,21 @@ async def test_nothing_is_added_to_a_log_that_was_changed(hub, torbay, exeter, t
     assert verified(await exported(hub.engine)).intact
 
 
+@pytest.mark.parametrize(
+    "change", ["update audit_checkpoint set note = 'x'", "delete from audit_checkpoint where size > 3"]
+)
+async def test_nothing_is_added_where_a_checkpoint_was_changed(hub, torbay, exeter, change):
+    """The log is longer than it was signed for, or nobody knows what for: that is a broken log, not a database that is away."""
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine, most=3)
+    async with without_triggers(hub) as connection:
+        await connection.execute(text(change))
+    await exeter.send(b"no message either")
+    with pytest.raises(LogBrokenError):
+        await seal_all(hub.engine)
+    hub.broken = True
+
+
 @pytest.mark.parametrize("table", [*SEALED, "audit_batch"])
 async def test_nobody_changes_or_deletes(hub, torbay, exeter, table):
     await two_patients(hub, torbay, exeter)
@@ -233,13 +248,21 @@ async def test_each_entry_is_proved_alone(hub, torbay, exeter):
     await two_patients(hub, torbay, exeter)
     await seal_all(hub.engine, most=5)
     for row in await hub.rows(t.audit_entry):
-        proof = await exporting.prove(hub.engine, row["entry"])
+        proof = await exporting.prove(hub.engine, row["entry"], reader="tester", now=hub.clock())
         report = verify_proof(proof, KEYS)
         assert (report.intact, report.index) == (True, row["leaf_index"])
         assert orjson.loads(report.entry)["code"] == row["code"]
     assert not verify_proof(proof.replace("\nindex ", "\nindex 1"), KEYS).intact
     with pytest.raises(exporting.NotSealedError):
-        await exporting.prove(hub.engine, 10_000)
+        await exporting.prove(hub.engine, 10_000, reader="tester", now=hub.clock())
+    # The entry is in its proof: who has it is written down under its patient, and who asked in vain too.
+    read = [row for row in await hub.audit(code="audit-exported") if row["detail"]["parameters"] == ["entry"]]
+    entries = await hub.rows(t.audit_entry)
+    assert [(row["user_id"], row["person_id"], row["transfer_id"]) for row in read] == [
+        *(("tester", row["person_id"], row["transfer_id"]) for row in entries),
+        ("tester", None, None),
+    ]
+    assert [row["detail"]["entries"] for row in read] == [1] * len(entries) + [0]
 
 
 async def test_the_sealer_hands_out_checkpoints_and_the_last_one_when_it_ends(hub, torbay, exeter, tmp_path):
@@ -255,6 +278,23 @@ async def test_the_sealer_hands_out_checkpoints_and_the_last_one_when_it_ends(hu
     newest = await exporting.newest_checkpoint(hub.engine)
     assert file.read_text().endswith(f"{newest}\n")
     assert verified(await exported(hub.engine), newest).intact
+    # Whoever keeps the file gives it to the verifier as it is, however many checkpoints are in it.
+    async with running_sealer(hub, tmp_path):
+        await exeter.send(b"something that happens the next day")
+    notes = file.read_text()
+    assert notes.count(f"{ORIGIN}\n") >= 2
+    report = verified(await exported(hub.engine), notes)
+    assert (report.intact, report.findings) == (True, ())
+
+
+@asynccontextmanager
+async def running_sealer(hub, folder):
+    """A sealer of its own, until it is told to end."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(a_sealer(hub, folder).run(stop))
+    yield
+    stop.set()
+    await running
 
 
 async def test_a_second_sealer_waits_for_the_first_to_be_gone(hub, torbay, exeter, tmp_path):

@@ -212,7 +212,7 @@ async def test_from_the_handshake_to_an_admission(
     assert [e["detail"]["number"] for e in told] == [1, 2, 3]
     # What Exeter reads of the patient is Torbay's to answer for.
     assert {e["trust"] for e in told} == ({"RA9"} if content == "full-resource" else {None})
-    left_torbay = reports.left([e for e in await hub.audit(code=code) if e["trust"] == "RA9"], {})
+    left_torbay = reports.left(await hub.audit(code=code), {}, "RA9")
     assert [each["through"] for each in left_torbay if each["through"] == "notifier"] == (
         ["notifier"] * 3 if content == "full-resource" else []
     )
@@ -235,12 +235,19 @@ async def test_what_was_missed_shows_and_can_be_fetched(hub, torbay, at_torbay, 
     missed = (await at_exeter.get(f"/Subscription/{made['id']}/$events?eventsSinceNumber=2")).json()
     assert (value(missed, "type"), numbers(missed)) == ("query-event", [2])
     assert missed["entry"][1]["resource"]["status"] == "received"
+    [created] = await hub.audit(code="transfer-created")
+    [looked] = await hub.audit(code="record-search")
+    assert (looked["transfer_id"], looked["person_id"]) == (transfer_id, created["person_id"])
     status = (await at_exeter.get(f"/Subscription/{made['id']}/$status")).json()
     assert (status["type"], value(status, "events-since-subscription-start")) == ("searchset", "2")
 
     hub.clock.later(seconds=10)
     await notifier.once()
     assert board.numbers() == [1, 2]
+    sent = [row for row in await hub.audit(code="disclosure-sent") if row["system"] == "notifier"]
+    assert [(row["trust"], row["counterpart"], row["person_id"]) for row in sent] == [
+        ("RA9", "RH8", created["person_id"])
+    ] * 2
     assert (await at_exeter.get(f"/Subscription/{made['id']}")).json()["status"] == "active"
     assert all(row["closed_at"] for row in await hub.rows(t.incident))
 

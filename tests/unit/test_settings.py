@@ -83,6 +83,24 @@ def test_a_senseless_value_is_refused(monkeypatch, name, value):
         HubSettings()
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["hunter2", "postgresql://hub:hunter2@db/hub", "mysql://hub:hunter2@db/hub", "sqlite:///hunter2.db"],
+)
+def test_a_database_that_cannot_be_one_is_one_line_without_what_was_given(monkeypatch, url):
+    from hub import cli
+    from hub.commands import terminal
+
+    monkeypatch.setenv("HUB_DATABASE_URL", url)
+    terminal.settings_now.cache_clear()
+    result = CliRunner().invoke(cli.app, ["db", "current"])
+    terminal.settings_now.cache_clear()
+
+    assert result.exit_code == 1
+    assert "hub: HUB_DATABASE_URL: must be a URL that begins with postgresql+asyncpg://" in result.stderr
+    assert "hunter2" not in result.output
+
+
 def test_settings_do_not_change_while_the_program_runs():
     with pytest.raises(ValidationError):
         HubSettings().log_level = "debug"

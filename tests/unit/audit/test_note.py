@@ -37,7 +37,7 @@ def test_a_checkpoint_is_three_lines_and_a_signature():
     )
     assert note == sign(ORIGIN, 5, ROOT, [HUB_KEY])
     assert Checkpoint(ORIGIN, 5, ROOT) == read_checkpoint(note)
-    assert ((ORIGIN, 5, ROOT), []) == open_checkpoint(note, HUB)
+    assert ((ORIGIN, 5, ROOT, HUB.keys()), []) == open_checkpoint(note, HUB)
 
 
 def test_while_a_key_is_replaced_two_sign_and_neither_signature_can_be_taken_away():
@@ -45,7 +45,7 @@ def test_while_a_key_is_replaced_two_sign_and_neither_signature_can_be_taken_awa
     both = keys_of(HUB_KEY, NEXT_KEY)
 
     assert note == sign(ORIGIN, 5, ROOT, [HUB_KEY, NEXT_KEY, HUB_KEY])
-    assert open_checkpoint(note, both) == ((ORIGIN, 5, ROOT), [])
+    assert open_checkpoint(note, both) == ((ORIGIN, 5, ROOT, both.keys()), [])
     head, first, second, _ = note.rsplit("\n", 3)
     for less in (f"{head}\n{first}\n", f"{head}\n{second}\n", f"{head}\n{second}\n{first}\n"):
         _, faults = open_checkpoint(less, both)
@@ -55,7 +55,7 @@ def test_while_a_key_is_replaced_two_sign_and_neither_signature_can_be_taken_awa
 def test_who_has_only_one_of_two_keys_is_told_that_the_other_is_unknown():
     checkpoint, faults = open_checkpoint(sign(ORIGIN, 5, ROOT, [HUB_KEY, NEXT_KEY]), HUB)
 
-    assert (ORIGIN, 5, ROOT) == checkpoint
+    assert (ORIGIN, 5, ROOT, HUB.keys()) == checkpoint
     assert [Kind.WRONG_KEY] == [fault.kind for fault in faults]
 
 

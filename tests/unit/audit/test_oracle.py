@@ -93,5 +93,5 @@ def test_go_opens_our_checkpoints_and_we_open_what_go_signed(oracle):
 
     assert [note.split("\n\n")[0] + "\n" for note, _ in notes] == told["Texts"]
     assert checkpoint == told["Signed"]
-    assert ((ORIGIN, 5, b"\7" * 32), []) == open_checkpoint(told["Signed"], HUB)
+    assert ((ORIGIN, 5, b"\7" * 32, HUB.keys()), []) == open_checkpoint(told["Signed"], HUB)
     assert read_keys(HUB_KEY.vkey).keys() == HUB.keys()

@@ -285,6 +285,23 @@ def test_an_export_signed_anew_with_another_key_is_found():
     assert verify_export(log.export(), keys_of(FALSE_KEY)).intact
 
 
+def test_a_key_that_was_replaced_signs_no_more():
+    """Its public key is still given to verifiers, for what it signed in its time; whoever has stolen it can go on with nothing."""
+    forged = a_log(400, [100, 200, 300], lambda n: an_entry(n) | ({"trust": "RXX"} if n == 250 else {}))
+    trees = {
+        size: a_log(size, (), lambda n: an_entry(n) | ({"trust": "RXX"} if n == 250 else {}))
+        for size in (200, 300, 400)
+    }
+    for size, signers in ((200, [HUB_KEY, NEXT_KEY]), (300, [NEXT_KEY]), (400, [HUB_KEY])):
+        forged.notes[size] = sign(ORIGIN, size, trees[size].frontier.root(), signers)
+    [finding] = verify_export(forged.export(), keys_of(HUB_KEY, NEXT_KEY)).findings
+    assert (finding.kind, finding.leaf) == (Kind.WRONG_KEY, 400)
+    # A sealer that was not started again since takes over for a while: the new key is away and comes back.
+    for size, signers in ((200, [HUB_KEY, NEXT_KEY]), (300, [HUB_KEY]), (400, [HUB_KEY, NEXT_KEY])):
+        forged.notes[size] = sign(ORIGIN, size, trees[size].frontier.root(), signers)
+    assert verify_export(forged.export(), keys_of(HUB_KEY, NEXT_KEY)).intact
+
+
 def test_keys_are_replaced_without_a_gap():
     log = a_log(300, [100, 200])
     log.notes[200] = sign(ORIGIN, 200, a_log(200).frontier.root(), [HUB_KEY, NEXT_KEY])
@@ -316,3 +333,25 @@ def test_history_rewritten_with_the_right_key_is_found_by_whoever_kept_a_checkpo
         else:  # what was not sealed yet when it was kept, it cannot speak of
             assert report.intact
             assert against.intact
+
+
+def test_of_a_file_of_checkpoints_each_one_counts():
+    """The sealer adds to its file, so after a history was rewritten the newest ones in it are the new history's."""
+    rewritten = a_log(SIZE, CHECKPOINTS, lambda n: an_entry(n) | ({"trust": "RXX"} if n == 3 else {}))
+    sizes = [size for size in CHECKPOINTS if size <= 640]
+    honest = "".join(f"{LOG.notes[size]}\n" for size in sizes)
+    report = verify_export(EXPORT, HUB, honest)
+    assert (report.intact, report.findings) == (True, ())
+    grown = f"{honest}{rewritten.notes[SIZE]}\n"
+    assert verify_export(rewritten.export(), HUB, rewritten.notes[SIZE]).intact
+    found = verify_export(rewritten.export(), HUB, grown).findings
+    assert {(each.kind, each.upto) for each in found} == {
+        (Kind.REWRITTEN, size) for size in sizes if size > 3
+    }
+    # An export that begins later is compared with those that it can be compared with, and says so if there is none.
+    assert verify_export(LOG.export(700, SIZE, old=640), HUB, honest).intact
+    early = f"{LOG.notes[350]}\n{LOG.notes[351]}\n"
+    [finding] = verify_export(LOG.export(701, SIZE), HUB, early).findings
+    assert (finding.kind, finding.leaf) == (Kind.NOT_COMPARED, 351)
+    for broken in ("", "\n", honest.replace("\u2014", "-", 1), honest[:-2], honest + "x"):
+        assert not verify_export(EXPORT, HUB, broken).intact
