@@ -25,6 +25,8 @@ _TYPES = _EXCHANGED | {"message", "collection"}
 _NOT_CONTENT = frozenset({"MessageHeader", "OperationOutcome"})
 """Resources about the message; a searchset may hold an OperationOutcome about the search."""
 _ONE_EVENT = frozenset({"Encounter", "ServiceRequest", "Task"})
+_ABOUT = ("ServiceRequest", "Task", "Encounter", "Patient")
+"""What a message can be about."""
 _CANNOT_BE_DONE = {
     "DELETE": "Nothing is deleted here: say what happened (cancelled, entered-in-error).",
     "PATCH": "A patch changes a record that is not in the message: send the whole resource.",
@@ -67,6 +69,29 @@ def spread(draft: Draft) -> None:
         # What was asked for comes before what came with it.
         content.sort(key=lambda entry: entry.included)
     draft.resources = Resources(content)
+    if draft.header is not None:
+        _begin_with_its_focus(draft, draft.header)
+
+
+def _begin_with_its_focus(draft: Draft, header: Tree) -> None:
+    """What the header says that the message is about comes before what came with it (FHIR R4, MessageHeader.focus). Raises RefusedError.
+
+    A message about an appointment or a dispensed medicine often has the patient's stay with it; that does not make it news of the stay.
+    """
+    said = (draft.resources.resolve(each, inside=header) for each in header.get("focus", ()))
+    focus = [each for each in said if each is not None]
+    types = {each["resourceType"] for each in focus}
+    if types and types.isdisjoint(_ABOUT):
+        raise RefusedError(
+            Why.MESSAGE_NOT_SUPPORTED,
+            "MessageHeader.focus",
+            f"The message is about {' and '.join(sorted(types))}; the hub is told of {', '.join(_ABOUT)}.",
+        )
+    if any(len(draft.resources.of_type(each)) > 1 for each in types):
+        first = {id(each) for each in focus}
+        draft.resources = Resources(
+            sorted(draft.resources.entries, key=lambda entry: id(entry.resource) not in first)
+        )
 
 
 def _mode(entry: Tree) -> Any:

@@ -260,6 +260,48 @@ def test_a_time_that_cannot_be_right_is_named_where_it_is_said(stay, more, at):
     assert (refused.why, refused.at) == ("clock-implausible", at)
 
 
+HEADER = {
+    "resourceType": "MessageHeader",
+    "id": "h",
+    "eventCoding": {"code": "A02"},
+    "source": {"endpoint": "https://epr.torbay.example"},
+    "sender": {"identifier": ORGANISATION["identifier"][0]},
+}
+
+
+def test_a_message_is_about_its_focus_whatever_comes_before():
+    """A newborn's stay and its mother's: the header says whose news it is."""
+    child = {"resourceType": "Patient", "id": "p2", "identifier": [{"system": NHS, "value": "9990000115"}]}
+    hers = {**STAY, "id": "e2", "identifier": [{"system": OWN, "value": "V-2"}]}
+    its = {
+        **hers,
+        "id": "e3",
+        "identifier": [{"system": OWN, "value": "V-3"}],
+        "subject": {"reference": "Patient/p2"},
+    }
+    for focus, number, stay in (("Encounter/e2", "9990000018", "V-2"), ("Encounter/e3", "9990000115", "V-3")):
+        header = {**HEADER, "focus": [{"reference": focus}]}
+        told = understood("message", *map(entry, [header, hers, its, PATIENT, child]))
+        assert (told.person.nhs_number.digits, told.encounter.key) == (number, f"RA9|{OWN}|{stay}")
+
+
+def test_a_message_about_something_else_is_no_news_of_the_stay_that_came_with_it():
+    appointment = {
+        "resourceType": "Appointment",
+        "id": "a",
+        "status": "booked",
+        "participant": [{"actor": {"reference": "Patient/p1"}, "status": "accepted"}],
+    }
+    header = {**HEADER, "eventCoding": {"code": "booking-request"}, "focus": [{"reference": "Appointment/a"}]}
+    refused = understood("message", *map(entry, [header, appointment, STAY, PATIENT]))
+    assert (refused.why, refused.at) == ("message-not-supported", "MessageHeader.focus")
+    assert "about Appointment" in refused.detail
+    both = {**header, "focus": [{"reference": "Appointment/a"}, {"reference": "Encounter/e1"}]}
+    assert isinstance(understood("message", *map(entry, [both, appointment, STAY, PATIENT])), Canonical)
+    nowhere = {**header, "focus": [{"reference": "Appointment/b"}]}
+    assert isinstance(understood("message", *map(entry, [nowhere, appointment, STAY, PATIENT])), Canonical)
+
+
 def test_a_search_is_about_what_was_searched_for():
     """The stay's request came along; it is not asked for again."""
     request = {
