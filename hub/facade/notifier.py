@@ -132,7 +132,10 @@ class Notifier:
             events = await subscriptions.events(
                 engine, wish.id, told + 1, last, subscribing.max_count(wish.resource)
             )
-            bundle = await notification_of(self._facade, wish, "event-notification", events, content)
+            transfers = await shown_with(self._facade, wish, events, content)
+            bundle = await notification_of(
+                self._facade, wish, "event-notification", events, content, transfers
+            )
             await self._post(wish, bundle)
             await subscriptions.took(engine, wish, self._facade.now(), events, content=content)
             told = events[-1].number
@@ -173,20 +176,35 @@ class _NotTakenError(Exception):
     """The receiver said no, or may not be asked. The text holds nothing of a message."""
 
 
+async def shown_with(
+    facade: Facade, wish: Subscription, events: Sequence[Event], content: str
+) -> Sequence[Transfer]:
+    """The transfers of these events that the trust may still read, where they are shown: for ``full-resource``."""
+    wanted = {each.transfer_id for each in events} if content == "full-resource" else set()
+    if not wanted:
+        return []
+    found, _ = await search.search(facade.engine, wish.trust, Wanted(ids=tuple(wanted), limit=len(wanted)))
+    return found
+
+
 async def notification_of(
-    facade: Facade, wish: Subscription, kind: str, events: Sequence[Event], content: str
+    facade: Facade,
+    wish: Subscription,
+    kind: str,
+    events: Sequence[Event],
+    content: str,
+    transfers: Sequence[Transfer],
 ) -> Tree:
-    """What these events are told with; for ``full-resource`` each Task as it stood, where the trust may still read it."""
-    resources: dict[int, Tree] = {}
-    if content == "full-resource" and events:
-        reader, wanted = Reader(wish.trust), {each.transfer_id for each in events}
-        found, _ = await search.search(
-            facade.engine, wish.trust, Wanted(ids=tuple(wanted), limit=len(wanted))
-        )
-        then: dict[tuple[str, int], Transfer] = {
-            (t.id, v.version): v for t in found for v in tasks.versions(t, reader)
-        }
-        visible = [each for each in events if (each.transfer_id, each.version) in then]
-        shown = await facade.as_tasks([then[each.transfer_id, each.version] for each in visible], reader)
-        resources = {each.number: task for each, task in zip(visible, shown, strict=True)}
+    """What these events are told with, and each Task of ``transfers`` (`shown_with`) as it stood then."""
+    reader = Reader(wish.trust)
+    then: dict[tuple[str, int], Transfer] = {
+        (t.id, v.version): v for t in transfers for v in tasks.versions(t, reader)
+    }
+    visible = [each for each in events if (each.transfer_id, each.version) in then]
+    shown = (
+        await facade.as_tasks([then[each.transfer_id, each.version] for each in visible], reader)
+        if visible
+        else []
+    )
+    resources = {each.number: task for each, task in zip(visible, shown, strict=True)}
     return subscribing.notification(wish, kind, facade.base, facade.now(), events, resources, content)

@@ -199,17 +199,8 @@ class Facade:
         told: dict[tuple[str | None, str | None], list[int]] = {}
         for row in rows:
             told.setdefault((row.person_id, row.transfer_id), []).append(row.seq)
-        said = {"interaction": served.name, "as": caller.role}
         entries = [
-            AuditEntry(
-                Code.RECORD_READ,
-                self.now(),
-                "rest",
-                person_id=person_id,
-                transfer_id=transfer_id,
-                detail={**said, "messages": seqs},
-                **caller.who,
-            )
+            self._seen(Code.RECORD_READ, caller, served, person_id, transfer_id, {"messages": seqs})
             for (person_id, transfer_id), seqs in told.items()
         ]
         if entries:
@@ -223,18 +214,26 @@ class Facade:
         transfer: Transfer | None,
         said: Mapping[str, Any],
     ) -> AuditEntry:
+        person_id, transfer_id = (transfer.person_id, transfer.id) if transfer else (None, None)
+        seen = {**said, **self._glass(caller, transfer)}
+        return self._seen(code, caller, served, person_id, transfer_id, seen)
+
+    def _seen(
+        self,
+        code: Code,
+        caller: Caller,
+        served: Served,
+        person_id: str | None,
+        transfer_id: str | None,
+        said: Mapping[str, Any],
+    ) -> AuditEntry:
         return AuditEntry(
             code,
             self.now(),
             "rest",
-            person_id=transfer.person_id if transfer else None,
-            transfer_id=transfer.id if transfer else None,
-            detail={
-                "interaction": served.name,
-                "as": caller.role,
-                **said,
-                **self._glass(caller, transfer),
-            },
+            person_id=person_id,
+            transfer_id=transfer_id,
+            detail={"interaction": served.name, "as": caller.role, **said},
             **caller.who,
         )
 

@@ -10,11 +10,10 @@ from hub.facade import subscribing
 from hub.facade.answers import fhir, searchset, tree_of
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, information, not_found
-from hub.facade.notifier import notification_of
+from hub.facade.notifier import notification_of, shown_with
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
-from hub.store import search, subscriptions
-from hub.store.search import Wanted
+from hub.store import subscriptions
 from hub.store.subscriptions import Subscription
 
 _EVENTS_MAX = 200
@@ -129,11 +128,10 @@ async def subscription_events(
     if content not in subscribing.CONTENTS:
         raise bad_request("content must be empty, id-only or full-resource.", "content", "value")
     found = await subscriptions.events(facade.engine, wish.id, since, until, _EVENTS_MAX)
-    bundle = await notification_of(facade, replace(wish, last_number=last), "query-event", found, content)
     # A Task names its patient; an event alone names nobody.
-    about = tuple({each.transfer_id for each in found}) if content == "full-resource" else ()
-    wanted = Wanted(ids=about, limit=len(about))
-    transfers, _ = await search.search(facade.engine, caller.trust, wanted) if about else ([], False)
+    transfers = await shown_with(facade, wish, found, content)
+    told = replace(wish, last_number=last)
+    bundle = await notification_of(facade, told, "query-event", found, content, transfers)
     await facade.searched(caller, served, transfers, events=len(found), subscription=wish.id)
     return fhir(bundle)
 

@@ -58,7 +58,7 @@ def person_ref(
 def _source(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
     if subject.resource["resourceType"] == "Patient":
         return subject.resource, f"{subject.path}.identifier", True
-    name = "subject" if "subject" in subject.resource else "for"
+    name = "for" if subject.resource["resourceType"] == "Task" else "subject"
     reference = subject.resource.get(name)
     patient = draft.resources.resolve(reference, inside=subject.resource)
     if patient is None:
