@@ -79,6 +79,8 @@ def server(tmp_path_factory):
             "HUB_FACADE_PORT": str(port),
             "HUB_FACADE_URL": f"http://127.0.0.1:{port}",
             "HUB_TOKEN_LIFE_S": "3600",
+            # No dispatcher runs here: after this long /healthz would say so, rightly, and a slow machine gets there.
+            "HUB_WATCHDOG_S": "3600",
         },
     )
     served.run("db", "upgrade")
