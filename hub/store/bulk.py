@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Insert,
+    Integer,
     String,
     Table,
     Text,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -64,6 +66,23 @@ def among(of: Any, values: Iterable[str], connection: AsyncConnection) -> Column
     if is_postgresql(connection):
         return of == any_(literal(found, ARRAY(String)))  # type: ignore[no-any-return]
     return of.in_(found)  # type: ignore[no-any-return]
+
+
+def among_pairs(
+    of: tuple[ColumnElement[str], ColumnElement[int]],
+    pairs: Iterable[tuple[str, int]],
+    connection: AsyncConnection,
+) -> ColumnElement[bool]:
+    """`among` for a text and a number together."""
+    found = sorted(set(pairs))
+    if not is_postgresql(connection):
+        return tuple_(*of).in_(found)
+    texts = literal([text for text, _ in found], ARRAY(String))
+    numbers = literal([number for _, number in found], ARRAY(Integer))
+    spread = func.unnest(texts, numbers).table_valued(
+        column("text", String), column("number", Integer), name="pair"
+    )
+    return tuple_(*of).in_(select(*spread.render_derived().c))
 
 
 def numbered(

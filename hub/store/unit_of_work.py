@@ -21,7 +21,7 @@ from hub.domain.rejection import Disposition
 from hub.journey.decide import Choice, Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
-from hub.store.bulk import among, insert_ignoring, update_rows
+from hub.store.bulk import among, among_pairs, insert_ignoring, update_rows
 from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
 from hub.store.load import as_received, claim_messages, load_known, lock_names
 from hub.store.write import write_audit, write_effects
@@ -44,12 +44,17 @@ class _StillWaitsError(Exception):
 
 @dataclass(slots=True)
 class _Brake:
-    """Messages quarantined one after the other. ``touched`` rows are written back."""
+    """Messages quarantined one after the other, as far as this batch knows: a trust's other partitions are taken in at the
+    same time by others. What the batch adds is put on what stands there when it is written (`_write_brakes`).
+    """
 
     in_a_row: int = 0
     pulled: bool = False
     why: str | None = None
-    touched: bool = False
+    added: int = 0
+    """Of ``in_a_row`` what this batch quarantined, since its last message that was none."""
+    begun_anew: bool = False
+    """Whether this batch held a message that was not quarantined, after some that were."""
 
 
 class UnitOfWork:
@@ -153,7 +158,7 @@ class UnitOfWork:
             fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
             effects = await self._decide_all(connection, fresh, brakes, now)
             await write_effects(connection, effects, now, self._journey.clocks)
-            await _write_brakes(connection, brakes, now)
+            await _write_brakes(connection, brakes, self._in_a_row_max, now)
             moved = _moved(positions, effects, understood, next_after, brakes)
             await _write_positions(connection, moved, now)
         braked = frozenset(trust for trust, brake in brakes.items() if brake.pulled)
@@ -184,12 +189,12 @@ class UnitOfWork:
     def _count(self, brake: _Brake, decided: Effects) -> None:
         if decided.disposition is Disposition.QUARANTINED:
             brake.in_a_row += 1
+            brake.added += 1
             brake.why = decided.rejection.why.value if decided.rejection else None
             brake.pulled = brake.in_a_row >= self._in_a_row_max
-            brake.touched = True
         elif brake.in_a_row and decided.disposition is not Disposition.DUPLICATE:
-            brake.in_a_row = 0
-            brake.touched = True
+            brake.in_a_row = brake.added = 0
+            brake.begun_anew = True
 
     async def _retry_once(self, event_id: str, operator: str | None, choice: Choice | None) -> Effects:
         """``operator`` None is the hub itself, which asks often and leaves no trace while a message still waits."""
@@ -294,14 +299,15 @@ async def _lock_positions(
 async def _positions_locked(
     connection: AsyncConnection, keys: Iterable[PartitionKey]
 ) -> dict[PartitionKey, int]:
-    p, wanted = t.position, set(keys)
+    """Of these partitions and no others: a trust's other partitions belong to other workers, which must not wait."""
+    p = t.position
     rows = await connection.execute(
         select(p.c.topic, p.c.partition, p.c.next_offset)
-        .where(among(p.c.topic, {topic for topic, _ in wanted}, connection))
+        .where(among_pairs((p.c.topic, p.c.partition), keys, connection))
         .order_by(p.c.topic, p.c.partition)
-        .with_for_update()
+        .with_for_update(of=p)
     )
-    return {key: row.next_offset for row in rows if (key := (row.topic, row.partition)) in wanted}
+    return {(row.topic, row.partition): row.next_offset for row in rows}
 
 
 def _moved(
@@ -347,23 +353,36 @@ async def _load_brakes(connection: AsyncConnection, trusts: set[OdsCode]) -> dic
     return {trust: found.get(trust, _Brake()) for trust in sorted(trusts)}
 
 
-async def _write_brakes(connection: AsyncConnection, brakes: Mapping[OdsCode, _Brake], now: datetime) -> None:
-    for trust, brake in brakes.items():
-        if not brake.touched:
-            continue
+async def _write_brakes(
+    connection: AsyncConnection, brakes: Mapping[OdsCode, _Brake], in_a_row_max: int, now: datetime
+) -> None:
+    """Put what the batch adds on what stands there now, locked: whoever counted at the same time is not overwritten, and a
+    brake that somebody else has pulled stays pulled. Brakes come in the order of their trusts. Afterwards each says how it stands.
+    """
+    touched = {trust: brake for trust, brake in brakes.items() if brake.added or brake.begun_anew}
+    if not touched:
+        return
+    b = t.brake
+    await connection.execute(
+        insert_ignoring(connection, b),
+        [{"trust": trust, "in_a_row": 0, "pulled": False} for trust in touched],
+    )
+    rows = await connection.execute(
+        select(b).where(among(b.c.trust, touched, connection)).order_by(b.c.trust).with_for_update()
+    )
+    for row in rows.all():
+        brake = touched[OdsCode(row.trust)]
+        brake.in_a_row = brake.added + (0 if brake.begun_anew else row.in_a_row)
+        brake.pulled = row.pulled or brake.pulled or brake.in_a_row >= in_a_row_max
+        values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why or row.why}
+        newly = brake.pulled and not row.pulled
         await connection.execute(
-            insert_ignoring(connection, t.brake), [{"trust": trust, "in_a_row": 0, "pulled": False}]
+            update(b).where(b.c.trust == row.trust).values(**values, **({"pulled_at": now} if newly else {}))
         )
-        values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why}
-        await connection.execute(
-            update(t.brake)
-            .where(t.brake.c.trust == trust)
-            .values(**values, pulled_at=now if brake.pulled else None)
-        )
-        if brake.pulled:
+        if newly:
             detail = {"in_a_row": brake.in_a_row, "why": brake.why}
             pulled = AuditEntry(
-                Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=trust, detail=detail
+                Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=row.trust, detail=detail
             )
             await write_audit(connection, [pulled])
 

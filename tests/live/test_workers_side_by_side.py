@@ -1,0 +1,139 @@
+"""Two workers share a trust's partitions on PostgreSQL: neither waits for the other, and neither undoes what the other did."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from hub.domain.rejection import Disposition
+from hub.store import queries, unit_of_work
+from hub.store import tables as t
+from hub.store.unit_of_work import UnitOfWork
+from tests.live.test_stories import owner_url, store_url, stories_url  # noqa: F401 - fixtures
+from tests.stories.conftest import exeter, hub, torbay  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.live
+
+PATIENCE_S = 20
+
+
+class Held:
+    """Two workers of one hub. The first one's transaction stands still before its positions are written, until it is let go."""
+
+    def __init__(self, hub, monkeypatch):  # noqa: F811
+        self.hub = hub
+        self.first = UnitOfWork(
+            hub.engine, hub.journey, hub.clock, hub.log, quarantine_in_a_row_max=hub.in_a_row_max
+        )
+        self.second = UnitOfWork(
+            hub.engine, hub.journey, hub.clock, hub.log, quarantine_in_a_row_max=hub.in_a_row_max
+        )
+        self._there, self._on = asyncio.Event(), asyncio.Event()
+        self._monkeypatch = monkeypatch
+
+    async def before(self, step, batch):
+        """The first worker takes ``batch`` up to this step of its transaction."""
+        right, waits = getattr(unit_of_work, step), True
+
+        async def wait(*args, **more):
+            nonlocal waits
+            if waits:
+                waits = False
+                self._there.set()
+                await self._on.wait()
+            return await right(*args, **more)
+
+        self._monkeypatch.setattr(unit_of_work, step, wait)
+        self._taking = asyncio.create_task(self.first.take(batch))
+        async with asyncio.timeout(PATIENCE_S):
+            await self._there.wait()
+
+    async def beside(self, batch):
+        """What the second worker makes of ``batch`` meanwhile."""
+        async with asyncio.timeout(PATIENCE_S):
+            return self._counted(await self.second.take(batch))
+
+    async def goes_on(self):
+        """What became of the first one's batch."""
+        self._on.set()
+        return self._counted(await self._taking)
+
+    def _counted(self, taken):
+        self.hub.expected += sum(taken.dispositions.values())
+        return taken
+
+
+@pytest.fixture
+def held(hub, monkeypatch):  # noqa: F811
+    hub.mend(in_a_row_max=4)
+    return Held(hub, monkeypatch)
+
+
+def bad(hospital, partition, count):
+    return [hospital.record(uuid.uuid4().bytes, partition=partition) for _ in range(count)]
+
+
+def good(hospital, partition, person):
+    asked = hospital.epr.asks_to_transfer(
+        person,
+        to="RH8",
+        request_number=f"TR-{partition}",
+        encounter_number=f"V-{partition}",
+        at=hospital.hub.clock(),
+    )
+    return hospital.record(asked, partition=partition)
+
+
+async def the_brake(hub):  # noqa: F811
+    row = (await hub.rows(t.brake))[0]
+    return row["in_a_row"], row["pulled"]
+
+
+async def test_a_trusts_other_partition_does_not_wait_for_the_one_that_is_being_taken_in(held, torbay):  # noqa: F811
+    # A partition without a position yet has no row that anybody could wait for.
+    await held.hub.take([], next_after={("epr.ra9.events", each): 0 for each in (0, 1)})
+    await held.before("_write_positions", [good(torbay, 0, MARSHWIGGLE)])
+    other = await held.beside([good(torbay, 1, QUILLFEATHER)])
+    one = await held.goes_on()
+
+    assert one.dispositions == other.dispositions == {Disposition.ACCEPTED: 1}
+    assert [await held.hub.position("RA9", each) for each in (0, 1)] == [1, 1]
+
+
+async def test_messages_quarantined_at_the_same_moment_are_all_counted(held, torbay):  # noqa: F811
+    await held.before("_write_brakes", bad(torbay, 0, 2))
+    await held.beside(bad(torbay, 1, 2))
+    taken = await held.goes_on()
+
+    assert taken.braked == {"RA9"}
+    assert await the_brake(held.hub) == (4, True)
+    assert len(await held.hub.audit(code="brake-pulled")) == 1
+
+
+async def test_a_brake_that_another_worker_pulled_meanwhile_stays_pulled(held, torbay):  # noqa: F811
+    await held.hub.take(bad(torbay, 0, 1))
+    await held.before("_write_brakes", [good(torbay, 0, MARSHWIGGLE)])
+    await held.beside(bad(torbay, 1, 3))
+    taken = await held.goes_on()
+
+    assert taken.braked == {"RA9"}
+    assert (await the_brake(held.hub))[1] is True
+    assert len(await held.hub.audit(code="brake-pulled")) == 1
+
+
+async def test_a_good_message_at_the_same_moment_begins_the_count_anew(held, torbay):  # noqa: F811
+    await held.hub.take(bad(torbay, 0, 3))
+    await held.before("_write_brakes", [good(torbay, 0, MARSHWIGGLE)])
+    taken = await held.goes_on()
+
+    assert (taken.braked, await the_brake(held.hub)) == (frozenset(), (0, False))
+
+
+async def test_a_brake_that_was_let_go_is_not_pulled_again_by_what_was_counted_before(held, torbay):  # noqa: F811
+    await held.before("_write_brakes", bad(torbay, 0, 1))
+    await held.beside(bad(torbay, 1, 4))
+    await queries.release_brake(held.hub.engine, "RA9", "mended", held.hub.clock(), "ops-1")
+    taken = await held.goes_on()
+
+    assert (taken.braked, await the_brake(held.hub)) == (frozenset(), (1, False))
