@@ -62,6 +62,13 @@ class HubSettings(BaseSettings):
         "name",
         "Stable name of this worker: a restart within the session timeout then causes no rebalance.",
     )
+    workers: int = _of(
+        1,
+        "processes",
+        "How many workers `hub run` starts; each keeps one processor busy. SQLite allows one.",
+        ge=1,
+        le=64,
+    )
     batch_messages_max: int = _of(
         200, "messages", "One transaction; larger gains little and holds locks longer.", ge=1, le=2000
     )

@@ -357,6 +357,11 @@ async def run_facade(settings: HubSettings) -> None:
         await asyncio.gather(serving, telling)
 
 
+def on_sqlite(settings: HubSettings) -> bool:
+    """Whether the database is one of a single machine and a single worker."""
+    return make_url(settings.database_url.get_secret_value()).get_backend_name() == "sqlite"
+
+
 def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
     """With SQLite, hold a lock file beside the database for as long as the returned file is open (a dead process
     lets go of it). None with PostgreSQL. Raises SecondWorkerError.

@@ -73,21 +73,32 @@ def feeds() -> None:
         fail(str(error))
 
 
-SERVICES = ("worker", "dispatcher", "clock", "sealer", "feeds")
+OTHER_SERVICES = ("dispatcher", "clock", "sealer", "feeds")
+"""That `hub run` starts once each, beside its workers."""
 
 
 def run() -> None:
-    """All services on this machine under one supervisor, which restarts what dies and says so."""
-    from hub.services.supervisor import Supervisor
+    """All services on this machine under one supervisor, which restarts what dies and says so; HUB_WORKERS workers."""
+    from hub.services.supervisor import Service, Supervisor
 
     settings = logging_settings()
+    if settings.workers > 1 and wiring.on_sqlite(settings):
+        fail("SQLite allows one worker: HUB_WORKERS=1, or PostgreSQL (HUB_DATABASE_URL).")
+    others = (*OTHER_SERVICES, "serve") if settings.facade_port else OTHER_SERVICES
+    workers = (Service("worker", _membership(settings, number)) for number in range(1, settings.workers + 1))
     supervisor = Supervisor(
-        (*SERVICES, "serve") if settings.facade_port else SERVICES,
+        [*workers, *map(Service, others)],
         get_log(service="run"),
         backoff_s=settings.restart_backoff_s,
         backoff_max_s=settings.restart_backoff_max_s,
     )
     run_it(supervisor.run)
+
+
+def _membership(settings: HubSettings, number: int) -> dict[str, str]:
+    """A name in the consumer group is one worker's: the first has the one that is set, the others have it with their number."""
+    name = settings.worker_instance
+    return {"HUB_WORKER_INSTANCE": f"{name}-{number}"} if name and number > 1 else {}
 
 
 def health() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hub.telemetry.log import Log
 
@@ -30,23 +31,29 @@ def _until_alone() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """``hub <name>``, and what its environment says beside the supervisor's."""
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class Supervisor:
-    """Runs ``hub <service>`` for each service until told to stop."""
+    """Runs each service until told to stop; several may be of one name."""
 
     def __init__(
         self,
-        services: Sequence[str],
+        services: Sequence[Service],
         log: Log,
         *,
         backoff_s: float,
         backoff_max_s: float,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._services = services
         self._log = log
         self._backoff_s = backoff_s
         self._backoff_max_s = backoff_max_s
-        self._environment = {**os.environ, **(environment or {})}
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -58,7 +65,7 @@ class Supervisor:
             for service in self._services:
                 tasks.create_task(self._keep(service))
 
-    async def _keep(self, service: str) -> None:
+    async def _keep(self, service: Service) -> None:
         wait_s = self._backoff_s
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -67,24 +74,24 @@ class Supervisor:
                 return
             if time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = self._backoff_s
-            self._log.error("service.restarting", service=service, exit_code=exit_code, wait_s=wait_s)
+            self._log.error("service.restarting", service=service.name, exit_code=exit_code, wait_s=wait_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_s)
             wait_s = min(wait_s * 2, self._backoff_max_s)
 
-    async def _once(self, service: str) -> int:
+    async def _once(self, service: Service) -> int:
         # A session of its own: Ctrl-C reaches only the supervisor, which then stops them in order. Its standard input ends
         # when the supervisor does, however that dies.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "hub.cli",
-            service,
-            env={**self._environment, _SUPERVISED: "1"},
+            service.name,
+            env={**os.environ, **service.environment, _SUPERVISED: "1"},
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        self._log.info("service.started", service=service, pid=process.pid)
+        self._log.info("service.started", service=service.name, pid=process.pid)
         ended = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,5 +103,5 @@ class Supervisor:
             except TimeoutError:
                 process.kill()
         exit_code = await ended
-        self._log.info("service.stopped", service=service, pid=process.pid, exit_code=exit_code)
+        self._log.info("service.stopped", service=service.name, pid=process.pid, exit_code=exit_code)
         return exit_code

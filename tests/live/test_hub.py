@@ -143,6 +143,23 @@ async def test_two_workers_share_the_partitions_and_one_takes_over_when_the_othe
     assert 30 == (await hub.rows("select count(distinct transfer_id) as n from transfer"))[0]["n"]
 
 
+async def test_hub_run_starts_as_many_workers_as_it_is_told_each_with_a_name_of_its_own_in_the_group(hub):
+    everything = hub.start("run", HUB_WORKERS="2", HUB_WORKER_INSTANCE="ward")
+
+    async def shared() -> bool:
+        newest = [line["partitions"] for line in everything.said("worker.assigned")[-2:]]
+        return len(newest) == 2 and all(newest) and sum(map(len, newest)) == 9
+
+    await hub.until(shared, "nine partitions on two workers")
+    await hub.produce(*[(hub.one, _request(hub, number)) for number in range(30)])
+    await hub.until_taken_in(30)
+    await hub.until_delivered()
+
+    assert 30 == (await hub.rows("select count(distinct transfer_id) as n from transfer"))[0]["n"]
+    started = Counter(line["service"] for line in everything.said("service.started"))
+    assert started == {"worker": 2, "dispatcher": 1, "clock": 1, "sealer": 1, "feeds": 1, "serve": 1}
+
+
 async def test_a_database_that_is_gone_stops_the_worker_and_loses_nothing(hub, postgres):
     if not isinstance(postgres, PostgresServer):
         pytest.skip("the PostgreSQL given by HUB_DATABASE_URL is not ours to stop")

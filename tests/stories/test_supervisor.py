@@ -44,3 +44,18 @@ def test_services_end_with_their_supervisor_however_it_ends(tmp_path, store_url,
         run.wait()
     _, alive = psutil.wait_procs(services, timeout=30)
     assert alive == [], (tmp_path / "log").read_text()[-2000:]
+
+
+def test_a_second_worker_on_sqlite_is_refused_before_anything_starts(store_url):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HUB_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "hub.cli", "run"],
+        env=kept | {"HUB_DATABASE_URL": store_url, "HUB_WORKERS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (
+        1,
+        "SQLite allows one worker: HUB_WORKERS=1, or PostgreSQL (HUB_DATABASE_URL).",
+    )
