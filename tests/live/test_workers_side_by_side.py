@@ -1,11 +1,14 @@
 """Two workers share a trust's partitions on PostgreSQL: neither waits for the other, and neither undoes what the other did."""
 
 import asyncio
+import random
 import uuid
+from collections import Counter
+from datetime import timedelta
 
 import pytest
 
-from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, patient_number
 from hub.domain.rejection import Disposition
 from hub.store import queries, unit_of_work
 from hub.store import tables as t
@@ -137,3 +140,54 @@ async def test_a_brake_that_was_let_go_is_not_pulled_again_by_what_was_counted_b
     taken = await held.goes_on()
 
     assert (taken.braked, await the_brake(held.hub)) == (frozenset(), (1, False))
+
+
+async def test_four_workers_meet_the_same_patients_from_two_hospitals(hub, torbay, exeter):  # noqa: F811
+    """Forty journeys, each told by both hospitals at once, in whatever order the workers come to it."""
+    patients = [patient_number(n) for n in range(40)]
+    workers = [UnitOfWork(hub.engine, hub.journey, hub.clock, hub.log) for _ in range(4)]
+    queues = [[] for _ in workers]
+    for n, patient in enumerate(patients):
+        for message in asked_for(torbay, patient, n):
+            queues[n % 4].append(torbay.record(message, partition=n % 4))
+        for message in taken_over(exeter, torbay, patient, n):
+            queues[n % 3].append(exeter.record(message, partition=n % 3))
+
+    async def work(worker, queue, dice):
+        while queue:
+            size = dice.randint(1, 9)
+            batch, queue[:] = queue[:size], queue[size:]
+            taken = await worker.take(batch)
+            hub.expected += sum(taken.dispositions.values())
+
+    async with asyncio.timeout(PATIENCE_S * 3):
+        await asyncio.gather(
+            *(
+                work(each, queue, random.Random(n))
+                for n, (each, queue) in enumerate(zip(workers, queues, strict=True))
+            )
+        )
+        while early := await hub.rows(t.message, t.message.c.disposition == Disposition.QUARANTINED):
+            assert any([await hub.unit.retry_early(row["event_id"]) for row in early]), early
+
+    assert [line for line in hub.log.lines if line["event"] == "store.conflict"] == []
+    transfers = await hub.rows(t.transfer)
+    assert [each["state"] for each in transfers] == ["completed"] * len(patients)
+    assert len(await hub.rows(t.person)) == len({each["person_id"] for each in transfers}) == len(patients)
+    told = Counter((each.topic, each.key, each.event_type) for each in await hub._outbox())
+    assert max(told[each] for each in told if each[0].endswith(".inbox")) == 1
+
+
+def asked_for(torbay, patient, n):  # noqa: F811
+    epr, at = torbay.epr, torbay.hub.clock()
+    yield epr.asks_to_transfer(patient, to="RH8", request_number=f"R{n}", encounter_number=f"E{n}", at=at)
+    yield epr.discharges(patient, encounter_number=f"E{n}", to_site="RH801", at=at + timedelta(hours=2))
+
+
+def taken_over(exeter, torbay, patient, n):  # noqa: F811
+    epr, at = exeter.epr, torbay.hub.clock()
+    for minutes, status in enumerate(("received", "accepted", "ready"), 1):
+        yield epr.answers(
+            patient, status, requester=torbay.profile, request_number=f"R{n}", bed="Bed 4", at=at + timedelta(minutes=minutes)
+        )  # fmt: skip
+    yield epr.admits(patient, encounter_number=f"A{n}", ward="Cardiology", at=at + timedelta(hours=3))
