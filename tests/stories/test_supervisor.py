@@ -57,5 +57,5 @@ def test_a_second_worker_on_sqlite_is_refused_before_anything_starts(store_url):
     )
     assert (done.returncode, done.stderr.strip()) == (
         1,
-        "SQLite allows one worker: HUB_WORKERS=1, or PostgreSQL (HUB_DATABASE_URL).",
+        "hub: SQLite allows one worker: HUB_WORKERS=1, or PostgreSQL (HUB_DATABASE_URL).",
     )
