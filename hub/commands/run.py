@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from hub import wiring
 from hub.commands.terminal import (
@@ -17,6 +18,7 @@ from hub.services.health import untried
 from hub.services.log_keys import KeyFileError
 from hub.settings import HubSettings
 from hub.store import schema
+from hub.store.engine import room_for_locks
 from hub.telemetry.log import get_log
 from hub.trusts import TrustsError
 
@@ -84,6 +86,7 @@ def run() -> None:
     settings = logging_settings()
     if settings.workers > 1 and wiring.on_sqlite(settings):
         fail("SQLite allows one worker: HUB_WORKERS=1, or PostgreSQL (HUB_DATABASE_URL).")
+    run_it(_check_room_for_locks, settings)
     others = (*OTHER_SERVICES, "serve") if settings.facade_port else OTHER_SERVICES
     workers = (Service("worker", _membership(settings, number)) for number in range(1, settings.workers + 1))
     supervisor = Supervisor(
@@ -93,6 +96,27 @@ def run() -> None:
         backoff_max_s=settings.restart_backoff_max_s,
     )
     run_it(supervisor.run)
+
+
+_LOCKS_A_MESSAGE = 5
+"""At most, as a rule: its id, two numbers of the patient, the record, the request (decision 0002)."""
+
+
+async def _check_room_for_locks(settings: HubSettings) -> None:
+    """Without room PostgreSQL refuses a lock in the middle of a batch, to whoever asks last. A database that is away says nothing."""
+    if settings.workers == 1:
+        return
+    wanted = settings.workers * settings.batch_messages_max * _LOCKS_A_MESSAGE
+    try:
+        async with wiring.opened(settings, check_schema=False) as engine:
+            room = await room_for_locks(engine)
+    except (OSError, TimeoutError, SQLAlchemyError):
+        return
+    if room is not None and wanted > room:
+        raise Failure(
+            f"{settings.workers} workers with {settings.batch_messages_max} messages each may want {wanted} locks at once, and PostgreSQL has "
+            f"room for {room}: raise its max_locks_per_transaction, or lower HUB_WORKERS or HUB_BATCH_MESSAGES_MAX."
+        )
 
 
 def _membership(settings: HubSettings, number: int) -> dict[str, str]:

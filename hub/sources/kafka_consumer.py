@@ -1,6 +1,6 @@
 """Faust's consumer, changed where it was measured to be wrong for us: see `hub/decisions` and the comments.
 
-Private parts of faust-streaming 0.15 and aiokafka 0.14 are used here and nowhere else.
+Private parts of faust-streaming 0.15 and aiokafka 0.14 are used here and in `kafka_reader`.
 """
 
 import asyncio

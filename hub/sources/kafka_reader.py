@@ -65,13 +65,13 @@ class Reader:
         """The partitions of those of the topics that exist. Asks for all topics, which never makes one."""
         try:
             async with asyncio.timeout(self._config.patience_s):
-                existing = await self._consumer.topics()
+                # `topics()` asks the same and keeps only the names; what the client itself knows may be five minutes old.
+                cluster = await self._consumer._client.fetch_all_metadata()  # noqa: SLF001
         except (KafkaError, OSError, TimeoutError) as error:
             raise KafkaUnavailableError(type(error).__name__) from error
+        existing = cluster.topics()
         return {
-            topic: set(self._consumer.partitions_for_topic(topic) or ())
-            for topic in topics
-            if topic in existing
+            topic: set(cluster.partitions_for_topic(topic) or ()) for topic in topics if topic in existing
         }
 
     async def offsets_in(

@@ -336,9 +336,9 @@ class KafkaSource:
 
     async def _pull_brakes(self, trusts: Iterable[OdsCode]) -> None:
         pulled = frozenset(trusts) - self._braked
+        self._braked |= pulled
         if not pulled or self._consumer is None:
             return
-        self._braked |= pulled
         await self._consumer.pause(
             [key for key in self._consumer.assigned() if self._trust_of_topic[key[0]] in pulled]
         )
@@ -346,9 +346,9 @@ class KafkaSource:
             self._log.error("brake.pulled", trust=trust)
 
     async def _release_brakes(self, trusts: frozenset[OdsCode]) -> None:
+        self._braked -= trusts
         if not trusts or self._consumer is None:
             return
-        self._braked -= trusts
         keys = [key for key in self._next if self._trust_of_topic[key[0]] in trusts]
         # What was fetched before the brake was let go by: back to the position.
         starts = await self._positions.load(keys)

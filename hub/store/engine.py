@@ -3,7 +3,7 @@
 from typing import Any
 
 import orjson
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from hub.store.bulk import dumps
@@ -60,3 +60,15 @@ def _begin_immediate(connection: Any) -> None:
 def is_sqlite(engine: AsyncEngine) -> bool:
     """One machine, one worker, no row locks."""
     return engine.dialect.name == "sqlite"
+
+
+async def room_for_locks(engine: AsyncEngine) -> int | None:
+    """How many locks PostgreSQL can hold at once for everybody (its manual, Lock Management); None on SQLite, which has none."""
+    if is_sqlite(engine):
+        return None
+    settings = "max_locks_per_transaction", "max_connections", "max_prepared_transactions"
+    async with engine.connect() as connection:
+        each, connections, prepared = [
+            int(await connection.scalar(text(f"SHOW {name}")) or 0) for name in settings
+        ]
+    return each * (connections + prepared)

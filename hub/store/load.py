@@ -180,26 +180,23 @@ async def _persons_of_named_transfers(
 
 
 async def _persons(connection: AsyncConnection, person_ids: set[str], known: Known) -> set[str]:
-    """The persons, and all other records that were merged with theirs; their ids. Locked in key order."""
+    """The persons, and all other records that were merged with theirs; their ids. Locked in key order.
+
+    While a statement waits for a lock, a merge may be committed that it does not see: so the records are looked for again
+    when all are locked, until there are no more.
+    """
     person, identifier = t.person, t.person_identifier
     found: dict[str, Person] = {}
-    asked: set[str] = set()
-    wanted = set(person_ids)
-    while wanted:
+    group = await _merged_with(connection, person_ids)
+    while group - found.keys():
         rows = await connection.execute(
             select(person)
-            .where(
-                or_(
-                    among(person.c.person_id, wanted, connection),
-                    among(person.c.merged_into, wanted, connection),
-                )
-            )
+            .where(among(person.c.person_id, group, connection))
             .order_by(person.c.person_id)
             .with_for_update()
         )
-        found |= {row.person_id: _person(row) for row in rows}
-        asked |= wanted
-        wanted = {*found, *(each.merged_into for each in found.values() if each.merged_into)} - asked
+        found = {row.person_id: _person(row) for row in rows}
+        group = await _merged_with(connection, group)
     keys = await connection.execute(
         select(identifier.c.person_id, identifier.c.authority, identifier.c.value).where(
             among(identifier.c.person_id, found, connection)
@@ -210,6 +207,27 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
     for each in found.values():
         known.add_person(each)
     return set(found)
+
+
+async def _merged_with(connection: AsyncConnection, person_ids: set[str]) -> set[str]:
+    """These records, as far as they exist, and all that were merged with them, over however many others."""
+    p = t.person.c
+    found: set[str] = set()
+    asked: set[str] = set()
+    wanted = set(person_ids)
+    while wanted:
+        rows = await connection.execute(
+            select(p.person_id, p.merged_into).where(
+                or_(among(p.person_id, wanted, connection), among(p.merged_into, wanted, connection))
+            )
+        )
+        asked |= wanted
+        merged_into: set[str] = set()
+        for row in rows:
+            found.add(row.person_id)
+            merged_into |= {row.merged_into} if row.merged_into else set()
+        wanted = (found | merged_into) - asked
+    return found
 
 
 def _person(row: Any) -> Person:

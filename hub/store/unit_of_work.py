@@ -372,14 +372,18 @@ async def _write_brakes(
     )
     for row in rows.all():
         brake = touched[OdsCode(row.trust)]
-        brake.in_a_row = brake.added + (0 if brake.begun_anew else row.in_a_row)
-        brake.pulled = row.pulled or brake.pulled or brake.in_a_row >= in_a_row_max
-        values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why or row.why}
-        newly = brake.pulled and not row.pulled
+        if row.pulled:
+            brake.pulled = True
+            continue
+        # What this batch left alone because of its own count must stay there, whatever others counted meanwhile.
+        counted = brake.added + (0 if brake.begun_anew else row.in_a_row)
+        brake.in_a_row = max(counted, brake.in_a_row) if brake.pulled else counted
+        brake.pulled = brake.in_a_row >= in_a_row_max
+        values = {"in_a_row": brake.in_a_row, "pulled": brake.pulled, "why": brake.why}
         await connection.execute(
-            update(b).where(b.c.trust == row.trust).values(**values, **({"pulled_at": now} if newly else {}))
+            update(b).where(b.c.trust == row.trust).values(**values, pulled_at=now if brake.pulled else None)
         )
-        if newly:
+        if brake.pulled:
             detail = {"in_a_row": brake.in_a_row, "why": brake.why}
             pulled = AuditEntry(
                 Code.BRAKE_PULLED, now, "worker", Outcome.SERIOUS_FAILURE, trust=row.trust, detail=detail

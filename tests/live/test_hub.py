@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections import Counter
 
 import psutil
@@ -158,6 +160,19 @@ async def test_hub_run_starts_as_many_workers_as_it_is_told_each_with_a_name_of_
     assert 30 == (await hub.rows("select count(distinct transfer_id) as n from transfer"))[0]["n"]
     started = Counter(line["service"] for line in everything.said("service.started"))
     assert started == {"worker": 2, "dispatcher": 1, "clock": 1, "sealer": 1, "feeds": 1, "serve": 1}
+
+
+async def test_more_workers_than_postgresql_has_locks_for_are_refused_before_anything_starts(hub):
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "hub.cli", "run"],
+        env={**hub.environment, "HUB_WORKERS": "64", "HUB_BATCH_MESSAGES_MAX": "2000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "may want 640000 locks at once, and PostgreSQL has room for" in done.stderr
 
 
 async def test_a_database_that_is_gone_stops_the_worker_and_loses_nothing(hub, postgres):

@@ -10,7 +10,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from hub.domain.message import Received
 from hub.domain.rejection import Disposition
 from hub.domain.trust import Directory, IdentifierSystems, Site, TrustProfile
 from hub.sources.kafka import ExitCode, WorkerConfig, run_worker
+from hub.sources.kafka_consumer import HubConsumer
 from hub.sources.kafka_source import KafkaSource
 from hub.store import tables as t
 from hub.store.engine import open_engine
@@ -160,11 +161,24 @@ def swallow(raw: bytes) -> None:
     KafkaSource.handle = handle_the_rest  # type: ignore[method-assign]
 
 
+def deafen() -> None:
+    """As if Faust had forgotten to fetch: everything else goes on, the database is asked and the group is well."""
+
+    async def nothing(consumer: HubConsumer, timeout: float) -> AsyncIterator[Any]:  # noqa: ASYNC109 - Faust's
+        await asyncio.sleep(timeout)
+        return
+        yield
+
+    HubConsumer.getmany = nothing
+
+
 def be_worker(spec: dict[str, Any]) -> int:
     set_up("json")
     engine = open_engine(spec["url"])
     if spec["swallow"]:
         swallow(spec["swallow"].encode())
+    if spec["deaf"]:
+        deafen()
     positions = StoredPositions(engine, lambda: datetime.now(UTC))
     trusts = Directory(profile(ods) for ods in spec["trusts"])
     return int(run_worker(WorkerConfig(**spec["config"]), trusts, FakeIntake(engine), positions, get_log()))
@@ -216,8 +230,14 @@ class Stage:
     def topic(self) -> str:
         return profile(self.trusts[0]).events_topic
 
-    def worker(self, *, swallow: str = "", **config: Any) -> Worker:
-        spec = {"url": self.url, "trusts": self.trusts, "config": self.config | config, "swallow": swallow}
+    def worker(self, *, swallow: str = "", deaf: bool = False, **config: Any) -> Worker:
+        spec = {
+            "url": self.url,
+            "trusts": self.trusts,
+            "config": self.config | config,
+            "swallow": swallow,
+            "deaf": deaf,
+        }
         log_path = self.folder / f"worker-{len(self.workers)}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -524,6 +544,19 @@ def test_the_watchdog_ends_a_worker_that_hangs_or_blocks(stage: Stage) -> None:
         assert worker.ended() == ExitCode.STALLED
         assert worker.said("watchdog.stalled")
         assert stage.raws() == []
+
+
+def test_the_watchdog_ends_a_worker_that_is_alive_and_leaves_messages_unread(stage: Stage) -> None:
+    stage.topics()
+    worker = stage.worker(deaf=True, watchdog_s=2)
+    until(lambda: worker.said("worker.assigned"))
+    time.sleep(4)
+    assert worker.process.poll() is None
+    stage.produce("1")
+    assert worker.ended() == ExitCode.STALLED
+    assert [line["topic"] for line in worker.said("watchdog.stalled")] == [stage.topic]
+    stage.worker()
+    until(lambda: stage.raws() == ["1"])
 
 
 def test_an_idle_worker_and_one_behind_a_marker_are_well(stage: Stage) -> None:

@@ -7,12 +7,20 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, text, update
 
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, patient_number
 from hub.domain.rejection import Disposition
+from hub.journey.known import Known
+from hub.sources.kafka_config import WorkerConfig
+from hub.sources.kafka_reader import Reader
+from hub.sources.kafka_source import KafkaSource
 from hub.store import queries, unit_of_work
 from hub.store import tables as t
+from hub.store.load import _persons
+from hub.store.positions import StoredPositions
 from hub.store.unit_of_work import UnitOfWork
+from tests.harness.kafka_server import create_topics
 from tests.live.test_stories import owner_url, store_url, stories_url  # noqa: F401 - fixtures
 from tests.stories.conftest import exeter, hub, torbay  # noqa: F401 - fixtures
 
@@ -104,6 +112,49 @@ async def test_a_trusts_other_partition_does_not_wait_for_the_one_that_is_being_
     assert [await held.hub.position("RA9", each) for each in (0, 1)] == [1, 1]
 
 
+async def test_two_workers_that_hold_the_same_partition_for_a_moment_take_turns(held, torbay):  # noqa: F811
+    """A rebalance: the second reads again what the first has not committed yet."""
+    await held.hub.take([], next_after={("epr.ra9.events", 0): 0})
+    batch = [good(torbay, 0, MARSHWIGGLE)]
+    await held.before("_write_positions", batch)
+    second = asyncio.create_task(held.beside(batch))
+    await somebody_waits(held.hub)
+    assert not second.done()
+    one, other = await held.goes_on(), await second
+
+    assert (one.dispositions, other.dispositions) == ({Disposition.ACCEPTED: 1}, {})
+    assert len(await held.hub.rows(t.transfer)) == 1
+
+
+async def test_a_merge_that_is_committed_while_its_patient_is_waited_for_is_seen(hub, torbay):  # noqa: F811
+    """Else the survivor's new number would not be compared with the number of the record that was merged into it."""
+    await hub.take([good(torbay, 0, MARSHWIGGLE), good(torbay, 1, QUILLFEATHER)])
+    merged, survivor = [each["person_id"] for each in await hub.rows(t.person)]
+    known = Known()
+
+    async def look():
+        async with hub.engine.begin() as connection:
+            return await _persons(connection, {survivor}, known)
+
+    async with hub.engine.begin() as connection:
+        await connection.execute(select(t.person).where(t.person.c.person_id == survivor).with_for_update())
+        await connection.execute(
+            update(t.person).where(t.person.c.person_id == merged).values(merged_into=survivor)
+        )
+        looking = asyncio.create_task(look())
+        await somebody_waits(hub)
+    assert await looking == {merged, survivor}
+    assert known.persons[merged].merged_into == survivor
+
+
+async def somebody_waits(hub):  # noqa: F811
+    """Until a session of the database waits for a lock."""
+    async with asyncio.timeout(PATIENCE_S), hub.engine.connect() as connection:
+        while not await connection.scalar(text("select count(*) from pg_locks where not granted")):
+            await asyncio.sleep(0.02)
+            await connection.rollback()
+
+
 async def test_messages_quarantined_at_the_same_moment_are_all_counted(held, torbay):  # noqa: F811
     await held.before("_write_brakes", bad(torbay, 0, 2))
     await held.beside(bad(torbay, 1, 2))
@@ -126,11 +177,24 @@ async def test_a_brake_that_another_worker_pulled_meanwhile_stays_pulled(held, t
 
 
 async def test_a_good_message_at_the_same_moment_begins_the_count_anew(held, torbay):  # noqa: F811
-    await held.hub.take(bad(torbay, 0, 3))
+    await held.hub.take(bad(torbay, 0, 2))
     await held.before("_write_brakes", [good(torbay, 0, MARSHWIGGLE)])
+    await held.beside(bad(torbay, 1, 1))
     taken = await held.goes_on()
 
     assert (taken.braked, await the_brake(held.hub)) == (frozenset(), (0, False))
+
+
+async def test_a_batch_that_pulled_the_brake_pulls_it_whatever_another_counted_meanwhile(held, torbay):  # noqa: F811
+    """It has left its last message alone: only a pause brings that back."""
+    await held.hub.take(bad(torbay, 0, 3))
+    await held.before("_write_brakes", bad(torbay, 0, 2))
+    await held.beside([good(torbay, 1, MARSHWIGGLE)])
+    taken = await held.goes_on()
+
+    assert (taken.braked, await the_brake(held.hub)) == ({"RA9"}, (4, True))
+    assert [each["detail"]["in_a_row"] for each in await held.hub.audit(code="brake-pulled")] == [4]
+    assert await held.hub.position("RA9") == 4
 
 
 async def test_a_brake_that_was_let_go_is_not_pulled_again_by_what_was_counted_before(held, torbay):  # noqa: F811
@@ -191,3 +255,27 @@ def taken_over(exeter, torbay, patient, n):  # noqa: F811
             patient, status, requester=torbay.profile, request_number=f"R{n}", bed="Bed 4", at=at + timedelta(minutes=minutes)
         )  # fmt: skip
     yield epr.admits(patient, encounter_number=f"A{n}", ward="Cardiology", at=at + timedelta(hours=3))
+
+
+async def test_a_worker_without_partitions_does_not_take_a_pause_for_a_group_that_is_stuck(
+    hub,  # noqa: F811
+    torbay,  # noqa: F811
+    bootstrap_servers,
+):
+    """It looks after the others' partitions, and a message of a paused trust is no message that ought to be taken in."""
+    topic = f"epr.idle.{uuid.uuid4().hex}"
+    create_topics(bootstrap_servers, [topic])
+    positions = StoredPositions(hub.engine, hub.clock)
+    await positions.take_up({(topic, 0): 0})
+    config = WorkerConfig(bootstrap_servers=bootstrap_servers)
+    async with Reader(config) as reader:
+        idle = KafkaSource(config, {topic: "RA9"}, hub.unit, positions, reader, hub.log, pytest.fail)
+        await idle._tend_once()
+        assert idle.vitals().waiting_at == {(topic, 0): 0}
+        hub.mend(in_a_row_max=1)
+        await hub.take(bad(torbay, 0, 1))
+        await idle._tend_once()
+        assert idle.vitals().waiting_at == {}
+        await queries.release_brake(hub.engine, "RA9", "mended", hub.clock(), "ops-1")
+        await idle._tend_once()
+        assert idle.vitals().waiting_at == {(topic, 0): 0}
