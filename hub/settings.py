@@ -73,7 +73,10 @@ class HubSettings(BaseSettings):
         200, "messages", "One transaction; larger gains little and holds locks longer.", ge=1, le=2000
     )
     batch_wait_s: float = _of(
-        0.05, "seconds", "How long a batch may wait to fill; half of it is the price in latency.", gt=0
+        0.1,
+        "seconds",
+        "How long a batch may wait to fill; half of it is the price in latency. A batch costs the same twenty round trips to the store however small it is.",
+        gt=0,
     )
     session_timeout_s: float = _of(
         10, "seconds", "A killed worker's partitions stand still this long; the default of 60 is too long."
@@ -102,7 +105,10 @@ class HubSettings(BaseSettings):
         86_400, "seconds", "Further in the future is implausible: quarantined.", ge=0
     )
     clock_behind_max_days: float = _of(
-        366, "days", "An event older than this is not news of a transfer: quarantined.", gt=0
+        366,
+        "days",
+        "An event older than this is not news of a transfer: quarantined. A stay that goes on may have begun earlier, if the message was made lately.",
+        gt=0,
     )
     quarantine_in_a_row_max: int = _of(
         50,

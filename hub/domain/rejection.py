@@ -153,7 +153,9 @@ RULINGS: dict[Why, Ruling] = {
         _R, _SENDER, "A transfer keeps its receiver. Cancel it and request a new one."
     ),
     Why.CLOCK_IMPLAUSIBLE: Ruling(
-        _Q, _SENDER, "The time of the event cannot be right; check the system's clock."
+        _Q,
+        _SENDER,
+        "The time of the event cannot be right; check the system's clock. A stay that goes on may have begun more than a year ago if the message says when it was made (Bundle.timestamp or meta.lastUpdated).",
     ),
     Why.REASON_MISSING: Ruling(
         _R, _SENDER, "A refusal needs a coded reason (Task.statusReason, Encounter.reasonCode)."

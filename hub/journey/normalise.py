@@ -96,7 +96,10 @@ def _meaning(
         _must_have_receiver(receiver_code, receiver, received.trust)
     encounter = encounter_ref(draft, entry, kind) if entry else None
     event = _event(draft, kind, subject, entry)
-    occurred_at = _plausible(draft, *_occurred_at(draft, kind, subject, entry, event), rules)
+    goes_on = kind is Kind.ENCOUNTER and event != "encounter.discharged"
+    occurred_at, said_at = _occurred_at(draft, kind, subject, entry, event)
+    if not (goes_on and occurred_at and _is_long_stay(draft, occurred_at, subject, rules)):
+        occurred_at = _plausible(draft, occurred_at, said_at, rules)
     if not received.header(headers.REQUEST_ID):
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
@@ -329,6 +332,17 @@ def _plausible(draft: Draft, occurred_at: datetime | None, at: str, rules: Rules
         draft.flags.append(Flag(FlagCode.CLOCK_SKEW, at, f"{int(ahead.total_seconds())} s ahead"))
         return now
     return occurred_at
+
+
+def _is_long_stay(draft: Draft, began: datetime, subject: Entry, rules: Rules) -> bool:
+    """Whether a stay that goes on may have begun so long ago: in mental health it can have lasted for years. It is believed of
+    a message that was made lately by its own account (Bundle.timestamp, else the record's meta.lastUpdated): that clock is right.
+    """
+    now = draft.received.received_at
+    made = instant(draft.tree.get("timestamp")) or stated_at(subject.resource)
+    if made is None or now - began <= rules.clock_behind_max:
+        return False
+    return -rules.clock_ahead_max <= now - made <= rules.clock_behind_max
 
 
 def _sequence(subject: Entry) -> int | None:

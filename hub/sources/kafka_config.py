@@ -53,7 +53,7 @@ class WorkerConfig:
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     batch_messages_max: int = 200
-    batch_wait_s: float = 0.05
+    batch_wait_s: float = 0.1
     session_timeout_s: float = 10
     watchdog_s: float = 60
     read_committed: bool = True

@@ -447,14 +447,23 @@ def in_turn(load: Load, inboxes: Inboxes, process: psutil.Process, seconds: floa
     return InTurn(arrived[True] / lasted[True], arrived[False] / lasted[False])
 
 
-def latencies_ms(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> tuple[list[float], float]:
-    """Produce evenly, ``per_s``; how long each message took (the first two seconds do not count), and the rate
-    that was really offered."""
+@dataclass(frozen=True, slots=True)
+class AtHalfLoad:
+    """``took_ms`` from the shortest; ``idle`` is the share of all processors' time."""
+
+    took_ms: list[float]
+    offered_per_s: float
+    idle: float
+
+
+def at_half_load(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> AtHalfLoad:
+    """Produce evenly, ``per_s``: how long each message took (the first two seconds do not count), and the rate that was really offered."""
+    psutil.cpu_times_percent()
     begun, first = time.monotonic(), len(load.produced)
     while (passed := time.monotonic() - begun) < seconds and not load.used_up:
         load.next(int(passed * per_s) - (len(load.produced) - first))
         time.sleep(PACE_S)
-    lasted = time.monotonic() - begun
+    lasted, idle = time.monotonic() - begun, psutil.cpu_times_percent().idle / 100
     drain(load, inboxes)
     counted = range(first + int(2 * per_s), len(load.produced))
     took = [
@@ -462,7 +471,7 @@ def latencies_ms(load: Load, inboxes: Inboxes, per_s: float, seconds: float) -> 
         for number in counted
         if number in inboxes.arrived
     ]
-    return sorted(took), (len(load.produced) - first) / lasted
+    return AtHalfLoad(sorted(took), (len(load.produced) - first) / lasted, idle)
 
 
 def percentile(ordered: list[float], part: float) -> float:
@@ -475,6 +484,7 @@ def measure(
     """The whole run; whether every message arrived exactly once."""
     with ExitStack() as stack:
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-bench-")))
+        folder.mkdir(parents=True, exist_ok=True)
         kafka = stack.enter_context(KafkaServer(quick_start=False, heap_mb=1024))
         postgres = stack.enter_context(PostgresServer())
         kafka.start()
@@ -513,7 +523,7 @@ def measure(
             turns = in_turn(load, inboxes, psutil.Process(pids["sealer"]), in_turn_s) if in_turn_s else None
             waiting = asyncio.run(waiting_to_be_sealed()) if "sealer" in beside else None
             drain(load, inboxes)
-            took, offered = latencies_ms(load, inboxes, flow.events_per_s / 2, seconds)
+            half = at_half_load(load, inboxes, flow.events_per_s / 2, seconds)
         except (RuntimeError, psutil.NoSuchProcess):
             said(services)
             raise
@@ -522,7 +532,8 @@ def measure(
         lost = len(load.produced) - len(inboxes.arrived)
         print(f"sustained    {flow.events_per_s:8.0f}/s")
         print(
-            f"at half load {offered:8.0f}/s: half within {percentile(took, 0.5):.0f} ms, 99 % within {percentile(took, 0.99):.0f} ms"
+            f"at half load {half.offered_per_s:8.0f}/s: half within {percentile(half.took_ms, 0.5):.0f} ms, "
+            f"99 % within {percentile(half.took_ms, 0.99):.0f} ms; processors idle {half.idle:.0%}"
         )
         print("CPU per event, µs: " + ", ".join(f"{name} {used:.0f}" for name, used in flow.cpu_us.items()))
         print("memory, MB: " + ", ".join(f"{name} {usage.rss_mb[name]:.0f}" for name in services))
@@ -538,9 +549,9 @@ def measure(
             said(services)
     figures = {
         "events_per_s": round(flow.events_per_s, 1),
-        "p50_ms": round(percentile(took, 0.5), 1),
-        "p99_ms": round(percentile(took, 0.99), 1),
-        "offered_per_s": round(offered, 1),
+        "p50_ms": round(percentile(half.took_ms, 0.5), 1),
+        "p99_ms": round(percentile(half.took_ms, 0.99), 1),
+        "offered_per_s": round(half.offered_per_s, 1),
         "raw_passthrough_per_s": round(raw, 1),
         "ratio": round(flow.events_per_s / raw, 3),
         "worker_rss_mb": round(max(usage.rss_mb[name] for name in services if name.startswith("worker")), 1),

@@ -356,6 +356,29 @@ async def test_moved_without_acceptance_is_flagged(hub, torbay):
     assert (departed["outcome"], departed["detail"]["without_acceptance"]) == (4, True)
 
 
+@pytest.mark.parametrize("form", ["collection", "message"])
+async def test_after_years_on_a_ward_the_patient_is_moved(hub, torbay, exeter, form):
+    """A long stay in mental health: the record is sent anew, and says that it began nine years ago."""
+    began = "2017-02-03T10:00:00Z"
+
+    def years_ago(tree):
+        [stay] = resources(tree, "Encounter")
+        stay["period"]["start"] = began
+
+    stay = torbay.epr.admits(MARSHWIGGLE, encounter_number=STAY, ward="A", at=hub.clock(), form=form)
+    told = await torbay.send(edited(stay, years_ago))
+    hub.clock.later(minutes=5)
+    transfer = (await ask(torbay)).transfer_id
+    await answer(exeter, "accepted", to=torbay)
+    hub.clock.later(minutes=30)
+    await torbay.discharges(MARSHWIGGLE, encounter_number=STAY, to_site="RH801")
+    hub.clock.later(minutes=40)
+    await exeter.admits(MARSHWIGGLE, encounter_number=THEIR_STAY, ward="Taw Ward", site="RH801")
+
+    assert str(told) == "accepted"
+    assert await hub.states(transfer) == ["requested", "accepted", "in-transit", "completed"]
+
+
 @pytest.mark.parametrize("form", ["collection", "message", "bare"])
 async def test_stays_without_a_transfer_are_nobody_elses_business(hub, torbay, form):
     a, b = hub.clock(), hub.clock() + timedelta(minutes=1)

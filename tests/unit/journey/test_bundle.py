@@ -263,6 +263,34 @@ def test_a_time_that_cannot_be_right_is_named_where_it_is_said(stay, more, at):
     assert (refused.why, refused.at) == ("clock-implausible", at)
 
 
+@pytest.mark.parametrize(
+    ("stay", "more", "believed"),
+    [
+        ({}, {"timestamp": "2026-01-15T11:00:00Z"}, True),
+        ({"meta": {"lastUpdated": "2026-01-15T11:00:00Z"}}, {}, True),
+        ({}, {}, False),
+        ({}, {"timestamp": "2016-05-01T11:00:00Z"}, False),
+        ({}, {"timestamp": "2036-01-15T11:00:00Z"}, False),
+        (
+            {"status": "finished", "period": {"end": "2016-05-02T09:00:00Z"}},
+            {"timestamp": "2026-01-15T11:00:00Z"},
+            False,
+        ),
+    ],
+)
+def test_a_stay_that_goes_on_may_have_begun_ten_years_ago_if_the_message_was_made_lately(
+    stay, more, believed
+):
+    long = {**STAY, "period": {"start": "2016-05-01T09:00:00Z"}, **stay}
+    told = understood("collection", entry(long), entry(PATIENT), **more)
+    if believed:
+        assert isinstance(told, Canonical), told
+        assert told.occurred_at == datetime(2016, 5, 1, 9, tzinfo=UTC)
+    else:
+        assert isinstance(told, Rejection)
+        assert told.why == "clock-implausible"
+
+
 HEADER = {
     "resourceType": "MessageHeader",
     "id": "h",
