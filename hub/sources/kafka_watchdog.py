@@ -23,6 +23,7 @@ class Watchdog(threading.Thread):
         self._log = log
         self._leave = leave
         self._done = threading.Event()
+        self._stood_at: dict[PartitionKey, int] = {}
         # Where a record was first seen waiting, and when.
         self._waiting: dict[PartitionKey, tuple[int, float]] = {}
 
@@ -78,11 +79,15 @@ class Watchdog(threading.Thread):
         there = await reader.partitions({topic for topic, _ in positions})
         bounds = await reader.bounds([key for key in positions if key[1] in there.get(key[0], ())])
         now = time.monotonic()
+        stood_at, self._stood_at = self._stood_at, dict(positions)
         still: dict[PartitionKey, tuple[int, float]] = {}
         for key, (first, end) in bounds.items():
             position = max(positions[key], first)
+            # What moves is well, and is not read: under load that would be a megabyte of every partition at every look.
+            if end <= position or stood_at.get(key) != positions[key]:
+                continue
             # Not "end minus position": markers and aborted records would count as lag for ever.
-            if end <= position or not await reader.offsets_in(key, position, end, at_most=1):
+            if not await reader.offsets_in(key, position, end, at_most=1):
                 continue
             known = self._waiting.get(key)
             since = known[1] if known is not None and known[0] == position else now
