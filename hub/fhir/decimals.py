@@ -1,5 +1,6 @@
 """Decimals keep the digits they came with: FHIR's 1.50 says more than 1.5 (R4, 2.24.0.1: precision is significant)."""
 
+import codecs
 import json
 import re
 from decimal import Decimal
@@ -21,9 +22,9 @@ def decimal(text: str) -> float | Decimal:
 def loads(raw: bytes) -> Any:
     """A JSON tree whose decimals keep their digits. Raises orjson.JSONDecodeError.
 
-    A number without a fraction but with an exponent (``1e3``) keeps its value only.
+    A mark of UTF-8 before it, as .NET writes one, is passed over (RFC 8259, 8.1 allows that). A number without a fraction but with an exponent (``1e3``) keeps its value only.
     """
-    tree = orjson.loads(raw)
+    tree = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     if _HAS_A_FRACTION.search(raw) is None:
         return tree
     return json.loads(raw, parse_float=decimal, parse_int=_whole)

@@ -1,5 +1,6 @@
 """Step 1, read: bytes → a FHIR R4 tree whose structure is sound, with what had to be mended, or why not."""
 
+import codecs
 import copy
 import json
 import re
@@ -125,6 +126,8 @@ def _is_r4(tree: Tree, trust: TrustProfile, book: CodeBook) -> bool:
 
 
 def _parse(raw: bytes, limits: Limits) -> Any:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\x00" in raw[:2]:
+        return Rejection(Why.NOT_JSON, at="line 1, column 1", detail="It is in UTF-16 or UTF-32.")
     if b"\x00" in raw or (b"\\" in raw and b"\\u0000" in raw):  # one byte is found much sooner than six
         return Rejection(Why.NUL_CHARACTER)
     try:

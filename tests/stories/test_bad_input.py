@@ -1,6 +1,7 @@
 """What hospitals send that they should not. Each ends in one disposition, with the reason, the place and who mends it."""
 
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import orjson
@@ -87,6 +88,8 @@ AS_BYTES = [
     ("white space", b" \n\t ", "message-empty", ""),
     ("raw NUL", b'{"resourceType": "Patient\x00"}', "nul-character", ""),
     ("escaped NUL", b'{"resourceType": "Patient", "id": "a\\u0000b"}', "nul-character", ""),
+    ("UTF-16", '{"resourceType": "Patient"}'.encode("utf-16"), "not-json", "line 1, column 1"),
+    ("UTF-16 without a mark", '{"resourceType": "Patient"}'.encode("utf-16-le"), "not-json", "line 1, column 1"),
     ("too large", b'{"resourceType": "Patient", "id": "' + b"a" * 1_000_000 + b'"}', "message-too-large", ""),
     ("deep", b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "message-too-deep", ""),
     ("deep lists", b"[" * 10_000 + b"]" * 10_000, "message-too-deep", ""),
@@ -111,6 +114,15 @@ async def test_bytes_that_are_no_message(hub, torbay, raw, why, at):
 
     await must_be(hub, outcome, why, at)
     assert await hub.raw(outcome) == raw
+
+
+async def test_a_mark_before_the_first_byte_changes_nothing(hub, torbay):
+    """As .NET writes UTF-8."""
+    asked = request(torbay)
+    outcome = await torbay.send(replace(asked, body=b"\xef\xbb\xbf" + asked.body))
+
+    assert str(outcome) == "accepted"
+    assert (await hub.raw(outcome)).startswith(b"\xef\xbb\xbf{")
 
 
 def _drop(resource_type):
