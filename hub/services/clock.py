@@ -102,11 +102,18 @@ class ClockService:
         early = await quarantined(self._engine, why=Why.TRANSFER_UNKNOWN, after=now - _EARLY, limit=None)
         for row in early:
             event_id = row["event_id"]
+            if row["trust"] not in self._journey.directory:
+                continue  # it has left, or joined after this process began: whoever knows it looks
             if not is_due(row["received_at"], self._looked, now, timedelta(seconds=self._poll_s)):
                 continue
             try:
                 effects = await self._unit.retry_early(event_id)
             except NotQuarantinedError:
+                continue
+            except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError):
+                raise
+            except Exception as error:  # noqa: BLE001 - one message must not keep the clock from all that it looks at
+                self._log.error("fault", event_id=event_id, fault=fault_of(error))
                 continue
             if effects is not None:
                 taken += 1

@@ -1,7 +1,8 @@
 """A second pair of eyes: reads Kafka outside the group, so that what the group's consumer says can be checked."""
 
 import asyncio
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -73,6 +74,32 @@ class Reader:
         return {
             topic: set(cluster.partitions_for_topic(topic) or ()) for topic in topics if topic in existing
         }
+
+    async def digests_at(self, offsets: Mapping[PartitionKey, int]) -> dict[PartitionKey, str]:
+        """The SHA-256 of the record at this offset of each partition, as hexadecimal digits; left out where there is none."""
+        wanted = {TopicPartition(*key): offset for key, offset in offsets.items()}
+        found: dict[PartitionKey, str] = {}
+        if not wanted:
+            return found
+        async with self._reading:
+            try:
+                async with asyncio.timeout(self._config.patience_s):
+                    self._consumer.assign(list(wanted))
+                    for tp, offset in wanted.items():
+                        self._consumer.seek(tp, offset)
+                    while behind := [
+                        tp for tp, at in wanted.items() if await self._consumer.position(tp) <= at
+                    ]:
+                        for tp, records in (await self._consumer.getmany(*behind, timeout_ms=200)).items():
+                            for each in records:
+                                if each.offset == wanted[tp]:
+                                    digest = hashlib.sha256(each.value or b"").hexdigest()
+                                    found[tp.topic, tp.partition] = digest
+            except (KafkaError, OSError, TimeoutError) as error:
+                raise KafkaUnavailableError(type(error).__name__) from error
+            finally:
+                self._consumer.unsubscribe()  # else it goes on fetching what nobody wants
+        return found
 
     async def offsets_in(
         self, key: PartitionKey, begin: int, end: int, *, at_most: int | None = None

@@ -49,6 +49,12 @@ class Vitals:
     """The positions at which a message ought to be taken in soon, if there is one."""
 
 
+_SAY_FROM_WHERE = (
+    "The topic was made anew, or the database is from another day. This partition is not read. "
+    "Find out which; then `hub positions set` to the offset to read from, and restart the workers."
+)
+
+
 class KafkaSource:
     """The state of one worker between assignments and batches. Lives in the app's event loop."""
 
@@ -118,8 +124,11 @@ class KafkaSource:
         bounds = await self._reader.bounds(keys)
         self._braked = await self._positions.braked()
         self._refused &= set(keys)
+        strange = await self._made_anew(held, bounds)
         starts: dict[PartitionKey, int] = {}
         for key in keys:
+            if key in strange:
+                continue
             start = await self._start_of(key, held.get(key), bounds[key])
             if start is not None:
                 starts[key] = start
@@ -130,6 +139,28 @@ class KafkaSource:
         self._log.info("worker.assigned", partitions=[_name(key) for key in keys])
         for (topic, partition), offset in starts.items():
             self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
+
+    async def _made_anew(
+        self, held: Mapping[PartitionKey, int], bounds: Mapping[PartitionKey, tuple[int, int]]
+    ) -> set[PartitionKey]:
+        """Partitions that hold another record than the last that was taken in: the topic was made anew and has grown past our
+        position, so that no offset tells. They are not read.
+        """
+        last = await self._positions.last_taken(held)
+        there = {
+            key: offset
+            for key, (offset, _) in last.items()
+            if bounds[key][0] <= offset < held[key] <= bounds[key][1]
+        }
+        found = await self._reader.digests_at(there)
+        strange = {key for key, offset in there.items() if found.get(key) != last[key][1]}
+        for key in sorted(strange):
+            await self._positions.made_anew(key, held[key], there[key])
+            self._log.error(
+                "topic.made_anew", topic=key[0], partition=key[1], offset=there[key], todo=_SAY_FROM_WHERE
+            )
+        self._refused |= strange
+        return strange
 
     async def _start_of(self, key: PartitionKey, position: int | None, bounds: tuple[int, int]) -> int | None:
         """From where to read; None if this partition must not be read."""
@@ -163,8 +194,7 @@ class KafkaSource:
             partition=key[1],
             offset=position,
             end=end,
-            todo="The topic was made anew, or the database is from another day. This partition is not read. "
-            "Find out which; then `hub positions set` to the offset to read from, and restart the workers.",
+            todo=_SAY_FROM_WHERE,
         )
         self._refused.add(key)
         self._next.pop(key, None)

@@ -42,6 +42,14 @@ class Positions(Protocol):
         """Retention removed the messages from ``position`` to before ``first``: open an incident, and go on from ``first``."""
         ...
 
+    async def last_taken(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, str]]:
+        """Offset and SHA-256 of the last record that was taken in from each partition, where that is known."""
+        ...
+
+    async def made_anew(self, key: PartitionKey, position: int, offset: int) -> None:
+        """At ``offset`` lies another record than was taken in there: open an incident; the position stays."""
+        ...
+
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """The topic ends at ``end``, below the position: open an incident; the position stays."""
         ...

@@ -18,6 +18,9 @@ from hub.telemetry.log import fault_of
 
 MESSAGES_LOST = "messages-lost"
 POSITION_ABOVE_END = "position-above-end"
+TOPIC_MADE_ANEW = "topic-made-anew"
+UNTIL_SET = (POSITION_ABOVE_END, TOPIC_MADE_ANEW)
+"""Incidents that end when a person says from where to read (`hub positions set`)."""
 
 _p = position.c
 
@@ -128,6 +131,22 @@ class StoredPositions:
                 key,
             )
             await self._move(connection, key, first)
+
+    async def last_taken(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, str]]:
+        """See Positions."""
+        async with self._transaction() as connection:
+            return {
+                (row.topic, row.partition): (row.last_offset, row.last_sha256)
+                for row in await _rows(connection, keys)
+                if row.last_offset is not None
+            }
+
+    async def made_anew(self, key: PartitionKey, position: int, offset: int) -> None:
+        """See Positions."""
+        async with self._transaction() as connection:
+            await _rows(connection, [key], lock=True)
+            detail = {"position": position, "offset": offset}
+            await self._open(connection, TOPIC_MADE_ANEW, _name(key), detail, key)
 
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """See Positions."""

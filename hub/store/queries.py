@@ -16,6 +16,7 @@ from hub.store import tables as t
 from hub.store.bulk import among
 from hub.store.load import as_received, first_key, with_facts
 from hub.store.packing import unpack
+from hub.store.positions import UNTIL_SET
 from hub.store.write import write_audit
 
 Row = dict[str, Any]
@@ -243,13 +244,18 @@ async def set_position(
         changed = await connection.execute(
             update(p)
             .where(p.c.topic == topic, p.c.partition == partition)
-            .values(next_offset=offset, moved_at=now)
+            # What was taken in so far is no sign any more of what the topic holds.
+            .values(next_offset=offset, moved_at=now, last_offset=None, last_sha256=None)
         )
         if changed.rowcount == 0:
             raise NotFoundError(f"{topic}/{partition}")
         detail = {"topic": topic, "partition": partition, "offset": offset, "because": because}
         entry = AuditEntry(Code.POSITION_SET, now, "cli", user_id=by, detail=detail)
         await write_audit(connection, [entry])
+        for kind in UNTIL_SET:
+            found = (await incidents_store.open_incidents(connection, kind)).get(f"{topic}/{partition}")
+            if found is not None:
+                await incidents_store.close_incident(connection, found, because, "cli", now, by)
 
 
 async def positions(engine: AsyncEngine) -> list[Row]:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    UniqueConstraint,
     text,
 )
 
@@ -73,6 +72,12 @@ position = Table(
     Column("taken_up", Integer, nullable=False, default=0),
     Column("suspect_offset", BigInteger),
     Column("suspect_begun", Integer, nullable=False, default=0),
+    Column(
+        "last_offset",
+        BigInteger,
+        comment="Of the last record taken in; a topic made anew holds another there",
+    ),
+    Column("last_sha256", String(64)),
     comment="The next offset of every partition: the truth about what was taken in",
 )
 
@@ -103,7 +108,6 @@ message = Table(
     Column("detail", Text),
     Column("retries", Integer, nullable=False, default=0),
     Column("retried_at", UtcDateTime),
-    UniqueConstraint("topic", "partition", "offset"),
     Index(
         "ix_message_disposition",
         "disposition",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from typing import TypeVar
 
 from sqlalchemy import select, update
@@ -24,7 +25,7 @@ from hub.store import tables as t
 from hub.store.bulk import among, among_pairs, insert_ignoring, update_rows
 from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
 from hub.store.load import as_received, claim_messages, load_known, lock_names
-from hub.store.write import write_audit, write_effects
+from hub.store.write import Row, write_audit, write_effects
 from hub.telemetry.log import Log, LogEvent, fault_of
 
 # serialization_failure, deadlock_detected, lock_not_available: somebody else was faster; try again.
@@ -84,7 +85,10 @@ class UnitOfWork:
     ) -> Taken:
         """See `hub.store.intake.Intake.take`."""
         understood = [each if isinstance(each, Understood) else self.understand(each) for each in batch]
-        taken, effects = await self._until_committed(lambda: self._take_once(understood, next_after or {}))
+        attempts = count()
+        taken, effects = await self._until_committed(
+            lambda: self._take_once(understood, next_after or {}, again=next(attempts) > 0)
+        )
         for each in effects:
             self._say(each)
         return taken
@@ -148,19 +152,24 @@ class UnitOfWork:
         raise AssertionError("unreachable")
 
     async def _take_once(
-        self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]
+        self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int], *, again: bool
     ) -> tuple[Taken, list[Effects]]:
+        """``again``: after a conflict. A position that a person set back leads to messages that were taken in before, under the same
+        event ids: they are passed over. That is asked only then, because else it does not happen.
+        """
         now = self._clock()
         async with self._engine.begin() as connection:
             positions = await _lock_positions(connection, understood, next_after)
             fresh = [u for u in understood if u.received.place.offset >= positions[_partition(u.received)]]
+            if again:
+                fresh = await _not_yet_there(connection, fresh)
             brakes = await _load_brakes(connection, {u.received.trust for u in fresh})
             fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
             effects = await self._decide_all(connection, fresh, brakes, now)
             await write_effects(connection, effects, now, self._journey.clocks)
             await _write_brakes(connection, brakes, self._in_a_row_max, now)
             moved = _moved(positions, effects, understood, next_after, brakes)
-            await _write_positions(connection, moved, now)
+            await _write_positions(connection, moved, _last_of_each(effects), now)
         braked = frozenset(trust for trust, brake in brakes.items() if brake.pulled)
         return Taken(dict(Counter(each.disposition for each in effects)), positions | moved, braked), effects
 
@@ -330,10 +339,21 @@ def _moved(
     return {key: offset for key, offset in moved.items() if offset > positions[key]}
 
 
+def _last_of_each(effects: Sequence[Effects]) -> dict[PartitionKey, Row]:
+    """By which record each partition is known again."""
+    return {
+        _partition(each.received): {"last_offset": each.received.place.offset, "last_sha256": each.sha256}
+        for each in effects
+    }
+
+
 async def _write_positions(
-    connection: AsyncConnection, moved: Mapping[PartitionKey, int], now: datetime
+    connection: AsyncConnection,
+    moved: Mapping[PartitionKey, int],
+    last: Mapping[PartitionKey, Row],
+    now: datetime,
 ) -> None:
-    rows = [
+    rows: list[Row] = [
         {
             "topic": topic,
             "partition": partition,
@@ -341,10 +361,22 @@ async def _write_positions(
             "moved_at": now,
             "suspect_offset": None,
             "suspect_begun": 0,
+            **last.get((topic, partition), {}),
         }
         for (topic, partition), offset in sorted(moved.items())
     ]
-    await update_rows(connection, t.position, ["topic", "partition"], rows)
+    for with_a_record in (True, False):  # what passed over markers only is known by the record before them
+        some = [row for row in rows if ("last_offset" in row) is with_a_record]
+        await update_rows(connection, t.position, ["topic", "partition"], some)
+
+
+async def _not_yet_there(connection: AsyncConnection, batch: Sequence[Understood]) -> list[Understood]:
+    m = t.message.c.event_id
+    there = await connection.scalars(
+        select(m).where(among(m, (each.received.event_id for each in batch), connection))
+    )
+    known = set(there)
+    return [each for each in batch if each.received.event_id not in known]
 
 
 async def _load_brakes(connection: AsyncConnection, trusts: set[OdsCode]) -> dict[OdsCode, _Brake]:

@@ -45,6 +45,7 @@ LogEvent = Literal[
     "position.taken_up",
     "position.below_first",
     "position.above_end",
+    "topic.made_anew",
     "position.gap",
     "position.missed",
     # A trust has a profile but its topic is not on the cluster (yet), or is there now. Bind: topic.

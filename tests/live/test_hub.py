@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from hub.demo.epr import Message
 from hub.demo.people import patient_number
-from tests.harness.kafka_server import KafkaServer
+from tests.harness.kafka_server import KafkaServer, create_topics
 from tests.harness.postgres_server import PostgresServer
 from tests.live.hub_process import LiveHub, live_hub, now
 
@@ -273,6 +273,68 @@ async def test_a_position_beyond_the_end_is_refused_and_the_other_topics_go_on(h
     await hub.until_taken_in(2)
     said = worker.said("position.above_end")[0]
     assert "hub positions set" in said["todo"]
+
+
+async def test_a_topic_made_anew_is_read_from_where_a_person_says_and_not_before(hub):
+    """Ten were taken in, then somebody made the topic again. It stays refused when it has grown past the old position, whoever
+    restarts what; told where to begin, the hub takes in everything, at offsets that it has seen before.
+    """
+    topic = hub.one.profile.events_topic
+    worker = hub.start("worker")
+    await hub.produce(*_of_one_key(hub, range(10)))
+    await hub.until_taken_in(10)
+    worker.stop()
+    admin = AdminClient({"bootstrap.servers": hub.bootstrap_servers})
+    admin.delete_topics([topic])[topic].result()
+    await hub.until(lambda: _is_gone(admin, topic), "the topic to be gone")
+    create_topics(hub.bootstrap_servers, [topic], partitions=3)
+    await hub.produce(*_of_one_key(hub, range(10, 25)))
+    for _ in range(2):
+        worker = hub.start("worker")
+        await hub.until(lambda worker=worker: _said(worker, "topic.made_anew"), "a refusal")
+        await asyncio.sleep(2)
+        worker.stop()
+    assert len(await hub.rows("select * from message")) == 10
+    [incident] = await hub.rows("select * from incident")
+    assert incident["kind"] == "topic-made-anew"
+
+    for each in await hub.rows("select partition from position"):
+        hub.run("positions", "set", topic, str(each["partition"]), "0", "--because", "made anew by mistake")
+    hub.start("worker")
+    await hub.until_taken_in(25)
+    assert not await hub.rows("select * from incident where closed_at is null")
+
+
+async def test_a_position_that_is_set_back_takes_nothing_in_twice(hub):
+    topic = hub.one.profile.events_topic
+    worker = hub.start("worker")
+    await hub.produce(*_of_one_key(hub, range(3)))
+    await hub.until_taken_in(3)
+    worker.stop()
+    before = await hub.rows("select event_id from event order by 1")
+    for each in await hub.rows("select partition from position where topic = $1", topic):
+        hub.run("positions", "set", topic, str(each["partition"]), "0", "--because", "to be sure")
+    hub.start("worker")
+    await hub.produce(*_of_one_key(hub, range(3, 5)))
+    await hub.until_taken_in(5)
+    after = await hub.rows("select event_id from event order by 1")
+    assert [each for each in after if each in before] == before
+    assert len(after) == len(await hub.rows("select transfer_id from transfer")) == 5
+
+
+def _of_one_key(hub: LiveHub, numbers: range) -> list[tuple[object, Message]]:
+    return [
+        (hub.one, Message(headers=m.headers, key=b"k", body=m.body))
+        for m in (_request(hub, number) for number in numbers)
+    ]
+
+
+async def _is_gone(admin: AdminClient, topic: str) -> bool:
+    return topic not in admin.list_topics(timeout=5).topics
+
+
+async def _said(worker, event: str) -> bool:
+    return bool(worker.said(event))
 
 
 async def test_a_message_that_kills_the_process_is_set_aside_unread_after_the_third_death(hub, tmp_path):

@@ -236,6 +236,22 @@ async def test_whose_transfer_nobody_asks_for_waits_for_a_human(hub, torbay):
     assert (waiting["why"], waiting["retries"]) == ("transfer-unknown", 0)
 
 
+async def test_what_waits_from_a_trust_that_has_left_keeps_the_clock_from_nothing(hub, torbay, exeter):
+    """A profile is taken back while one of its messages waits for a request: others' messages are looked at all the same."""
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    early = await exeter.cancels_request(MARSHWIGGLE, to="RK9", request_number="TR-2")
+    hub.mend(trusts=["RH8", "RK9"])
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    hub.clock.later(seconds=3)
+    requested = await exeter.asks_to_transfer(
+        MARSHWIGGLE, to="RK9", request_number="TR-2", encounter_number="V-9"
+    )
+    hub.clock.later(seconds=3)
+
+    assert await clock.look_for_requests() == 1
+    assert (await hub.outcome(early.event_id)).transfer_id == requested.transfer_id
+
+
 def test_the_longer_it_waits_the_less_often_it_is_looked_at():
     came, second = datetime(2026, 11, 23, 9, tzinfo=UTC), timedelta(seconds=1)
     looks = [
