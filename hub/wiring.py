@@ -388,7 +388,12 @@ def run_worker(settings: HubSettings) -> int:
 
     trusts = directory(settings)
     access = kafka_access(settings)
-    engine = open_engine(settings.database_url.get_secret_value(), patience_s=settings.store_patience_s)
+    engine = open_engine(
+        settings.database_url.get_secret_value(),
+        patience_s=settings.store_patience_s,
+        # A worker that freezes within a batch must not keep the others from its patients for longer than from its partitions.
+        idle_in_transaction_s=settings.store_patience_s * 2,
+    )
     lock = hold_sqlite_alone(engine)
     config = WorkerConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,

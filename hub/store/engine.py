@@ -9,8 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from hub.store.bulk import dumps
 
 
-def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> AsyncEngine:
+def open_engine(
+    url: str, *, patience_s: float = 5, pool_size: int = 7, idle_in_transaction_s: float = 60
+) -> AsyncEngine:
     """An engine for ``url``. No connection is made yet.
+
+    ``idle_in_transaction_s``: PostgreSQL ends a transaction whose process has stood still for so long, and lets go of its locks.
 
     ``patience_s`` bounds connecting, waiting for a lock and any one statement, so that a database that
     is gone is an error and not a silence.
@@ -35,7 +39,7 @@ def open_engine(url: str, *, patience_s: float = 5, pool_size: int = 7) -> Async
                 # A generic plan is made when the tables are empty and reads them whole ever after.
                 "plan_cache_mode": "force_custom_plan",
                 "lock_timeout": str(int(patience_s * 1000)),
-                "idle_in_transaction_session_timeout": "60000",
+                "idle_in_transaction_session_timeout": str(int(idle_in_transaction_s * 1000)),
             },
         },
         **common,

@@ -115,12 +115,14 @@ def hide_identifiers(_: object, __: str, event: MutableMapping[str, Any]) -> Map
 
 
 def fault_of(error: BaseException) -> str:
-    """An exception's type and where it was raised: its text may quote a message."""
+    """An exception's type, the database's code (SQLSTATE) if it has one, and where it was raised: its text may quote a message."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = f" at {trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace else ""
-    return f"{type(error).__name__}{where}"
+    origin = getattr(error, "orig", None)
+    state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
+    return f"{type(error).__name__}{f' {state}' if state else ''}{where}"
 
 
 def set_up(log_format: str = "auto", level: str = "info") -> None:
