@@ -7,6 +7,7 @@ import typer
 from hub import wiring
 from hub.commands.terminal import (
     AsJson,
+    Because,
     fail,
     group,
     run_it,
@@ -14,7 +15,7 @@ from hub.commands.terminal import (
     show,
 )
 from hub.settings import HubSettings
-from hub.store import schema
+from hub.store import restored, schema
 from hub.trusts import TrustsError
 
 db = group("The database's schema.")
@@ -75,6 +76,28 @@ def db_current() -> None:
             print(f"database: {await schema.current(engine) or 'none'}, program: {schema.head()}")
 
     run_it(found, settings_now())
+
+
+@db.command("restored")
+def db_restored(because: Because) -> None:
+    """Say that a backup was put back, before any service runs: numbers go on where nobody has seen one.
+
+    Kafka is read again from the backup's positions by itself. What came over REST since the backup is gone: ask the senders.
+    """
+
+    async def tell(settings: HubSettings) -> None:
+        if wiring.on_sqlite(settings):
+            fail(
+                "A backup of SQLite is its file: begin with a new database, or go on with the file as it was."
+            )
+        async with wiring.opened(settings) as engine:
+            first = await restored.give_new_numbers(engine, because, wiring.now())
+        print(
+            f"The outbox goes on at number {first}. Start the services: what Kafka holds since the backup is read again, and hospitals hear "
+            "of it a second time under the same event ids. Messages that came over REST since the backup are gone: ask their senders."
+        )
+
+    run_it(tell, settings_now())
 
 
 @topics.command("list")

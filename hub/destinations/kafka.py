@@ -9,6 +9,7 @@
 """
 
 import asyncio
+import hashlib
 import logging
 import ssl
 import time
@@ -365,4 +366,7 @@ def _placed(record: Any) -> Placed | None:
     seq, event_id = headers.get(SEQ_HEADER), headers.get(EVENT_HEADER)
     if seq is None or event_id is None or not seq.isdigit():
         return None
-    return Placed(int(seq), record.topic, record.partition, record.offset, event_id.decode(errors="replace"))
+    held = hashlib.sha256(record.value or b"").hexdigest()
+    return Placed(
+        int(seq), record.topic, record.partition, record.offset, event_id.decode(errors="replace"), held
+    )

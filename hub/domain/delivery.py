@@ -33,13 +33,16 @@ class Outgoing:
 
 @value
 class Placed:
-    """Where an outbox row lies in the receiver's topic. ``event_id`` is the row's, as the record has it."""
+    """Where an outbox row lies in the receiver's topic. ``event_id`` is the row's, as the record has it; ``sha256`` is that of what
+    the record holds, where it was read back.
+    """
 
     seq: int
     topic: str
     partition: int
     offset: int
     event_id: str
+    sha256: str = ""
 
 
 class Scope(StrEnum):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from hub.domain.ids import Identifier, time_ordered_id
+from hub.domain.ids import Identifier, made_by
 from hub.domain.message import Canonical, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import HUB as HUB_ITSELF
@@ -98,7 +98,7 @@ def receipt(
     }
     entries: list[Tree] = []
     if rejection is not None or disposition is not Disposition.ACCEPTED:
-        url = "urn:uuid:" + time_ordered_id(received.received_at, "outcome", received.event_id)
+        url = "urn:uuid:" + made_by(received.event_id, "outcome", received.event_id)
         response["details"] = {"reference": url}
         entries.append({"fullUrl": url, "resource": _outcome(disposition, rejection)})
     header: Tree = {
@@ -121,8 +121,8 @@ def receipt(
 
 
 def _bundle(occasion: Occasion, purpose: str, header: Tree, entries: Sequence[Any]) -> bytes:
-    identity = time_ordered_id(occasion.received_at, "bundle", occasion.event_id, purpose)
-    head_url = "urn:uuid:" + time_ordered_id(occasion.received_at, "header", occasion.event_id, purpose)
+    identity = made_by(occasion.event_id, "bundle", occasion.event_id, purpose)
+    head_url = "urn:uuid:" + made_by(occasion.event_id, "header", occasion.event_id, purpose)
     bundle = {
         "resourceType": "Bundle",
         "id": identity,

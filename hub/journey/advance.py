@@ -8,7 +8,7 @@ candidate is a question for a human: nothing moves by guess.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hub.domain.ids import OdsCode, PersonId, TransferId, time_ordered_id
+from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
 from hub.domain.rejection import Rejection, Why
 from hub.domain.transfer import (
@@ -352,7 +352,7 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         if not isinstance(confirmed, Rejection):
             return confirmed
     blank = Transfer(
-        id=TransferId(time_ordered_id(canonical.received.received_at, "transfer", canonical.event_id)),
+        id=TransferId(made_by(canonical.event_id, "transfer", canonical.event_id)),
         person_id=person_id,
         sender=canonical.trust,
         receiver=canonical.receiver,
@@ -562,7 +562,7 @@ def _inferred_transfer(
     earlier: Iterable[Stay],
 ) -> Advanced:
     blank = Transfer(
-        id=TransferId(time_ordered_id(stay.received_at, "transfer", stay.event_id)),
+        id=TransferId(made_by(stay.event_id, "transfer", stay.event_id)),
         person_id=person_id,
         sender=sender,
         receiver=receiver,

@@ -9,7 +9,7 @@ Records that a trust says are one person's are merged: both stay, one stands for
 
 from collections.abc import Iterable
 
-from hub.domain.ids import PersonId, PersonKey, time_ordered_id
+from hub.domain.ids import PersonId, PersonKey, made_by
 from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
 from hub.domain.value import value
@@ -107,7 +107,7 @@ def _ask(detail: str, persons: Iterable[Person]) -> Rejection:
 
 def _created(canonical: Canonical, known: Known) -> Identified:
     ref, at = canonical.person, canonical.received.received_at
-    person_id = PersonId(time_ordered_id(at, "person", canonical.event_id))
+    person_id = PersonId(made_by(canonical.event_id, "person", canonical.event_id))
     # A record id that somebody else has is no way of knowing anybody.
     is_new = ref.record is not None and known.record_of(ref.record) is None
     keys = (*ref.keys, *((ref.record,) if ref.record and is_new else ()))

@@ -4,6 +4,7 @@ Every function takes an engine (it makes its own transaction) or a connection (t
 They raise what SQLAlchemy and the driver raise; nothing is half written.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -252,11 +253,14 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
 
     ``found``: they were not sent now but found in the topic by reading back. In the same transaction one
     delivery attempt per topic and one audit entry per row. A row that is not pending any more, or is another
-    row (its topic or event differ: a number from another database), is left alone, so marking twice says
-    nothing twice.
+    row (its topic, its event or what it holds differ: a number from another database), is left alone, so marking twice says
+    nothing twice. After a backup was put back the same event can wait under the same number and say something else.
     """
     place = {each.seq: each for each in placed}
     async with _writing(store) as connection:
+        if found:
+            held = await _held_by(connection, place)
+            place = {seq: each for seq, each in place.items() if held.get(seq) == each.sha256}
         updated = await update_rows(
             connection,
             outbox,
@@ -287,6 +291,17 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         entries = [_told(row, place[row.seq], at, found=found) for row in rows]
         await write_audit(connection, entries)
         return len(rows)
+
+
+async def _held_by(connection: AsyncConnection, seqs: Iterable[int]) -> dict[int, str]:
+    """SHA-256 of what those of these rows hold that wait."""
+    held: dict[int, str] = {}
+    for some in _chunks(sorted(seqs)):
+        query = select(outbox.c.seq, outbox.c.payload).where(
+            numbered(outbox.c.seq, some, connection), _NOT_SENT
+        )
+        held |= {row.seq: hashlib.sha256(row.payload).hexdigest() for row in await connection.execute(query)}
+    return held
 
 
 async def about(store: Store, seqs: Sequence[int]) -> list[Row[Any]]:

@@ -127,6 +127,18 @@ class LiveHub:
         finally:
             await connection.close()
 
+    async def copy_of_the_database(self) -> str:
+        """A backup as it is now; its address. Nobody may be connected."""
+        copied = f"{self.database_url}_copy"
+        name = self.database_url.rsplit("/", 1)[1]
+        server = self.database_url.rsplit("/", 1)[0] + "/postgres"
+        connection = await asyncpg.connect(server.replace("+asyncpg", ""))
+        try:
+            await connection.execute(f'create database "{name}_copy" template "{name}"')
+        finally:
+            await connection.close()
+        return copied
+
     async def audit(self, where: str = "true") -> list[Mapping[str, Any]]:
         """Entries of the audit, sealed or waiting, in the order of their numbers."""
         columns = "entry, code, event_id, person_id, transfer_id, counterpart, detail::text"

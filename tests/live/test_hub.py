@@ -322,11 +322,76 @@ async def test_a_position_that_is_set_back_takes_nothing_in_twice(hub):
     assert len(after) == len(await hub.rows("select transfer_id from transfer")) == 5
 
 
+@pytest.mark.parametrize("is_said", [False, True])
+async def test_a_backup_is_put_back_and_everything_goes_on_under_the_same_names(hub, is_said):
+    """The database is lost and is yesterday's again; Kafka is not. What lies between is read again: both hospitals know the
+    transfer by the id it had, so what they say of it afterwards is understood.
+    """
+    one, two = hub.one, hub.two
+    services = [hub.start("worker"), hub.start("dispatcher")]
+    await hub.produce((one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+    await hub.until_delivered()
+    for each in services:
+        each.stop()
+    backup = await hub.copy_of_the_database()
+
+    services = [hub.start("worker"), hub.start("dispatcher")]
+    await hub.produce((one, _request(hub, 2)))
+    await hub.until_taken_in(2)
+    transfer = (await hub.rows("select transfer_id from transfer order by requested_at desc"))[0][
+        "transfer_id"
+    ]
+
+    async def two_say(status: str) -> None:
+        named = {"requester": one.profile, "request_number": "R2", "transfer_id": transfer}
+        await hub.produce((two, two.answers(patient_number(2), status, at=now(), bed="Bed 4", **named)))
+
+    await two_say("accepted")
+    await hub.until_taken_in(3)
+    await hub.until_delivered()
+    for each in services:
+        each.stop()
+
+    hub.database_url = backup
+    before = (await hub.rows("select max(seq) from outbox"))[0]["max"]
+    if is_said:
+        hub.run("db", "restored", "--because", "the disk was lost")
+        assert "backup-put-back" in hub.run("incidents", "list", "--json")
+    hub.start("worker")
+    hub.start("clock")  # the answer can be read before its request, from another topic
+    await hub.until_taken_in(3)
+    await hub.until(lambda: _all_accepted(hub), "everything understood")
+    hub.start("dispatcher")
+    await two_say("ready")
+    await hub.until_taken_in(4)
+    await hub.until_delivered()
+    [row] = await hub.rows("select state from transfer where transfer_id = $1", transfer)
+    assert row["state"] == "bed-allocated"
+    assert await _all_accepted(hub)
+    [given] = await hub.rows("select min(seq) from outbox where seq > $1", before)
+    assert (given["min"] > 1_000_000_000) is is_said
+    told = await hub.on(one.profile.inbox_topic)
+    assert {record.key.decode() for record in told} == {transfer}
+    assert [_header(record, "event-type") for record in told][-1] == "transfer.bed.allocated"
+    for row in await hub.rows("select topic, payload, sent_partition, sent_offset from outbox"):
+        [there] = [
+            record
+            for record in await hub.on(row["topic"])
+            if (record.partition, record.offset) == (row["sent_partition"], row["sent_offset"])
+        ]
+        assert there.value == row["payload"]
+
+
 def _of_one_key(hub: LiveHub, numbers: range) -> list[tuple[object, Message]]:
     return [
         (hub.one, Message(headers=m.headers, key=b"k", body=m.body))
         for m in (_request(hub, number) for number in numbers)
     ]
+
+
+async def _all_accepted(hub: LiveHub) -> bool:
+    return not await hub.rows("select * from message where disposition <> 'accepted'")
 
 
 async def _is_gone(admin: AdminClient, topic: str) -> bool:

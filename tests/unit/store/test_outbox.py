@@ -1,5 +1,6 @@
 """The outbox on SQLite; `tests/live/test_dispatcher.py` drives the same functions on PostgreSQL."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -59,8 +60,10 @@ async def rows_of(engine, what):
         return (await connection.execute(select(what))).mappings().all()
 
 
-def placed(seq, offset=None, topic=INBOX, event_id=None, partition=0):
-    return Placed(seq, topic, partition, seq + 100 if offset is None else offset, event_id or f"e{seq}")
+def placed(seq, offset=None, topic=INBOX, event_id=None, partition=0, holds=b"{}"):
+    digest = hashlib.sha256(holds).hexdigest()
+    place = seq + 100 if offset is None else offset
+    return Placed(seq, topic, partition, place, event_id or f"e{seq}", digest)
 
 
 async def seqs(engine, **more):
@@ -191,12 +194,19 @@ async def test_marking_twice_says_nothing_twice(engine):
 
 
 async def test_a_record_of_another_database_with_our_number_is_not_our_row(engine):
-    await fill(engine, row(1), row(2), row(3))
+    """A backup was put back: numbers are given again, and messages that are read again have their event ids again."""
+    await fill(engine, row(1), row(2), row(3), row(4))
 
-    found = [placed(1, event_id="of-yesterday"), placed(2, topic="hub.ra9.receipts"), placed(3), placed(99)]
+    found = [
+        placed(1, event_id="of-yesterday"),
+        placed(2, topic="hub.ra9.receipts"),
+        placed(3),
+        placed(4, holds=b'{"said": "before the backup was put back"}'),
+        placed(99),
+    ]
     assert await outbox.mark_sent(engine, found, NOW, found=True) == 1
 
-    assert await seqs(engine) == [1, 2]
+    assert await seqs(engine) == [1, 2, 4]
     (attempt,) = await rows_of(engine, delivery_attempt)
     assert attempt["outcome"] == "found-sent"
 
