@@ -130,6 +130,7 @@ class Dispatcher:
         self._receivers = {
             profile.ods: _Receiver(profile.ods) for profile in directory if profile.doors.outward != "polled"
         }
+        self._fetches_itself = {profile.ods for profile in directory} - self._receivers.keys()
         self._open = open_destination
         self._log = log
         self._config = config or DispatcherConfig()
@@ -169,7 +170,7 @@ class Dispatcher:
             for ods in waiting:
                 if ods in self._receivers:
                     self._receivers[ods].wake.set()
-                elif ods not in strangers:
+                elif ods not in strangers | self._fetches_itself:
                     strangers.add(ods)
                     self._log.error(
                         "delivery.failed",
