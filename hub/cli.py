@@ -51,7 +51,7 @@ _COMMANDS: dict[str, dict[str, Any]] = {
     },
     "Join in": {"send": join.send, "tail": join.tail, "explain": join.explain, "token": join.token},
     "Prepare": {"settings": prepare.settings_, "openapi": prepare.openapi},
-    "Untangle": {"replay": untangle.replay, "outbox": untangle.outbox_},
+    "Untangle": {"replay": untangle.replay, "outbox": untangle.outbox_, "resend": untangle.resend},
 }
 _GROUPS: dict[str, dict[str, typer.Typer]] = {
     "Prepare": {

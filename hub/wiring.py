@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.audit.entries import AuditEntry, Code
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
 from hub.destinations.push import PushAccess, PushDestination
+from hub.domain.delivery import DeliveryError
 from hub.domain.trust import Directory
 from hub.fhir.audit_event import Observer
 from hub.governance.disclosed import as_audit_events
@@ -243,6 +244,19 @@ async def run_sealer(settings: HubSettings) -> None:
 def audit_observer(settings: HubSettings) -> Observer:
     """The hub, as its AuditEvents name it."""
     return Observer(organisation=settings.audit_organisation, address=settings.facade_url)
+
+
+async def lying_in(settings: HubSettings, ods: str, topics: Sequence[str]) -> set[tuple[int, str]]:
+    """The hub's records that lie in a receiver's topics, as number and event id. Raises DeliveryError. Fences nobody."""
+    door = KafkaDestination(ods, kafka_access(settings), transactions=False)
+    try:
+        await door.start()
+        back = await door.read_back(topics, ())
+    finally:
+        await door.close()
+    for fault in back.closed.values():
+        raise DeliveryError(fault)
+    return {(each.seq, each.event_id) for each in back.found}
 
 
 async def run_feeds(settings: HubSettings) -> None:

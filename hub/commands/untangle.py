@@ -22,11 +22,12 @@ from hub.commands.terminal import (
     settings_now,
     show,
 )
+from hub.domain.delivery import DeliveryError
 from hub.domain.ids import PersonId, TransferId
 from hub.domain.message import Received
 from hub.journey.decide import Choice
 from hub.settings import HubSettings
-from hub.store import outbox, queries
+from hub.store import outbox, queries, resending
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.trusts import TrustsError, book_beside, load_profile
 
@@ -229,6 +230,52 @@ def outbox_(as_json: AsJson = False) -> None:
     )
 
 
+def resend(
+    ods: Ods,
+    after: Annotated[
+        int, typer.Option(min=0, help="The outbox-seq that the receiver says it read last; 0 for everything.")
+    ],
+    because: Because,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; without it only how many there are is said.")
+    ] = False,
+) -> None:
+    """Send again what a receiver's topics hold no longer, because they were made anew or lost their end. What still lies there is left alone.
+
+    What was sent since lies there already: the receiver meets the older messages behind it, under the same event ids and numbers.
+    """
+    settings = settings_now()
+    directory = wiring.directory(settings)
+    if ods.upper() not in directory:
+        fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+    profile = directory[ods.upper()]
+    if profile.doors.outward != "kafka":
+        fail(f"{profile.ods} reads no topics: over REST it can look up what it was told at any time.")
+    topics = (profile.inbox_topic, profile.receipts_topic)
+
+    async def work(settings: HubSettings) -> None:
+        async with wiring.opened(settings) as engine:
+            sent = await resending.sent_after(engine, profile.ods, topics, after)
+            try:
+                lying = await wiring.lying_in(settings, profile.ods, topics)
+            except DeliveryError as error:
+                raise Failure(str(error)) from None
+            gone = [each for each in sent if (each.seq, each.event_id) not in lying]
+            kept = [each.seq for each in gone if each.is_kept]
+            print(
+                f"Behind number {after}, {len(sent)} messages were sent to {profile.ods}: {len(sent) - len(gone)} lie in its topics, {len(gone)} do "
+                f"not, and of those {len(gone) - len(kept)} cannot be sent again, because their content has aged out."
+            )
+            if not yes:
+                print(f"With --yes {len(kept)} are sent again.")
+                return
+            by = getpass.getuser()
+            again = await resending.send_again(engine, profile.ods, topics, kept, because, wiring.now(), by)
+            print(f"{again} wait to be sent again.")
+
+    run_it(work, settings)
+
+
 @incidents.command("list")
 def incidents_list(
     closed: Annotated[bool, typer.Option("--closed", help="Also those acknowledged.")] = False,
@@ -244,7 +291,7 @@ def incidents_list(
     show(
         rows,
         as_json,
-        ("incident_id", "kind", "subject", "opened_at", "detail", "closed_at"),
+        ("incident_id", "kind", "subject", "opened_at", "detail", "to_do", "closed_at"),
         "No incident is open.",
     )
 

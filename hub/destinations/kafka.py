@@ -39,6 +39,7 @@ _BATCH_BYTES = 131_072
 _REQUEST_BYTES = 1_048_576
 """The largest record that is handed over; Kafka's own limit where nobody has set another."""
 _PARTITIONER = DefaultPartitioner()
+_SECOND_LOOK_S = 1.0
 _METADATA_S = 1.0
 """How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
 
@@ -192,13 +193,13 @@ class KafkaDestination:
             raise TimeoutError
         raise UnknownTopicOrPartitionError
 
-    async def read_back(self, topics: Iterable[str], highest: Mapping[tuple[str, int], int]) -> ReadBack:
-        """Which outbox rows lie in the topics behind the offsets that are known, committed records only.
+    async def read_back(self, topics: Iterable[str], known: Iterable[Placed]) -> ReadBack:
+        """Which outbox rows lie in the topics behind those that are known, committed records only.
 
-        ``highest`` is (topic, partition) → the highest offset the store knows. Read from the next one, but not
-        before the partition's first, to the last stable offset; it ends by position, because the last offsets
-        can be transaction markers. A partition that ends before the known offset is another one (the topic
-        was made anew): it is read whole. Call it after `start`: before the fence the former owner can still send.
+        ``known`` is what the store knows to lie last in each partition; an empty event id is not compared. Read from there, but
+        not before the partition's first offset, to the last stable one; it ends by position, because the last offsets
+        can be transaction markers. A partition that ends before what is known, or holds something else there, was made anew or
+        lost its end: it is read whole. Call it after `start`: before the fence the former owner can still send.
 
         A topic that is missing or closed to us is in the answer; raises DeliveryError for everything else.
         """
@@ -228,7 +229,8 @@ class KafkaDestination:
         try:
             async with asyncio.timeout(self._patience_s):
                 await consumer.start()
-            return ReadBack(await self._read(consumer, wanted, highest), closed)
+            found, gone = await self._behind(consumer, wanted, known)
+            return ReadBack(found, closed, gone)
         except (KafkaError, OSError, TimeoutError) as error:
             _refuse(error)
         finally:
@@ -236,22 +238,44 @@ class KafkaDestination:
                 async with asyncio.timeout(5):
                     await consumer.stop()
 
-    async def _read(
-        self, consumer: Any, wanted: Sequence[TopicPartition], highest: Mapping[tuple[str, int], int]
-    ) -> tuple[Placed, ...]:
+    async def _behind(
+        self, consumer: Any, wanted: Sequence[TopicPartition], known: Iterable[Placed]
+    ) -> tuple[tuple[Placed, ...], tuple[Placed, ...]]:
+        """What lies behind what is known, and what of that is gone."""
+        first, end = await self._bounds(consumer, wanted)
+        last = {part: each for each in known if (part := TopicPartition(each.topic, each.partition)) in first}
+        if any(end[part] <= each.offset for part, each in last.items()):
+            # Once more: for a moment after a change of leader a broker may know less than there is.
+            await asyncio.sleep(_SECOND_LOOK_S)
+            first, end = await self._bounds(consumer, wanted)
+        # What retention has removed can be compared with nothing.
+        last = {part: each for part, each in last.items() if first[part] <= each.offset}
+        begin = {part: last[part].offset if part in last else first[part] for part in wanted}
+        found = {
+            (TopicPartition(each.topic, each.partition), each.offset): each
+            for each in await self._read(consumer, begin, end)
+        }
+        gone = {
+            part: each for part, each in last.items() if not _same(found.pop((part, each.offset), None), each)
+        }
+        behind = [each for (part, _), each in found.items() if part not in gone]
+        behind += await self._read(consumer, {part: first[part] for part in gone}, end)
+        return tuple(behind), tuple(gone.values())
+
+    async def _bounds(
+        self, consumer: Any, wanted: Sequence[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """First and end offsets. With read_committed the end is the last stable offset."""
         consumer.assign(wanted)
         async with asyncio.timeout(self._patience_s):
-            first = await consumer.beginning_offsets(wanted)
-            # With read_committed this is the last stable offset.
-            end = await consumer.end_offsets(wanted)
-        behind: dict[Any, int] = {}
-        for part in wanted:
-            start = highest.get((part.topic, part.partition), -1) + 1
-            start = first[part] if start > end[part] else max(start, first[part])
-            if start < end[part]:
-                behind[part] = start
+            return await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted)
+
+    async def _read(
+        self, consumer: Any, begin: Mapping[TopicPartition, int], end: Mapping[TopicPartition, int]
+    ) -> list[Placed]:
+        behind = {part: start for part, start in begin.items() if start < end[part]}
         if not behind:
-            return ()
+            return []
         consumer.assign(list(behind))
         for part, start in behind.items():
             consumer.seek(part, start)
@@ -267,7 +291,7 @@ class KafkaDestination:
                 moved_at, reached = time.monotonic(), positions
             elif time.monotonic() - moved_at > self._patience_s:
                 raise TimeoutError
-        return tuple(found)
+        return found
 
     async def close(self) -> None:
         """Let go of the connections, whatever state they are in; never raises, never takes longer than 5 s.
@@ -358,6 +382,11 @@ def _name(error: BaseException) -> str:
 
 def _refuse(error: BaseException, topic: str | None = None) -> NoReturn:
     raise DeliveryError(judge(_name(error), topic)) from None
+
+
+def _same(there: Placed | None, known: Placed) -> bool:
+    """Whether a record is the one that is known to lie at its place."""
+    return there is not None and there.seq == known.seq and known.event_id in ("", there.event_id)
 
 
 def _placed(record: Any) -> Placed | None:

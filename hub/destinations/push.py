@@ -6,7 +6,7 @@ X-Request-Id that it had, and a receiver that knows it says 409, which means del
 
 import ssl
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,9 @@ class PushDestination:
             verify=verify, timeout=self._access.answer_s, follow_redirects=False, trust_env=False
         )
 
-    async def read_back(self, topics: Iterable[str], highest: Mapping[tuple[str, int], int]) -> ReadBack:
+    async def read_back(self, topics: Iterable[str], known: Iterable[Placed]) -> ReadBack:
         """HTTP has nothing to read back."""
-        del topics, highest
+        del topics, known
         return ReadBack()
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
@@ -84,7 +84,7 @@ class PushDestination:
                     raise
                 self._failed = error
                 break
-            placed.append(Placed(row.seq, row.topic, 0, row.seq, row.event_id))
+            placed.append(Placed(row.seq, row.topic, -1, row.seq, row.event_id))
         return placed
 
     async def close(self) -> None:

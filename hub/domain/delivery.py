@@ -34,7 +34,7 @@ class Outgoing:
 @value
 class Placed:
     """Where an outbox row lies in the receiver's topic. ``event_id`` is the row's, as the record has it; ``sha256`` is that of what
-    the record holds, where it was read back.
+    the record holds, where it was read back. A door without partitions says -1.
     """
 
     seq: int
@@ -90,10 +90,15 @@ class DeliveryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
-    """What a door out found in the receiver's topics, and the topics it could not look into."""
+    """What a door out found in the receiver's topics behind what was known, and the topics it could not look into.
+
+    ``gone`` are the known records that do not lie any more where they lay: their partition was made anew, or lost its end. Then
+    ``found`` is all that lies in it.
+    """
 
     found: tuple[Placed, ...] = ()
     closed: Mapping[str, Fault] = field(default_factory=dict)
+    gone: tuple[Placed, ...] = ()
 
 
 _RECORD = {

@@ -14,7 +14,7 @@ nothing is sent twice, whoever dies when, and why a lease that was believed too 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope, backoff_s, judge
+from hub.domain.incident import ADVICE, IncidentKind
 from hub.domain.trust import Directory
 from hub.services.process_name import process_name
 from hub.services.together import Together
@@ -47,8 +48,10 @@ class Destination(Protocol):
         """Connect, and fence whoever had this receiver before. Raises DeliveryError."""
         ...
 
-    async def read_back(self, topics: Iterable[str], highest: Mapping[tuple[str, int], int]) -> ReadBack:
-        """What lies in the topics behind the highest known offsets. Raises DeliveryError."""
+    async def read_back(self, topics: Iterable[str], known: Iterable[Placed]) -> ReadBack:
+        """What lies in the topics behind what is known to lie last in each partition, and whether that lies there.
+        Raises DeliveryError.
+        """
         ...
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
@@ -77,7 +80,7 @@ class _StoreError(Exception):
 
 
 class _StartOver(Exception):  # noqa: N818 - not an error
-    """A topic that was closed may be open again: it has to be read back before it is written to."""
+    """A topic that was closed may be open again, or one was made anew: it has to be read back before it is written to."""
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error
@@ -101,6 +104,10 @@ class _Receiver:
     careful: int = 0
     """As many rows go one at a time: among them is one that the receiver refuses, and it did not say which."""
     sending: Sequence[Outgoing] = ()
+    reached: dict[tuple[str, int], int] = field(default_factory=dict)
+    """The highest offset that is known of each partition; filled as topics are sent to."""
+    suspicious: set[str] = field(default_factory=set)
+    """Topics in which something was given a lower offset than what was sent before: to be read back."""
     leased_until: float = 0.0
 
     def open_again(self) -> float | None:
@@ -218,6 +225,7 @@ class Dispatcher:
         """One producer from its start to its first error; the seconds to wait before the next."""
         destination = self._open(receiver.ods)
         receiver.sending = ()
+        receiver.reached = {}
         try:
             await self._unless_stopped(destination.start())
             await self._read_back(receiver, destination)
@@ -241,18 +249,23 @@ class Dispatcher:
         shut = {topic for topic, each in receiver.closed.items() if now < each.until < float("inf")}
         topics = [
             topic
-            for topic in await self._store(outbox.topics_with_pending(self._engine, receiver.ods))
+            for topic in {
+                *await self._store(outbox.topics_with_pending(self._engine, receiver.ods)),
+                *receiver.suspicious,
+            }
             if topic not in shut
         ]
-        highest: dict[tuple[str, int], int] = {}
-        for topic in topics:
-            known = await self._store(outbox.highest_sent(self._engine, topic))
-            highest |= {(topic, part): offset for part, offset in known.items()}
-        back = await self._unless_stopped(destination.read_back(topics, highest))
+        known = [
+            each for topic in topics for each in await self._store(outbox.last_sent(self._engine, topic))
+        ]
+        back = await self._unless_stopped(destination.read_back(topics, known))
+        await self._say_gone(receiver, back.gone)
+        receiver.suspicious -= {*topics} - back.closed.keys()
         if back.found:
             rows = await self._store(outbox.mark_sent(self._engine, back.found, self._now(), found=True))
             if rows:
                 self._log.info("delivery.found_sent", receiver=receiver.ods, rows=rows)
+            await self._say_strange(receiver, back.found)
         self._log.info("delivery.taken_over", receiver=receiver.ods, rows=len(back.found))
         for topic, fault in back.closed.items():
             await self._close_topic(receiver, topic, fault)
@@ -261,6 +274,32 @@ class Dispatcher:
                 # It can be looked into again; whether it can be written to, the next batch tells. Its failures
                 # go on counting until then.
                 receiver.closed[topic].until = float("inf")
+
+    async def _say_gone(self, receiver: _Receiver, gone: Sequence[Placed]) -> None:
+        if not gone:
+            return
+        for each in gone:
+            self._log.error(
+                "delivery.records_gone",
+                receiver=receiver.ods,
+                topic=each.topic,
+                partition=each.partition,
+                offset=each.offset,
+                todo=ADVICE[IncidentKind.SENT_RECORDS_GONE],
+            )
+        await self._store(outbox.forget_places(self._engine, receiver.ods, gone, self._now()))
+
+    async def _say_strange(self, receiver: _Receiver, found: Sequence[Placed]) -> None:
+        strange = await self._store(outbox.strangers(self._engine, found))
+        if not strange:
+            return
+        self._log.error(
+            "delivery.strangers",
+            receiver=receiver.ods,
+            rows=len(strange),
+            todo=ADVICE[IncidentKind.TOPIC_AHEAD],
+        )
+        await self._store(outbox.meet_strangers(self._engine, receiver.ods, strange, self._now()))
 
     async def _send_on(self, receiver: _Receiver, destination: Destination) -> None:
         empty = 0
@@ -285,11 +324,29 @@ class Dispatcher:
                 break
             receiver.sending = rows
             placed = await destination.send(rows)
+            went_back = await self._went_back(receiver, placed)
+            receiver.suspicious |= went_back
             await self._store(self._written.ask(placed))
             self._sent(receiver, rows[: len(placed)])
+            if went_back:
+                raise _StartOver
             if len(rows) < limit:
                 await self._sleep(to_next_beat(self._config.gather_s, time.monotonic()))
         self._log.warning("delivery.lease_lost", receiver=receiver.ods)
+
+    async def _went_back(self, receiver: _Receiver, placed: Sequence[Placed]) -> set[str]:
+        """Topics that gave an offset again: they were made anew since."""
+        placed = [each for each in placed if each.partition >= 0]
+        for topic in {each.topic for each in placed} - {topic for topic, _ in receiver.reached}:
+            known = await self._store(outbox.last_sent(self._engine, topic))
+            receiver.reached |= {(topic, each.partition): each.offset for each in known}
+        back = {
+            each.topic
+            for each in placed
+            if each.offset <= receiver.reached.get((each.topic, each.partition), -1)
+        }
+        receiver.reached |= {(each.topic, each.partition): each.offset for each in placed}
+        return back
 
     async def _waiting_for(self, receiver: _Receiver, limit: int, shut: Sequence[str]) -> Sequence[Outgoing]:
         if limit == self._config.batch_max and not shut:

@@ -18,14 +18,14 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from hub.domain.delivery import DeliveryError, Fault, Outgoing, Scope, backoff_s, judge
+from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, Scope, backoff_s, judge
+from hub.domain.incident import IncidentKind
 from hub.services.dispatcher import Destination
 from hub.store import feeds, incidents
 from hub.store.feeds import Feed
 from hub.store.outbox import hold_lease, release_lease
 from hub.telemetry.log import Log, fault_of
 
-INCIDENT = "audit-feed"
 CHECKPOINT = "checkpoint"
 """The event id of a record that holds a checkpoint and not an entry."""
 _LEASE = timedelta(seconds=15)
@@ -120,24 +120,48 @@ class FeedService:
 
     async def _read_back(self, feed: Feed, destination: Destination) -> Feed:
         """What a former life sent and could not write down."""
-        back = await destination.read_back([self._topic], feeds.positions_of(feed, self._topic))
+        back = await destination.read_back([self._topic], feeds.last_sent(feed, self._topic))
         for fault in back.closed.values():
             raise DeliveryError(fault)
+        if back.gone:
+            await self._say_gone(feed)
         sent = [each for each in back.found if each.event_id != CHECKPOINT]
         if not sent:
-            return feed
-        last = max(sent, key=lambda each: each.seq)
-        rows = await feeds.leaves(self._engine, last.seq, 1)
-        if not rows or (await self._render(rows))[0].event_id != last.event_id:
+            return await self._moved(feed, feed.next_leaf, None) if back.gone else feed
+        if not await self._are_of_this_log(sent):
             raise DeliveryError(_OTHER_LOG)
         self._log.info("feed.found_sent", feed=self._name, rows=len(sent))
+        last = max(sent, key=lambda each: each.offset)
         next_leaf = max(feed.next_leaf, last.seq + 1)
-        return await self._moved(feed, next_leaf, max(each.offset for each in sent))
+        return await self._moved(feed, next_leaf, last.offset if next_leaf == last.seq + 1 else None)
+
+    async def _are_of_this_log(self, sent: Sequence[Placed]) -> bool:
+        of_leaf = {each.seq: each.event_id for each in sent}
+        first, last = min(of_leaf), max(of_leaf)
+        for at in range(first, last + 1, self._config.batch_max):
+            rows = await feeds.leaves(self._engine, at, self._config.batch_max)
+            here = {each.seq: each.event_id for each in await self._render(rows)}
+            wanted = range(at, min(at + self._config.batch_max, last + 1))
+            if any(of_leaf[leaf] != here.get(leaf) for leaf in wanted if leaf in of_leaf):
+                return False
+        return True
+
+    async def _say_gone(self, feed: Feed) -> None:
+        now, detail = self._now(), {"topic": self._topic, "next_leaf": feed.next_leaf}
+        self._log.error("feed.records_gone", feed=self._name, **detail)
+        async with self._engine.begin() as connection:
+            await incidents.open_incident(
+                connection, IncidentKind.AUDIT_RECORDS_GONE, self._topic, detail, "feeds", now
+            )
 
     async def _pass_on(self, feed: Feed, rows: Sequence[dict[str, Any]], destination: Destination) -> Feed:
         outgoing = await self._render(rows)
         placed = await destination.send(outgoing)
         next_leaf = outgoing[len(placed) - 1].seq + 1
+        if placed[0].partition >= 0 and placed[0].offset <= (
+            -1 if feed.last_offset is None else feed.last_offset
+        ):
+            await self._say_gone(feed)
         return await self._moved(feed, next_leaf, max(each.offset for each in placed))
 
     async def _moved(self, feed: Feed, next_leaf: int, last_offset: int | None) -> Feed:
@@ -167,12 +191,12 @@ class FeedService:
                 detail = {"feed": self._name, "error": str(error.fault), "next_leaf": feed.next_leaf}
                 since = feed.moved_at
                 await incidents.open_incident(
-                    connection, INCIDENT, self._name, detail, "feeds", now, since=since
+                    connection, IncidentKind.AUDIT_FEED, self._name, detail, "feeds", now, since=since
                 )
         return wait_s
 
     async def _well_again(self, connection: AsyncConnection, now: datetime) -> None:
-        found = (await incidents.open_incidents(connection, INCIDENT)).get(self._name)
+        found = (await incidents.open_incidents(connection, IncidentKind.AUDIT_FEED)).get(self._name)
         if found is not None:
             await incidents.close_incident(connection, found, "delivered", "feeds", now)
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.audit.merkle import Frontier
 from hub.audit.note import Signer, sign
 from hub.domain.delivery import DeliveryError, Outgoing
+from hub.domain.incident import IncidentKind
 from hub.fhir.headers import CHECKPOINT_TYPE, CONTENT_TYPE
 from hub.services.dispatcher import Destination
 from hub.services.feeds import CHECKPOINT
@@ -29,7 +30,6 @@ from hub.store.sealing import LogBrokenError, Sealed, seal
 from hub.telemetry.log import Log, fault_of
 
 LEASE = "sealer"
-INCIDENT = "audit-log-broken"
 _LEASE = timedelta(seconds=10)
 _BATCH = 5000
 
@@ -118,7 +118,9 @@ class Sealer:
         with suppress(OSError, TimeoutError, SQLAlchemyError):
             async with self._engine.begin() as connection:
                 detail = {"size": error.size, "fault": str(error)}
-                await open_incident(connection, INCIDENT, self._origin, detail, "sealer", self._now())
+                await open_incident(
+                    connection, IncidentKind.AUDIT_LOG_BROKEN, self._origin, detail, "sealer", self._now()
+                )
 
     async def _seal(self, now: datetime) -> Sealed:
         total = 0

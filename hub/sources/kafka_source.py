@@ -87,6 +87,7 @@ class KafkaSource:
         # Where this process has taken up what; to take it up there again is no sign of a death.
         self._taken_up_at: dict[PartitionKey, int] = {}
         self._missing: frozenset[str] = frozenset()
+        self._gone: frozenset[str] | None = None
         self._elsewhere: Mapping[PartitionKey, int] = {}
         self._beat_at = time.monotonic()
 
@@ -167,8 +168,7 @@ class KafkaSource:
         first, end = bounds
         if position is None:
             # Never from the group's commits: they are not ours, and what they skip would be lost silently.
-            self._refused.discard(key)
-            return first
+            position = 0
         if position > end:
             # Once more: for a moment after a change of leader a broker may know less than there is.
             await asyncio.sleep(_SECOND_LOOK_S)
@@ -407,6 +407,11 @@ class KafkaSource:
     async def _look_at_topics(self) -> None:
         there = await self._reader.partitions(self._trust_of_topic)
         missing = frozenset(self._trust_of_topic) - frozenset(there)
+        # Seen twice: a broker that is just starting may not know all of them yet.
+        gone = missing & self._missing
+        if gone != self._gone:
+            await self._positions.missing(gone, there)
+            self._gone = gone
         for topic in sorted(missing - self._missing):
             self._log.warning(
                 "topic.missing", topic=topic, todo="`hub topics apply`; it is read as soon as it is there"

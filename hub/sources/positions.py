@@ -1,6 +1,6 @@
 """What the Kafka door needs to know and to write about positions, apart from the batch's own transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from hub.domain.ids import OdsCode
@@ -39,7 +39,13 @@ class Positions(Protocol):
         ...
 
     async def lost(self, key: PartitionKey, position: int, first: int) -> None:
-        """Retention removed the messages from ``position`` to before ``first``: open an incident, and go on from ``first``."""
+        """Retention removed the messages from ``position`` to before ``first``: open an incident, and go on from ``first``. A partition that
+        was never read counts as read up to 0.
+        """
+        ...
+
+    async def missing(self, topics: Collection[str], there: Collection[str]) -> None:
+        """Topics that are not on the cluster, and those that are: an incident for each that was read before, closed when it is there again."""
         ...
 
     async def last_taken(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, str]]:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
+from hub.domain.incident import IncidentKind
 from hub.domain.transfer import GLASS_BROKEN, HUB, Transfer
 from hub.domain.trust import Directory
 from hub.fhir.outgoing import Occasion
@@ -25,7 +26,6 @@ from hub.store.write import outbox_row, write_audit
 LASTS = timedelta(minutes=60)
 REASON_MIN = 20
 """Characters: a word is no reason (DOMAIN, 5.4)."""
-INCIDENT = "glass-broken"
 
 _b = t.break_glass.c
 
@@ -90,7 +90,9 @@ async def grant(
             await _tell(connection, given, owner, transfer, directory)
             detail = {"grant": given.id, "owner": owner, "by": given.trust}
             subject = f"{given.id} {owner}"
-            await open_incident(connection, INCIDENT, subject, detail, source, given.granted_at)
+            await open_incident(
+                connection, IncidentKind.GLASS_BROKEN, subject, detail, source, given.granted_at
+            )
         said = {"grant": given.id, "owners": sorted(owners), "until": given.expires_at.isoformat()}
         entry = AuditEntry(
             Code.GLASS_BROKEN,
@@ -142,7 +144,7 @@ async def review(engine: AsyncEngine, grant_id: str, by: str, verdict: str, now:
         ).one_or_none()
         if row is None:
             raise NotFoundError(grant_id)
-        for subject, incident in (await open_incidents(connection, INCIDENT)).items():
+        for subject, incident in (await open_incidents(connection, IncidentKind.GLASS_BROKEN)).items():
             if subject.startswith(f"{grant_id} "):
                 await close_incident(connection, incident, verdict, "cli", now, by)
         detail = {"grant": grant_id, "reviewed_user": row.user_id, "verdict": verdict}

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.clocks import Clocks
+from hub.domain.incident import IncidentKind
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.journey.ring import Rung, expire, ring
@@ -19,7 +20,6 @@ from hub.store.waiting import waits_since
 from hub.store.write import due_columns, outbox_row, write_audit, write_taken
 
 _AT_ONCE = 100
-DELIVERY_LATE = "delivery-late"
 
 
 class NotExpiredError(Exception):
@@ -52,7 +52,7 @@ async def ring_due(engine: AsyncEngine, clocks: Clocks, directory: Directory, no
     return rung
 
 
-SEALING_LATE, _THE_LOG = "sealing-late", "the audit log"
+_THE_LOG = "the audit log"
 
 
 async def watch_deliveries(engine: AsyncEngine, limit: timedelta, now: datetime) -> list[str]:
@@ -63,11 +63,13 @@ async def watch_deliveries(engine: AsyncEngine, limit: timedelta, now: datetime)
         late = {
             each.receiver: each.oldest for each in await waiting(connection) if each.oldest <= now - limit
         }
-        known = await open_incidents(connection, DELIVERY_LATE)
+        known = await open_incidents(connection, IncidentKind.DELIVERY_LATE)
         opened = []
         for receiver, since in sorted(late.items()):
             detail = {"receiver": receiver, "since": since.isoformat()}
-            if await open_incident(connection, DELIVERY_LATE, receiver, detail, "clock", now, since=since):
+            if await open_incident(
+                connection, IncidentKind.DELIVERY_LATE, receiver, detail, "clock", now, since=since
+            ):
                 opened.append(receiver)
         for receiver in sorted(known.keys() - late.keys()):
             await close_incident(connection, known[receiver], "delivered", "clock", now)
@@ -80,13 +82,15 @@ async def watch_sealing(engine: AsyncEngine, limit: timedelta, now: datetime) ->
     """
     async with engine.begin() as connection:
         oldest = await waits_since(connection)
-        known = (await open_incidents(connection, SEALING_LATE)).get(_THE_LOG)
+        known = (await open_incidents(connection, IncidentKind.SEALING_LATE)).get(_THE_LOG)
         if oldest is None or oldest > now - limit:
             if known is not None:
                 await close_incident(connection, known, "sealed", "clock", now)
             return None
         detail = {"since": oldest.isoformat()}
-        opened = await open_incident(connection, SEALING_LATE, _THE_LOG, detail, "clock", now, since=oldest)
+        opened = await open_incident(
+            connection, IncidentKind.SEALING_LATE, _THE_LOG, detail, "clock", now, since=oldest
+        )
     return oldest if opened else None
 
 

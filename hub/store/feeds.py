@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from hub.domain.delivery import Placed
 from hub.store.bulk import insert_ignoring
 from hub.store.tables import audit_entry, audit_feed
 
@@ -87,6 +88,8 @@ async def failed(engine: AsyncEngine, before: Feed, error: str, again_at: dateti
         )
 
 
-def positions_of(feed: Feed, topic: str) -> dict[tuple[str, int], int]:
-    """What reading back needs to know: the audit's topic has one partition."""
-    return {} if feed.last_offset is None else {(topic, 0): feed.last_offset}
+def last_sent(feed: Feed, topic: str) -> list[Placed]:
+    """What is known to lie last in the topic; the audit's has one partition."""
+    if feed.last_offset is None:
+        return []
+    return [Placed(feed.next_leaf - 1, topic, 0, feed.last_offset, event_id="")]

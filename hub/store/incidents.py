@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.ids import time_ordered_id
+from hub.domain.incident import IncidentKind
 from hub.store.bulk import insert_ignoring
 from hub.store.tables import incident
 from hub.store.write import write_audit
@@ -16,7 +17,7 @@ from hub.store.write import write_audit
 _i = incident.c
 
 
-async def open_incidents(connection: AsyncConnection, kind: str) -> dict[str, str]:
+async def open_incidents(connection: AsyncConnection, kind: IncidentKind) -> dict[str, str]:
     """The open incidents of a kind: subject → id."""
     query = select(_i.subject, _i.incident_id).where(_i.kind == kind, _i.closed_at.is_(None))
     return {row.subject: row.incident_id for row in await connection.execute(query)}
@@ -24,7 +25,7 @@ async def open_incidents(connection: AsyncConnection, kind: str) -> dict[str, st
 
 async def open_incident(
     connection: AsyncConnection,
-    kind: str,
+    kind: IncidentKind,
     subject: str,
     detail: Mapping[str, Any],
     source: str,

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Integer,
     Row,
     Select,
     String,
@@ -33,8 +34,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.delivery import Outgoing, Placed
+from hub.domain.incident import IncidentKind
 from hub.fhir.headers import SOURCE_ODS
 from hub.store.bulk import insert_rows, numbered, update_rows
+from hub.store.incidents import open_incident
 from hub.store.tables import delivery_attempt, lease, outbox
 from hub.store.write import write_audit
 
@@ -225,8 +228,8 @@ async def topics_with_pending(store: Store, receiver: str) -> list[str]:
         return sorted(topics.scalars())
 
 
-async def highest_sent(store: Store, topic: str) -> dict[int, int]:
-    """Partition → the highest offset known to hold a row of ours. Empty if nothing was ever sent there.
+async def last_sent(store: Store, topic: str) -> list[Placed]:
+    """The row that is known to lie last in each partition. Empty if nothing was ever sent there.
 
     Steps from partition to partition by the index, so it does not grow with the number of rows sent.
     """
@@ -243,9 +246,72 @@ async def highest_sent(store: Store, topic: str) -> dict[int, int]:
         .where(outbox.c.topic == topic, outbox.c.sent_partition == parts.c.part)
         .scalar_subquery()
     )
+    c = outbox.c
+    at = bindparam("part", type_=Integer), bindparam("offset", type_=BigInteger)
+    row_at = (
+        select(c.seq, c.topic, c.sent_partition, c.sent_offset, c.event_id)
+        .where(c.topic == topic, c.sent_partition == at[0], c.sent_offset == at[1])
+        .order_by(c.seq.desc())
+        .limit(1)
+    )
     async with _one_statement(store) as connection:
-        rows = await connection.execute(select(parts.c.part, highest).where(parts.c.part.is_not(None)))
-        return {int(part): int(offset) for part, offset in rows if offset is not None}
+        tops = select(parts.c.part, highest.label("offset")).where(parts.c.part.is_not(None))
+        return [
+            Placed(*tuple((await connection.execute(row_at, dict(top))).one()))
+            for top in (await connection.execute(tops)).mappings().all()
+        ]
+
+
+async def forget_places(store: Store, receiver: str, gone: Iterable[Placed], now: datetime) -> None:
+    """What was sent to these partitions does not lie there any more, as the last of it shows: an incident each. Where the rows lay is
+    forgotten, because a topic that was made anew gives its offsets again. Whether the receiver had read them, only it can say.
+    """
+    c = outbox.c
+    async with _writing(store) as connection:
+        for last in gone:
+            here = and_(c.topic == last.topic, c.sent_partition == last.partition)
+            first_seq = await connection.scalar(select(func.min(c.seq)).where(here))
+            done = await connection.execute(
+                update(outbox).where(here).values(sent_partition=None, sent_offset=None)
+            )
+            detail = {
+                "receiver": receiver,
+                "topic": last.topic,
+                "partition": last.partition,
+                "first_seq": first_seq,
+                "last_seq": last.seq,
+                "rows": done.rowcount,
+            }
+            subject = f"{last.topic}/{last.partition}"
+            await open_incident(connection, IncidentKind.SENT_RECORDS_GONE, subject, detail, SYSTEM, now)
+
+
+async def strangers(store: Store, found: Iterable[Placed]) -> list[Placed]:
+    """Those of the records found in a topic that are no rows of ours, or that wait here under their number and say something else."""
+    by_seq = {each.seq: each for each in found}
+    known: dict[int, str] = {}
+    async with _one_statement(store) as connection:
+        for some in _chunks(sorted(by_seq)):
+            query = select(outbox.c.seq, outbox.c.event_id).where(numbered(outbox.c.seq, some, connection))
+            known |= {row.seq: row.event_id for row in await connection.execute(query)}
+        waiting = await _held_by(connection, by_seq)
+    return [
+        each
+        for seq, each in sorted(by_seq.items())
+        if known.get(seq) != each.event_id or waiting.get(seq, each.sha256) != each.sha256
+    ]
+
+
+async def meet_strangers(store: Store, receiver: str, strange: Iterable[Placed], now: datetime) -> None:
+    """Open an incident for each topic of the receiver that holds records which this database does not know."""
+    seqs: dict[str, list[int]] = {}
+    for each in strange:
+        seqs.setdefault(each.topic, []).append(each.seq)
+    async with _writing(store) as connection:
+        for topic, some in sorted(seqs.items()):
+            detail = {"receiver": receiver, "topic": topic, "records": len(some)}
+            detail |= {"first_seq": min(some), "last_seq": max(some)}
+            await open_incident(connection, IncidentKind.TOPIC_AHEAD, topic, detail, SYSTEM, now)
 
 
 async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, found: bool = False) -> int:

@@ -1,6 +1,6 @@
 """Where each partition stands, in the database. Implements `hub.sources.positions.Positions`."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -10,16 +10,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.ids import OdsCode
+from hub.domain.incident import IncidentKind
 from hub.store.bulk import insert_ignoring
-from hub.store.incidents import open_incident
+from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.intake import PartitionKey, StoreUnavailableError
 from hub.store.tables import brake, position
 from hub.telemetry.log import fault_of
 
-MESSAGES_LOST = "messages-lost"
-POSITION_ABOVE_END = "position-above-end"
-TOPIC_MADE_ANEW = "topic-made-anew"
-UNTIL_SET = (POSITION_ABOVE_END, TOPIC_MADE_ANEW)
+UNTIL_SET = (IncidentKind.POSITION_ABOVE_END, IncidentKind.TOPIC_MADE_ANEW)
 """Incidents that end when a person says from where to read (`hub positions set`)."""
 
 _p = position.c
@@ -44,20 +42,7 @@ class StoredPositions:
             return times
         async with self._transaction() as connection:
             now = self._clock()
-            await connection.execute(
-                insert_ignoring(connection, position),
-                [
-                    {
-                        "topic": topic,
-                        "partition": partition,
-                        "next_offset": start,
-                        "moved_at": now,
-                        "taken_up": 0,
-                        "suspect_begun": 0,
-                    }
-                    for (topic, partition), start in sorted(starts.items())
-                ],
-            )
+            await _meet(connection, starts, now)
             for row in await _rows(connection, starts, lock=True):
                 key = (row.topic, row.partition)
                 again = row.taken_up_at == row.next_offset
@@ -119,18 +104,38 @@ class StoredPositions:
     async def lost(self, key: PartitionKey, position: int, first: int) -> None:
         """See Positions. Where the position has moved on meanwhile, nothing is done."""
         async with self._transaction() as connection:
+            await _meet(connection, {key: position}, self._clock())
             row = (await _rows(connection, [key], lock=True))[0]
             if row.next_offset != position:
                 return
             # Every loss is an incident of its own: another range may be lost before the first is acknowledged.
             await self._open(
                 connection,
-                MESSAGES_LOST,
+                IncidentKind.MESSAGES_LOST,
                 f"{_name(key)} {position}-{first - 1}",
                 {"from": position, "to": first - 1},
                 key,
             )
             await self._move(connection, key, first)
+
+    async def missing(self, topics: Collection[str], there: Collection[str]) -> None:
+        """See Positions."""
+        async with self._transaction() as connection:
+            held = (
+                select(_p.topic, _p.next_offset)
+                .where(_p.topic.in_({*topics, *there}))
+                .order_by(_p.topic, _p.partition)
+                .with_for_update()
+            )
+            read = {row.topic for row in await connection.execute(held) if row.next_offset}
+            known = await open_incidents(connection, IncidentKind.TOPIC_MISSING)
+            for topic in sorted(read & set(topics) - known.keys()):
+                detail = {"topic": topic}
+                await open_incident(
+                    connection, IncidentKind.TOPIC_MISSING, topic, detail, "worker", self._clock()
+                )
+            for topic in sorted(known.keys() & set(there)):
+                await close_incident(connection, known[topic], "it is there", "worker", self._clock())
 
     async def last_taken(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, str]]:
         """See Positions."""
@@ -146,14 +151,18 @@ class StoredPositions:
         async with self._transaction() as connection:
             await _rows(connection, [key], lock=True)
             detail = {"position": position, "offset": offset}
-            await self._open(connection, TOPIC_MADE_ANEW, _name(key), detail, key)
+            await self._open(connection, IncidentKind.TOPIC_MADE_ANEW, _name(key), detail, key)
 
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """See Positions."""
         async with self._transaction() as connection:
             await _rows(connection, [key], lock=True)
             await self._open(
-                connection, POSITION_ABOVE_END, _name(key), {"position": position, "end": end}, key
+                connection,
+                IncidentKind.POSITION_ABOVE_END,
+                _name(key),
+                {"position": position, "end": end},
+                key,
             )
 
     async def _move(self, connection: AsyncConnection, key: PartitionKey, offset: int) -> None:
@@ -168,7 +177,7 @@ class StoredPositions:
     async def _open(
         self,
         connection: AsyncConnection,
-        kind: str,
+        kind: IncidentKind,
         subject: str,
         detail: Mapping[str, Any],
         key: PartitionKey,
@@ -184,6 +193,22 @@ class StoredPositions:
                 yield connection
         except (OSError, TimeoutError, SQLAlchemyError) as error:
             raise StoreUnavailableError(fault_of(error)) from error
+
+
+async def _meet(connection: AsyncConnection, starts: Mapping[PartitionKey, int], now: datetime) -> None:
+    """Partitions that were never read have their start as their position; the others keep theirs."""
+    rows = [
+        {
+            "topic": topic,
+            "partition": partition,
+            "next_offset": start,
+            "moved_at": now,
+            "taken_up": 0,
+            "suspect_begun": 0,
+        }
+        for (topic, partition), start in sorted(starts.items())
+    ]
+    await connection.execute(insert_ignoring(connection, position), rows)
 
 
 def _is(key: PartitionKey) -> ColumnElement[bool]:

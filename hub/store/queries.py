@@ -8,6 +8,7 @@ from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
+from hub.domain.incident import ADVICE
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
 from hub.domain.transfer import ENDED, Transfer
@@ -195,9 +196,10 @@ def _whereabouts(raw: bytes | None, disposition: str) -> str:
 
 
 async def incidents(engine: AsyncEngine, *, closed: bool = False) -> list[Row]:
-    """Open incidents, or all of them."""
+    """Open incidents, or all of them, each with what is ``to_do`` about it."""
     query = select(t.incident).order_by(t.incident.c.opened_at)
-    return await _all(engine, query if closed else query.where(t.incident.c.closed_at.is_(None)))
+    rows = await _all(engine, query if closed else query.where(t.incident.c.closed_at.is_(None)))
+    return [row | {"to_do": ADVICE.get(row["kind"])} for row in rows]
 
 
 async def close_incident(engine: AsyncEngine, incident_id: str, because: str, now: datetime, by: str) -> None:

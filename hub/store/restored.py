@@ -5,10 +5,10 @@ from datetime import datetime
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from hub.domain.incident import IncidentKind
 from hub.store.incidents import open_incident
 from hub.store.tables import outbox, subscription
 
-INCIDENT = "backup-put-back"
 AHEAD = 1_000_000_000
 """More numbers than a hub gives between two backups."""
 
@@ -28,5 +28,7 @@ async def give_new_numbers(engine: AsyncEngine, because: str, now: datetime) -> 
         number = subscription.c.last_number + AHEAD
         await connection.execute(update(subscription).values(last_number=number, told_number=number))
         detail = {"because": because, "first": highest + AHEAD + 1}
-        await open_incident(connection, INCIDENT, now.isoformat(timespec="seconds"), detail, "cli", now)
+        await open_incident(
+            connection, IncidentKind.BACKUP_PUT_BACK, now.isoformat(timespec="seconds"), detail, "cli", now
+        )
     return int(highest) + AHEAD + 1

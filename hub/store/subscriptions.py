@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import OdsCode
+from hub.domain.incident import IncidentKind
 from hub.store.bulk import update_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.tables import subscription as table
 from hub.store.tables import subscription_event, transfer
 from hub.store.write import write_audit
 
-INCIDENT = "subscription-failing"
 _s, _e = table.c, subscription_event.c
 
 
@@ -242,11 +242,13 @@ async def failed(
         if is_bad:
             detail = {"receiver": wish.trust, "error": error}
             since = wish.heard_at or wish.created_at
-            await open_incident(connection, INCIDENT, wish.id, detail, "notifier", now, since=since)
+            await open_incident(
+                connection, IncidentKind.SUBSCRIPTION_FAILING, wish.id, detail, "notifier", now, since=since
+            )
 
 
 async def _well_again(connection: AsyncConnection, subscription_id: str, now: datetime, why: str) -> None:
-    found = (await open_incidents(connection, INCIDENT)).get(subscription_id)
+    found = (await open_incidents(connection, IncidentKind.SUBSCRIPTION_FAILING)).get(subscription_id)
     if found is not None:
         await close_incident(connection, found, why, "notifier", now)
 

@@ -73,6 +73,10 @@ LogEvent = Literal[
     "delivery.taken_over",
     "delivery.found_sent",
     "delivery.lease_lost",
+    # Of what was sent to a partition the last does not lie there; or a topic holds what this database does not know. Bind: topic,
+    # partition, offset; rows.
+    "delivery.records_gone",
+    "delivery.strangers",
     # Sealing the audit. Bind: fault; size; at most one of them: what is in the database is not what was signed.
     "sealer.waits",
     "sealer.broken",
@@ -86,6 +90,7 @@ LogEvent = Literal[
     "feed.waits",
     "feed.failed",
     "feed.found_sent",
+    "feed.records_gone",
     # Something nobody foresaw. Bind: fault.
     "fault",
 ]

@@ -461,7 +461,7 @@ async def test_a_stale_owner_is_fenced_and_its_open_transaction_hides_nothing(bo
     await (await old._hand_over(batch))
 
     await new.start()
-    back = await new.read_back([inbox(ods)], {})
+    back = await new.read_back([inbox(ods)], ())
     assert [each.seq for each in back.found] == [1], "committed only"
     await new.send([outgoing(3, ods)])
     with pytest.raises(ProducerFenced):
@@ -488,17 +488,20 @@ async def test_reading_back_begins_behind_what_is_known_and_passes_the_markers(b
     rows = [outgoing(seq, ods, key=f"k{seq}") for seq in range(21, 41)]
     held = {row.seq: hashlib.sha256(row.payload).hexdigest() for row in rows}
     second = [replace(each, sha256=held[each.seq]) for each in await door.send(rows)]
-    known = {}
-    for each in first:
-        known[each.topic, each.partition] = max(each.offset, known.get((each.topic, each.partition), -1))
+    known = list({each.partition: each for each in first}.values())
 
     back = await door.read_back([inbox(ods)], known)
     assert sorted(back.found, key=lambda each: each.seq) == second
-    assert len((await door.read_back([inbox(ods)], {})).found) == 40
-    beyond = dict.fromkeys(known, 1_000_000)
-    assert len((await door.read_back([inbox(ods)], beyond)).found) == 40, (
-        "a topic that was made anew is read whole"
-    )
+    assert not back.gone
+    assert len((await door.read_back([inbox(ods)], ())).found) == 40
+    beyond = [replace(each, offset=1_000_000) for each in known]
+    others = [replace(each, seq=7_000_000) for each in known]
+    for no_longer_true in (beyond, others):
+        back = await door.read_back([inbox(ods)], no_longer_true)
+        assert len(back.found) == 40, "a topic that was made anew is read whole"
+        assert sorted(back.gone, key=lambda each: each.partition) == sorted(
+            no_longer_true, key=lambda each: each.partition
+        )
     missing = await door.read_back([inbox(ods), "hub.nowhere.inbox"], beyond)
     assert "hub topics apply" in str(missing.closed["hub.nowhere.inbox"])
     await door.close()

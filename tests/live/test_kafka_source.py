@@ -301,7 +301,7 @@ class Stage:
         ]
 
     def incidents(self) -> list[Any]:
-        return self.sql("select kind, subject, detail from incident")
+        return self.sql("select kind, subject, detail, closed_at from incident order by opened_at")
 
     def set_position(self, offset: int) -> None:
         self.sql(
@@ -443,6 +443,34 @@ def test_a_position_below_the_first_offset_is_an_incident_and_reading_goes_on(st
     assert stage.incidents()[0].detail | {"from": 3, "to": 5} == stage.incidents()[0].detail
     assert [row.code for row in stage.sql("select code from audit_pending")] == ["incident-opened"]
     assert worker.said("position.below_first")
+
+
+def test_a_partition_that_was_never_read_and_has_lost_its_beginning_is_an_incident(stage: Stage) -> None:
+    stage.topics()
+    stage.produce(*map(str, range(6)))
+    admin = AdminClient({"bootstrap.servers": stage.servers})
+    [future.result() for future in admin.delete_records([TopicPartition(stage.topic, 0, 4)]).values()]
+    stage.worker()
+    until(lambda: stage.raws() == ["4", "5"])
+    [incident] = stage.incidents()
+    assert (incident.kind, incident.detail["from"], incident.detail["to"]) == ("messages-lost", 0, 3)
+
+
+def test_an_events_topic_that_is_deleted_is_an_incident_until_it_is_there_again(stage: Stage) -> None:
+    """A trust that has joined and has no topic yet is none."""
+    stage.topics()
+    stage.trusts.append(stage.code())
+    never_there = profile(stage.trusts[1]).events_topic
+    worker = stage.worker()
+    stage.produce("1")
+    until(lambda: len(stage.raws()) == 1)
+    assert [line["topic"] for line in worker.said("topic.missing")] == [never_there]
+    admin = AdminClient({"bootstrap.servers": stage.servers})
+    admin.delete_topics([stage.topic])[stage.topic].result()
+    until(lambda: [(row.kind, row.subject) for row in stage.incidents()] == [("topic-missing", stage.topic)])
+    stage.topics()
+    until(lambda: stage.incidents()[0].closed_at is not None)
+    assert never_there not in {row.subject for row in stage.incidents()}
 
 
 def test_a_position_above_the_end_is_an_incident_and_others_go_on(stage: Stage) -> None:

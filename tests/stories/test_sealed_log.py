@@ -12,9 +12,10 @@ from hub.audit.entries import AuditEntry, Code
 from hub.audit.note import Signer, sign
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
 from hub.domain.delivery import DeliveryError, Outgoing, Placed, ReadBack, judge
+from hub.domain.incident import IncidentKind
 from hub.services.clock import ClockService
 from hub.services.feeds import FeedConfig, FeedService
-from hub.services.sealer import INCIDENT, LEASE, Sealer, SealerConfig, to_file
+from hub.services.sealer import LEASE, Sealer, SealerConfig, to_file
 from hub.store import exporting, feeds, incidents
 from hub.store import tables as t
 from hub.store.append_only import SEALED
@@ -136,7 +137,7 @@ async def test_nothing_is_added_to_a_log_that_was_changed(hub, torbay, exeter, t
     stop.set()
     await running
     async with hub.engine.begin() as connection:
-        [(_, incident)] = (await incidents.open_incidents(connection, INCIDENT)).items()
+        [(_, incident)] = (await incidents.open_incidents(connection, IncidentKind.AUDIT_LOG_BROKEN)).items()
         await incidents.close_incident(connection, incident, "put back", "cli", hub.clock())
     assert "msg-quarantined" in [row["code"] for row in await hub.rows(t.audit_pending)]
     async with without_triggers(hub) as connection:
@@ -433,7 +434,7 @@ class Door:
         if self.away:
             raise DeliveryError(judge("KafkaConnectionError"))
 
-    async def read_back(self, topics, highest):
+    async def read_back(self, topics, known):
         return ReadBack(tuple(Placed(each.seq, each.topic, 0, each.seq, each.event_id) for each in self.sent))
 
     async def send(self, rows):

@@ -77,7 +77,7 @@ class Door:
 
     close = start
 
-    async def read_back(self, topics, highest):
+    async def read_back(self, topics, known):
         return ReadBack()
 
     async def send(self, rows):

@@ -17,14 +17,14 @@ def _ack_before_commit() -> None:
 
     lock, once = u._lock_positions, u.UnitOfWork._take_once
 
-    async def take_once(self: Any, understood: Any, next_after: Any) -> Any:
+    async def take_once(self: Any, understood: Any, next_after: Any, **more: Any) -> Any:
         async with self._engine.begin() as connection:
             before = await lock(connection, understood, next_after)
             ends = {
                 u._partition(each.received): each.received.position.offset + 1 for each in understood
             }  # in order, so the last one counts
             moved = {key: end for key, end in ends.items() if end > before[key]}
-            await u._write_positions(connection, moved, self._clock())
+            await u._write_positions(connection, moved, {}, self._clock())
         # As long as a batch on a busy machine; a narrower hole would only take more seeds.
         await asyncio.sleep(0.1)
 
@@ -34,7 +34,7 @@ def _ack_before_commit() -> None:
 
         u._lock_positions = as_before
         try:
-            return await once(self, understood, next_after)
+            return await once(self, understood, next_after, **more)
         finally:
             u._lock_positions = lock
 
@@ -43,7 +43,7 @@ def _ack_before_commit() -> None:
 
 def _no_position_check() -> None:
     """Positions are neither kept nor looked at, and an id is new for each reading: only the repeated message id is
-    left to stop a replay. (The run also takes away the table's own guard, `unique (topic, partition, offset)`.)"""
+    left to stop a replay."""
     import dataclasses
     import uuid
 
@@ -54,7 +54,7 @@ def _no_position_check() -> None:
     async def lock_positions(connection: Any, understood: Any, next_after: Any) -> Any:
         return dict.fromkeys(await lock(connection, understood, next_after), 0)
 
-    async def write_positions(connection: Any, moved: Any, now: Any) -> None:
+    async def write_positions(connection: Any, moved: Any, last: Any, now: Any) -> None:
         """Nothing is kept: whoever starts, starts where the partition was first met."""
 
     async def take_anew(self: Any, batch: Any, **more: Any) -> Any:
@@ -72,7 +72,7 @@ def _no_header_check() -> None:
     from hub.destinations.kafka import KafkaDestination
     from hub.domain.delivery import ReadBack
 
-    async def read_back(self: Any, topics: Any, highest: Any) -> ReadBack:
+    async def read_back(self: Any, topics: Any, known: Any) -> ReadBack:
         return ReadBack()
 
     KafkaDestination.read_back = read_back  # type: ignore[method-assign]

@@ -190,7 +190,7 @@ async def test_marking_twice_says_nothing_twice(engine):
     assert await outbox.mark_sent(engine, [placed(1, offset=9)], LATER, found=True) == 0
 
     assert (await count(engine, audit_pending), await count(engine, delivery_attempt)) == (1, 1)
-    assert await outbox.highest_sent(engine, INBOX) == {0: 7}
+    assert [each.offset for each in await outbox.last_sent(engine, INBOX)] == [7]
 
 
 async def test_a_record_of_another_database_with_our_number_is_not_our_row(engine):
@@ -259,9 +259,9 @@ async def test_a_row_that_was_sent_meanwhile_does_not_fail(engine):
     assert (sent["state"], sent["attempts"], sent["last_error"]) == ("sent", 0, None)
 
 
-async def test_the_highest_offset_of_each_partition(engine):
+async def test_what_lies_last_in_each_partition(engine):
     await fill(engine, *(row(n, f"k{n}") for n in range(1, 6)), row(6, topic="hub.ra9.receipts"))
-    assert await outbox.highest_sent(engine, INBOX) == {}
+    assert await outbox.last_sent(engine, INBOX) == []
     places = [
         placed(1, 5, partition=0),
         placed(2, 9, partition=0),
@@ -270,7 +270,27 @@ async def test_the_highest_offset_of_each_partition(engine):
     ]
     await outbox.mark_sent(engine, [*places, placed(6, 77, topic="hub.ra9.receipts")], NOW)
 
-    assert await outbox.highest_sent(engine, INBOX) == {0: 9, 1: 0, 3: 2}
+    last = {
+        each.partition: (each.offset, each.seq, each.event_id)
+        for each in await outbox.last_sent(engine, INBOX)
+    }
+    assert last == {0: (9, 2, "e2"), 1: (0, 4, "e4"), 3: (2, 3, "e3")}
+
+
+async def test_what_the_database_does_not_know_is_no_row_of_ours(engine):
+    """Found in a receiver's topic: what was sent, what waits and was sent in fact; and what a database of another day sent under
+    numbers that are other messages' here, or nobody's.
+    """
+    await fill(engine, row(1), row(2), row(3), row(4))
+    await outbox.mark_sent(engine, [placed(1)], NOW)
+    found = [
+        placed(1),
+        placed(2),
+        placed(3, event_id="another"),
+        placed(4, holds=b"something else"),
+        placed(9),
+    ]
+    assert [each.seq for each in await outbox.strangers(engine, found)] == [3, 4, 9]
 
 
 async def test_a_lease_has_one_holder_until_it_runs_out_or_is_given_back(engine):
