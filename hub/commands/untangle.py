@@ -134,7 +134,7 @@ def quarantine_list(
 
     async def load(settings: HubSettings) -> list[queries.Row]:
         async with wiring.opened(settings) as engine:
-            return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=why)
+            return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=[why] if why else ())
 
     rows = run_it(load, settings_now())
     show(

@@ -28,7 +28,7 @@ from hub.journey.identify import Identified, identify
 from hub.journey.known import FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
-from hub.journey.route import event_type_of, news, receipt_for
+from hub.journey.route import event_type_of, news, receipt_for, told_to
 
 
 @value
@@ -140,6 +140,10 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
         return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
+    for to in told_to(canonical, advanced):
+        if to not in journey.directory:
+            unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{to} is a party of the transfer.")
+            return _refused(understood, unknown, journey, now, canonical, person_id=whom)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)
 
 

@@ -5,7 +5,7 @@ clock caused, of corrections and of alarms; the author hears what became of its 
 transfer never appears here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hub.domain.ids import EventId, OdsCode, TransferId
 from hub.domain.message import Canonical, Kind, Received
@@ -36,6 +36,14 @@ def news(
         for transfer in advanced.shared
     ]
     return tuple(told)
+
+
+def told_to(canonical: Canonical, advanced: Advanced) -> Iterator[OdsCode]:
+    """Who is told by `news`; it may be somebody who has left, or who joined after this process began."""
+    for taken in advanced.taken:
+        yield from _told(canonical, taken)
+    for transfer in advanced.shared:
+        yield transfer.receiver
 
 
 def event_type_of(taken: Taken) -> str:

@@ -24,6 +24,7 @@ from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
 from hub.telemetry.log import Log, fault_of
 
+_EARLY_WHY = (Why.TRANSFER_UNKNOWN, Why.RECEIVER_UNKNOWN)
 _EARLY = timedelta(days=1)
 """So long the hub looks by itself for the request of a message that came before it; then a human has to."""
 
@@ -94,12 +95,14 @@ class ClockService:
             self._log.error("sealing.late", since=since.isoformat())
 
     async def look_for_requests(self) -> int:
-        """Run again what came before its request and is due to be looked at; how many were taken in.
+        """Run again what came before its request, or before the process that read it knew the trust that it is for, and is due to be
+        looked at; how many were taken in.
 
-        Topics of different trusts, and partitions of one, are not read in the order in which hospitals act.
+        Topics of different trusts, and partitions of one, are not read in the order in which hospitals act; and while a trust joins, a worker
+        that began before works beside one that began after.
         """
         now, taken = self._now(), 0
-        early = await quarantined(self._engine, why=Why.TRANSFER_UNKNOWN, after=now - _EARLY, limit=None)
+        early = await quarantined(self._engine, why=_EARLY_WHY, after=now - _EARLY, limit=None)
         for row in early:
             event_id = row["event_id"]
             if row["trust"] not in self._journey.directory:

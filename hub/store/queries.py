@@ -99,11 +99,11 @@ async def quarantined(
     engine: AsyncEngine,
     *,
     trust: str | None = None,
-    why: str | None = None,
+    why: Collection[str] = (),
     after: datetime | None = None,
     limit: int | None = 200,
 ) -> list[Row]:
-    """Messages in quarantine, received ``after`` (UTC), oldest first, without their content; who mends each and how."""
+    """Messages in quarantine, for one of the reasons ``why`` if there are any, received ``after`` (UTC), oldest first, without their content; who mends each and how."""
     m = t.message
     columns = (
         m.c.event_id,
@@ -126,7 +126,7 @@ async def quarantined(
     if trust:
         query = query.where(m.c.trust == trust)
     if why:
-        query = query.where(m.c.why == why)
+        query = query.where(m.c.why.in_(why))
     if after:
         query = query.where(m.c.received_at > after)
     rows = await _all(engine, query)

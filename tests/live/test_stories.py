@@ -19,6 +19,7 @@ from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 -
 from tests.stories.test_asking import *  # noqa: F403
 from tests.stories.test_audit_reading import *  # noqa: F403
 from tests.stories.test_audit_reports import *  # noqa: F403
+from tests.stories.test_backup_put_back import *  # noqa: F403
 from tests.stories.test_bad_input import *  # noqa: F403
 from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403

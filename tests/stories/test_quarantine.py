@@ -43,7 +43,7 @@ async def test_what_waits_is_listed_with_who_mends_it_and_without_content(not_ye
     assert [(r["event_id"], r["why"], r["owner"], r["retries"]) for r in listed] == [
         (outcome.event_id, "receiver-unknown", "hub team", 0)
     ]
-    assert [r["trust"] for r in await queries.quarantined(hub.engine, why="not-json")] == ["RK9"]
+    assert [r["trust"] for r in await queries.quarantined(hub.engine, why=["not-json"])] == ["RK9"]
     assert "Marshwiggle" not in str(listed) + str(shown)
     assert (raw, shown["at"]) == (ask(torbay).body, "MessageHeader.destination.receiver")
     assert "wait until it has joined" in shown["advice"]
@@ -250,6 +250,30 @@ async def test_what_waits_from_a_trust_that_has_left_keeps_the_clock_from_nothin
 
     assert await clock.look_for_requests() == 1
     assert (await hub.outcome(early.event_id)).transfer_id == requested.transfer_id
+
+
+async def test_what_an_older_process_set_aside_while_a_trust_joined_is_taken_in_by_a_newer_one(
+    hub, torbay, exeter
+):
+    """Exeter joins. A worker that began before still reads: what is for Exeter, and what moves a transfer that Exeter is a party of, waits
+    until the clock, which began after, has looked.
+    """
+    before, after = ["RA9", "RK9"], ["RA9", "RK9", "RH8"]
+    known = await torbay.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1"
+    )
+    hub.clock.later(minutes=1)
+    hub.mend(trusts=before)
+    new = await torbay.asks_to_transfer(QUILLFEATHER, to="RH8", request_number="TR-2", encounter_number="V-2")
+    left = await torbay.discharges(MARSHWIGGLE, encounter_number="V-1", to_site="RH801")
+    assert [(each.disposition, each.why) for each in (new, left)] == [("quarantined", "receiver-unknown")] * 2
+
+    hub.mend(trusts=after)
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    assert await clock.look_for_requests() == 2
+    assert await hub.state(known.transfer_id) == "in-transit"
+    assert await hub.state((await hub.outcome(new.event_id)).transfer_id) == "requested"
+    assert sorted(await hub.told("RH8")) == ["transfer.departed", "transfer.requested", "transfer.requested"]
 
 
 def test_the_longer_it_waits_the_less_often_it_is_looked_at():

@@ -1,0 +1,61 @@
+"""`hub db restored`: what hospitals say of the lost time, in numbers that this database is about to give again."""
+
+import pytest
+
+from hub.demo.people import QUILLFEATHER
+from hub.store.engine import open_engine
+from hub.store.restored import AHEAD, give_new_numbers
+from tests.stories.rest import System
+from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
+from tests.stories.test_subscriptions import at_exeter, at_torbay, board, facade, notifier, subscribes, wish  # noqa: F401 - fixtures
+
+
+@pytest.fixture(autouse=True)
+def _on_postgresql(hub):
+    if hub.engine.dialect.name != "postgresql":
+        pytest.skip("A backup of SQLite is its file")
+
+
+async def goes_on_at(hub):
+    """As who owns the database, who put the backup back."""
+    owner = open_engine(hub.owner_url)
+    try:
+        return await give_new_numbers(owner, "the disk was lost", hub.clock())
+    finally:
+        await owner.dispose()
+
+
+async def test_a_late_acknowledgement_meets_no_other_patients_message(hub, torbay, polled):  # noqa: F811
+    """Before the disk was lost Exeter was given a message under the next number. It acknowledges that now, while another patient's waits."""
+    at_torbay = await (await System.join(polled, "RA9")).signed_in()  # noqa: F811
+    at_exeter = await (await System.join(polled, "RH8")).signed_in()  # noqa: F811
+    await asked(hub, torbay, at_torbay)
+    [first] = (await at_exeter.get("/$inbox")).json()["entry"]
+    last = int(first["resource"]["id"])
+    assert await goes_on_at(hub) > AHEAD
+
+    await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
+    for number in range(last + 1, last + 4):
+        assert (await at_exeter.ack(str(number))).status_code == 404
+    waiting = [int(each["resource"]["id"]) for each in (await at_exeter.get("/$inbox")).json()["entry"]]
+    assert waiting[0] == last
+    assert waiting[1] > AHEAD
+
+
+async def test_a_subscriber_sees_that_something_is_missing(
+    hub,
+    torbay,
+    at_torbay,  # noqa: F811
+    at_exeter,  # noqa: F811
+    board,  # noqa: F811
+    notifier,  # noqa: F811
+):
+    assert (await subscribes(at_exeter, wish(board.url))).status_code == 201
+    await notifier.once()
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    await goes_on_at(hub)
+    await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
+    await notifier.once()
+    first, second = board.numbers()
+    assert (first, second) == (1, 1 + AHEAD + 1)
