@@ -134,7 +134,9 @@ def quarantine_list(
 
     async def load(settings: HubSettings) -> list[queries.Row]:
         async with wiring.opened(settings) as engine:
-            return await queries.quarantined(engine, trust=ods.upper() if ods else None, why=[why] if why else ())
+            return await queries.quarantined(
+                engine, trust=ods.upper() if ods else None, why=[why] if why else ()
+            )
 
     rows = run_it(load, settings_now())
     show(
@@ -350,7 +352,10 @@ def positions_list(as_json: AsJson = False) -> None:
 def positions_set(
     topic: str, partition: int, offset: Annotated[int, typer.Argument(min=0)], because: Because
 ) -> None:
-    """Read a partition from this offset on: the mend when a topic was made anew. Stop the workers first."""
+    """Read a partition from this offset on: the mend when a topic was made anew.
+
+    Workers take up one that they refuse by themselves, within seconds. Before you set one that is being read, stop them.
+    """
     change(
         lambda engine: queries.set_position(
             engine, topic, partition, offset, because, wiring.now(), getpass.getuser()

@@ -25,7 +25,7 @@ class IncidentKind(StrEnum):
 
 _FROM_WHERE = (
     "The topic was made anew, or the database is from another day; the partition is not read. "
-    "Find out which, `hub positions set` to the offset to read from, restart the workers."
+    "Find out which, then `hub positions set` to the offset to read from."
 )
 
 ADVICE: Mapping[str, str] = {

@@ -60,6 +60,8 @@ class Rules:
     clock_ahead: timedelta = timedelta(hours=1)
     clock_ahead_max: timedelta = timedelta(days=1)
     clock_behind_max: timedelta = timedelta(days=366)
+    stay_max: timedelta = timedelta(days=50 * 365)
+    """Longer ago lie the dates that systems write where they have none: 1970, 1900, 1753, the year 1."""
 
 
 def normalise(
@@ -340,7 +342,7 @@ def _is_long_stay(draft: Draft, began: datetime, subject: Entry, rules: Rules) -
     """
     now = draft.received.received_at
     made = instant(draft.tree.get("timestamp")) or stated_at(subject.resource)
-    if made is None or now - began <= rules.clock_behind_max:
+    if made is None or not rules.clock_behind_max < now - began <= rules.stay_max:
         return False
     return -rules.clock_ahead_max <= now - made <= rules.clock_behind_max
 

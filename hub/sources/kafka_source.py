@@ -15,7 +15,7 @@ No exception leaves this object: Faust would acknowledge the batch. Whatever was
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,8 +35,8 @@ from hub.telemetry.log import Log, fault_of
 DEATHS_MAX = 3
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _SECOND_LOOK_S = 1.0
-_AT_A_STRETCH = 4
-"""Messages understood before the former batch's transaction gets its turn: a millisecond."""
+_STRETCH_S = 0.001
+"""How long messages are understood before the former batch's transaction gets its turn; one large message can take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Vitals:
 
 _SAY_FROM_WHERE = (
     "The topic was made anew, or the database is from another day. This partition is not read. "
-    "Find out which; then `hub positions set` to the offset to read from, and restart the workers."
+    "Find out which; then `hub positions set` to the offset to read from."
 )
 
 
@@ -121,10 +121,21 @@ class KafkaSource:
     async def _take_up(self, consumer: HubConsumer) -> None:
         self._consumer = consumer
         keys = [key for key in consumer.assigned() if key[0] in self._trust_of_topic]
-        held = await self._positions.load(keys)
-        bounds = await self._reader.bounds(keys)
         self._braked = await self._positions.braked()
         self._refused &= set(keys)
+        starts = await self._starts_of(keys)
+        await self._mark_suspects(starts)
+        self._next = starts
+        await consumer.read_from(starts)
+        await consumer.pause([key for key in keys if key in self._refused or self._is_braked(key)])
+        self._log.info("worker.assigned", partitions=[_name(key) for key in keys])
+        for (topic, partition), offset in starts.items():
+            self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
+
+    async def _starts_of(self, keys: Collection[PartitionKey]) -> dict[PartitionKey, int]:
+        """From where to read each of these partitions; those that must not be read are left out."""
+        held = await self._positions.load(keys)
+        bounds = await self._reader.bounds(keys)
         strange = await self._made_anew(held, bounds)
         starts: dict[PartitionKey, int] = {}
         for key in keys:
@@ -133,13 +144,7 @@ class KafkaSource:
             start = await self._start_of(key, held.get(key), bounds[key])
             if start is not None:
                 starts[key] = start
-        await self._mark_suspects(starts)
-        self._next = starts
-        await consumer.read_from(starts)
-        await consumer.pause([key for key in keys if key in self._refused or self._is_braked(key)])
-        self._log.info("worker.assigned", partitions=[_name(key) for key in keys])
-        for (topic, partition), offset in starts.items():
-            self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
+        return starts
 
     async def _made_anew(
         self, held: Mapping[PartitionKey, int], bounds: Mapping[PartitionKey, tuple[int, int]]
@@ -172,10 +177,15 @@ class KafkaSource:
         if position > end:
             # Once more: for a moment after a change of leader a broker may know less than there is.
             await asyncio.sleep(_SECOND_LOOK_S)
-            first, end = (await self._reader.bounds([key]))[key]
-        if position > end:
-            await self._refuse(key, position, end)
-            return None
+            now = await self._reader.bounds([key])
+            first, end = now[key]
+            if position > end:
+                await self._refuse(key, position, end)
+                return None
+            # Or it is another topic that has grown meanwhile.
+            if await self._made_anew({key: position}, now):
+                self._next.pop(key, None)
+                return None
         self._refused.discard(key)
         if position < first:
             await self._say_lost(key, position, first)
@@ -241,14 +251,16 @@ class KafkaSource:
         ahead: dict[Position, Understood] = {}
 
         async def understand() -> None:
-            for number, message in enumerate(messages):
+            until = time.monotonic() + _STRETCH_S
+            for message in messages:
                 each = self._received(message)
                 received.append(each)
                 # Where a worker died, nothing is looked at before that is marked.
                 if _key(each) not in self._alone:
                     ahead[each.place] = self._intake.understand(each)
-                if number % _AT_A_STRETCH == 0:
+                if time.monotonic() > until:
                     await asyncio.sleep(0)
+                    until = time.monotonic() + _STRETCH_S
 
         async def commit() -> None:
             async with self._turn:
@@ -419,13 +431,12 @@ class KafkaSource:
         for topic in sorted(self._missing - missing):
             self._log.info("topic.found", topic=topic)
         self._missing = missing
+        keys = {(topic, number) for topic, numbers in there.items() for number in numbers}
         if not self._next:
-            self._elsewhere = await self._positions.load(
-                (topic, number) for topic, numbers in there.items() for number in numbers
-            )
-        await self._look_for_topics_made_anew(
-            {(topic, number) for topic, numbers in there.items() for number in numbers}
-        )
+            refused = await self._positions.refused(keys)
+            self._elsewhere = await self._positions.load(keys - refused)
+        await self._look_for_topics_made_anew(keys)
+        await self._take_up_freed(keys)
 
     async def _look_for_topics_made_anew(self, there: set[PartitionKey]) -> None:
         bounds = await self._reader.bounds([key for key in self._next.copy() if key in there])
@@ -440,6 +451,26 @@ class KafkaSource:
                     and await self._start_of(key, position, (0, end)) is None
                 ):
                     await self._consumer.pause([key])
+
+    async def _take_up_freed(self, there: set[PartitionKey]) -> None:
+        """Partitions that were refused, and of which a person has said from where to read them."""
+        ours = self._refused & there
+        if not ours or ours == await self._positions.refused(ours):
+            return
+        async with self._turn:
+            if self._consumer is None:
+                return
+            ours &= self._refused & set(self._consumer.assigned())
+            freed = ours - await self._positions.refused(ours)
+            starts = await self._starts_of(sorted(freed))
+            if not starts:
+                return
+            await self._mark_suspects(starts)
+            self._next |= starts
+            await self._consumer.read_from(starts)
+            await self._consumer.resume([key for key in starts if not self._is_braked(key)])
+            for (topic, partition), offset in starts.items():
+                self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
 
     # -- the end ----------------------------------------------------------------------------------------
 

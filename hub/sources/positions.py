@@ -56,6 +56,10 @@ class Positions(Protocol):
         """At ``offset`` lies another record than was taken in there: open an incident; the position stays."""
         ...
 
+    async def refused(self, keys: Collection[PartitionKey]) -> set[PartitionKey]:
+        """Those of the partitions that nobody reads until a person says from where: an incident of theirs is open."""
+        ...
+
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """The topic ends at ``end``, below the position: open an incident; the position stays."""
         ...

@@ -288,17 +288,19 @@ async def forget_places(store: Store, receiver: str, gone: Iterable[Placed], now
 
 async def strangers(store: Store, found: Iterable[Placed]) -> list[Placed]:
     """Those of the records found in a topic that are no rows of ours, or that wait here under their number and say something else."""
-    by_seq = {each.seq: each for each in found}
+    found = sorted(found, key=lambda each: each.seq)
+    seqs = {each.seq for each in found}
     known: dict[int, str] = {}
     async with _one_statement(store) as connection:
-        for some in _chunks(sorted(by_seq)):
+        for some in _chunks(sorted(seqs)):
             query = select(outbox.c.seq, outbox.c.event_id).where(numbered(outbox.c.seq, some, connection))
             known |= {row.seq: row.event_id for row in await connection.execute(query)}
-        waiting = await _held_by(connection, by_seq)
+        waiting = await _held_by(connection, seqs)
     return [
         each
-        for seq, each in sorted(by_seq.items())
-        if known.get(seq) != each.event_id or waiting.get(seq, each.sha256) != each.sha256
+        for each in found
+        if known.get(each.seq) != each.event_id
+        or (each.seq in waiting and waiting[each.seq][1] != each.sha256)
     ]
 
 
@@ -322,11 +324,12 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
     row (its topic, its event or what it holds differ: a number from another database), is left alone, so marking twice says
     nothing twice. After a backup was put back the same event can wait under the same number and say something else.
     """
-    place = {each.seq: each for each in placed}
+    placed = list(placed)
     async with _writing(store) as connection:
         if found:
-            held = await _held_by(connection, place)
-            place = {seq: each for seq, each in place.items() if held.get(seq) == each.sha256}
+            held = await _held_by(connection, {each.seq for each in placed})
+            placed = [each for each in placed if held.get(each.seq) == (each.event_id, each.sha256)]
+        place = {each.seq: each for each in placed}
         updated = await update_rows(
             connection,
             outbox,
@@ -359,14 +362,14 @@ async def mark_sent(store: Store, placed: Iterable[Placed], at: datetime, *, fou
         return len(rows)
 
 
-async def _held_by(connection: AsyncConnection, seqs: Iterable[int]) -> dict[int, str]:
-    """SHA-256 of what those of these rows hold that wait."""
-    held: dict[int, str] = {}
+async def _held_by(connection: AsyncConnection, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Event id, and SHA-256 of what they hold, of those of these rows that wait."""
+    c = outbox.c
+    held: dict[int, tuple[str, str]] = {}
     for some in _chunks(sorted(seqs)):
-        query = select(outbox.c.seq, outbox.c.payload).where(
-            numbered(outbox.c.seq, some, connection), _NOT_SENT
-        )
-        held |= {row.seq: hashlib.sha256(row.payload).hexdigest() for row in await connection.execute(query)}
+        query = select(c.seq, c.event_id, c.payload).where(numbered(c.seq, some, connection), _NOT_SENT)
+        for row in await connection.execute(query):
+            held[row.seq] = row.event_id, hashlib.sha256(row.payload).hexdigest()
     return held
 
 

@@ -153,6 +153,12 @@ class StoredPositions:
             detail = {"position": position, "offset": offset}
             await self._open(connection, IncidentKind.TOPIC_MADE_ANEW, _name(key), detail, key)
 
+    async def refused(self, keys: Collection[PartitionKey]) -> set[PartitionKey]:
+        """See Positions."""
+        async with self._transaction() as connection:
+            subjects = {subject for kind in UNTIL_SET for subject in await open_incidents(connection, kind)}
+        return {key for key in keys if _name(key) in subjects}
+
     async def out_of_reach(self, key: PartitionKey, position: int, end: int) -> None:
         """See Positions."""
         async with self._transaction() as connection:

@@ -246,8 +246,17 @@ async def set_position(
         changed = await connection.execute(
             update(p)
             .where(p.c.topic == topic, p.c.partition == partition)
-            # What was taken in so far is no sign any more of what the topic holds.
-            .values(next_offset=offset, moved_at=now, last_offset=None, last_sha256=None)
+            # What was taken in so far is no sign any more of what the topic holds, and who died there died of something else.
+            .values(
+                next_offset=offset,
+                moved_at=now,
+                last_offset=None,
+                last_sha256=None,
+                taken_up_at=None,
+                taken_up=0,
+                suspect_offset=None,
+                suspect_begun=0,
+            )
         )
         if changed.rowcount == 0:
             raise NotFoundError(f"{topic}/{partition}")

@@ -1,16 +1,24 @@
 """After a backup was put back: the world has seen numbers that this database is about to give again."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.incident import IncidentKind
 from hub.store.incidents import open_incident
-from hub.store.tables import outbox, subscription
+from hub.store.tables import outbox, subscription, subscription_event
 
-AHEAD = 1_000_000_000
-"""More numbers than a hub gives between two backups."""
+_s, _e = subscription.c, subscription_event.c
+
+_A_SECOND = 1_000
+"""More numbers than a hub gives in a second, taken over days."""
+_SINCE = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def ahead(now: datetime) -> int:
+    """How far numbers go on: the same backup that is put back twice gives other numbers the second time, whatever it gave after the first."""
+    return int((now - _SINCE).total_seconds()) * _A_SECOND
 
 
 async def give_new_numbers(engine: AsyncEngine, because: str, now: datetime) -> int:
@@ -19,16 +27,21 @@ async def give_new_numbers(engine: AsyncEngine, because: str, now: datetime) -> 
     A late acknowledgement by `$inbox/$ack` then meets no other patient's message, and a subscriber sees by the gap that it missed
     something. PostgreSQL only. To be called before any service works on the database.
     """
+    step = ahead(now)
     async with engine.begin() as connection:
         highest = await connection.scalar(select(func.coalesce(func.max(outbox.c.seq), 0))) or 0
         await connection.execute(
             text("SELECT setval(pg_get_serial_sequence('outbox', 'seq'), :number)"),
-            {"number": highest + AHEAD},
+            {"number": highest + step},
         )
-        number = subscription.c.last_number + AHEAD
+        # What has a number and was not told yet gets a new one from who tells it.
+        untold = select(_e.seq).join(subscription, _e.subscription_id == _s.subscription_id)
+        untold = untold.where(_e.number > _s.told_number)
+        await connection.execute(update(subscription_event).where(_e.seq.in_(untold)).values(number=None))
+        number = _s.last_number + step
         await connection.execute(update(subscription).values(last_number=number, told_number=number))
-        detail = {"because": because, "first": highest + AHEAD + 1}
+        detail = {"because": because, "first": highest + step + 1}
         await open_incident(
             connection, IncidentKind.BACKUP_PUT_BACK, now.isoformat(timespec="seconds"), detail, "cli", now
         )
-    return int(highest) + AHEAD + 1
+    return int(highest) + step + 1

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
-from hub.domain.ids import OdsCode
+from hub.domain.ids import EventId, OdsCode, made_by
 from hub.domain.message import Received
 from hub.domain.rejection import Disposition
 from hub.journey.decide import Choice, Journey, Understood, decide, understand
@@ -154,24 +154,46 @@ class UnitOfWork:
     async def _take_once(
         self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int], *, again: bool
     ) -> tuple[Taken, list[Effects]]:
-        """``again``: after a conflict. A position that a person set back leads to messages that were taken in before, under the same
-        event ids: they are passed over. That is asked only then, because else it does not happen.
+        """``again``: after a conflict. A position that a person set back leads to messages that were taken in before: they are passed over,
+        and the position with them. That is asked only then, because else it does not happen.
         """
         now = self._clock()
         async with self._engine.begin() as connection:
             positions = await _lock_positions(connection, understood, next_after)
             fresh = [u for u in understood if u.received.place.offset >= positions[_partition(u.received)]]
-            if again:
-                fresh = await _not_yet_there(connection, fresh)
-            brakes = await _load_brakes(connection, {u.received.trust for u in fresh})
-            fresh = [u for u in fresh if not brakes[u.received.trust].pulled]
-            effects = await self._decide_all(connection, fresh, brakes, now)
+            seen, fresh = await self._parted(connection, fresh) if again else ([], fresh)
+            brakes = await _load_brakes(connection, {u.received.trust for u in (*seen, *fresh)})
+            wanted = [u for u in fresh if not brakes[u.received.trust].pulled]
+            effects = await self._decide_all(connection, wanted, brakes, now)
             await write_effects(connection, effects, now, self._journey.clocks)
             await _write_brakes(connection, brakes, self._in_a_row_max, now)
-            moved = _moved(positions, effects, understood, next_after, brakes)
-            await _write_positions(connection, moved, _last_of_each(effects), now)
+            done = _done(seen, effects, fresh)
+            moved = _moved(positions, done, understood, next_after, brakes)
+            await _write_positions(connection, moved, _last_of_each(done), now)
         braked = frozenset(trust for trust, brake in brakes.items() if brake.pulled)
         return Taken(dict(Counter(each.disposition for each in effects)), positions | moved, braked), effects
+
+    async def _parted(
+        self, connection: AsyncConnection, batch: Sequence[Understood]
+    ) -> tuple[list[Understood], list[Understood]]:
+        """What was taken in before, and what was not. An event id is made of a record's time and place, which can come again in a topic
+        that was made anew: what says something else is another message, and gets an id of its own.
+        """
+        known = await _digests(connection, batch)
+        named = [
+            u if known.get(u.received.event_id) in (None, u.sha256) else self._under_another_id(u)
+            for u in batch
+        ]
+        known |= await _digests(
+            connection, [u for u, before in zip(named, batch, strict=True) if u is not before]
+        )
+        seen = [u for u in named if u.received.event_id in known]
+        return seen, [u for u in named if u.received.event_id not in known]
+
+    def _under_another_id(self, understood: Understood) -> Understood:
+        received = understood.received
+        event_id = EventId(made_by(received.event_id, received.event_id, "other content", understood.sha256))
+        return self.understand(replace(received, event_id=event_id))
 
     async def _decide_all(
         self,
@@ -319,16 +341,34 @@ async def _positions_locked(
     return {(row.topic, row.partition): row.next_offset for row in rows}
 
 
+def _done(
+    seen: Sequence[Understood], effects: Sequence[Effects], fresh: Sequence[Understood]
+) -> list[Understood | Effects]:
+    """What is behind us, in the order of its partition; not what lies behind something that a brake left undone."""
+    decided = {each.received.event_id for each in effects}
+    undone: dict[PartitionKey, int] = {}
+    for u in fresh:
+        if u.received.event_id not in decided:
+            undone.setdefault(_partition(u.received), u.received.place.offset)
+    both: list[Understood | Effects] = [*seen, *effects]
+    both.sort(key=lambda each: each.received.place.offset)
+    return [
+        each
+        for each in both
+        if each.received.place.offset < undone.get(_partition(each.received), each.received.place.offset + 1)
+    ]
+
+
 def _moved(
     positions: Mapping[PartitionKey, int],
-    effects: Sequence[Effects],
+    done: Sequence[Understood | Effects],
     understood: Sequence[Understood],
     next_after: Mapping[PartitionKey, int],
     brakes: Mapping[OdsCode, _Brake],
 ) -> dict[PartitionKey, int]:
     """Where each partition stands after the batch; only forward, and not past what a brake left undone."""
     moved: dict[PartitionKey, int] = {}
-    for each in effects:
+    for each in done:
         key = _partition(each.received)
         moved[key] = max(moved.get(key, 0), each.received.place.offset + 1)
     trust_of = {_partition(u.received): u.received.trust for u in understood}
@@ -339,11 +379,11 @@ def _moved(
     return {key: offset for key, offset in moved.items() if offset > positions[key]}
 
 
-def _last_of_each(effects: Sequence[Effects]) -> dict[PartitionKey, Row]:
+def _last_of_each(done: Sequence[Understood | Effects]) -> dict[PartitionKey, Row]:
     """By which record each partition is known again."""
     return {
         _partition(each.received): {"last_offset": each.received.place.offset, "last_sha256": each.sha256}
-        for each in effects
+        for each in done
     }
 
 
@@ -370,13 +410,12 @@ async def _write_positions(
         await update_rows(connection, t.position, ["topic", "partition"], some)
 
 
-async def _not_yet_there(connection: AsyncConnection, batch: Sequence[Understood]) -> list[Understood]:
-    m = t.message.c.event_id
-    there = await connection.scalars(
-        select(m).where(among(m, (each.received.event_id for each in batch), connection))
-    )
-    known = set(there)
-    return [each for each in batch if each.received.event_id not in known]
+async def _digests(connection: AsyncConnection, batch: Sequence[Understood]) -> dict[EventId, str]:
+    """SHA-256 of those of the messages that are there under these event ids."""
+    m = t.message.c
+    ids = [each.received.event_id for each in batch]
+    rows = await connection.execute(select(m.event_id, m.sha256).where(among(m.event_id, ids, connection)))
+    return {EventId(row.event_id): row.sha256 for row in rows}
 
 
 async def _load_brakes(connection: AsyncConnection, trusts: set[OdsCode]) -> dict[OdsCode, _Brake]:

@@ -298,28 +298,62 @@ async def test_a_topic_made_anew_is_read_from_where_a_person_says_and_not_before
     [incident] = await hub.rows("select * from incident")
     assert incident["kind"] == "topic-made-anew"
 
-    for each in await hub.rows("select partition from position"):
+    worker = hub.start("worker")
+    await hub.until(lambda: _said(worker, "topic.made_anew"), "a refusal")
+    for each in await hub.rows("select partition from position where topic = $1", topic):
         hub.run("positions", "set", topic, str(each["partition"]), "0", "--because", "made anew by mistake")
-    hub.start("worker")
     await hub.until_taken_in(25)
+    assert worker.process.poll() is None, "it has taken up by itself what it refused"
     assert not await hub.rows("select * from incident where closed_at is null")
 
 
-async def test_a_position_that_is_set_back_takes_nothing_in_twice(hub):
+async def test_a_refused_topic_ends_no_worker_that_has_nothing_else_to_do(hub):
+    """More workers than partitions, and one topic made anew in which something lies: nobody is to read that, so nobody is late with it."""
     topic = hub.one.profile.events_topic
+    admin = AdminClient({"bootstrap.servers": hub.bootstrap_servers})
+    for each in (hub.two, hub.three):
+        admin.delete_topics([each.profile.events_topic])[each.profile.events_topic].result()
+    await _made_anew(hub, admin, topic)
     worker = hub.start("worker")
-    await hub.produce(*_of_one_key(hub, range(3)))
-    await hub.until_taken_in(3)
+    await hub.produce(*_of_one_key(hub, range(2)))
+    await hub.until_taken_in(2)
+    worker.stop()
+    await _made_anew(hub, admin, topic)
+    await hub.produce(*_of_one_key(hub, range(2, 8)))
+    workers = [hub.start("worker", HUB_WATCHDOG_S="3") for _ in range(2)]
+
+    async def refused() -> bool:
+        return any(each.said("topic.made_anew") for each in workers)
+
+    await hub.until(refused, "a refusal")
+    await asyncio.sleep(15)
+    assert [each.process.poll() for each in workers] == [None, None]
+
+
+@pytest.mark.parametrize("new", [2, 0])
+async def test_a_position_that_is_set_back_takes_nothing_in_twice(hub, new):
+    """Several batches are read again, and then what is new, or nothing: the worker comes past them, and lives."""
+    topic = hub.one.profile.events_topic
+    small = {"HUB_BATCH_MESSAGES_MAX": "5", "HUB_WATCHDOG_S": "6"}
+    worker = hub.start("worker", **small)
+    await hub.produce(*_of_one_key(hub, range(18)))
+    await hub.until_taken_in(18)
     worker.stop()
     before = await hub.rows("select event_id from event order by 1")
     for each in await hub.rows("select partition from position where topic = $1", topic):
         hub.run("positions", "set", topic, str(each["partition"]), "0", "--because", "to be sure")
-    hub.start("worker")
-    await hub.produce(*_of_one_key(hub, range(3, 5)))
-    await hub.until_taken_in(5)
+    worker = hub.start("worker", **small)
+    await hub.produce(*_of_one_key(hub, range(18, 18 + new)))
+
+    async def is_past_all() -> bool:
+        rows = await hub.rows("select max(next_offset) as n from position where topic = $1", topic)
+        return bool(rows[0]["n"] == 18 + new)
+
+    await hub.until(is_past_all, "the position to be where it was")
+    assert worker.process.poll() is None
     after = await hub.rows("select event_id from event order by 1")
     assert [each for each in after if each in before] == before
-    assert len(after) == len(await hub.rows("select transfer_id from transfer")) == 5
+    assert len(after) == len(await hub.rows("select transfer_id from transfer")) == 18 + new
 
 
 @pytest.mark.parametrize("is_said", [False, True])
@@ -392,6 +426,12 @@ def _of_one_key(hub: LiveHub, numbers: range) -> list[tuple[object, Message]]:
 
 async def _all_accepted(hub: LiveHub) -> bool:
     return not await hub.rows("select * from message where disposition <> 'accepted'")
+
+
+async def _made_anew(hub: LiveHub, admin: AdminClient, topic: str) -> None:
+    admin.delete_topics([topic])[topic].result()
+    await hub.until(lambda: _is_gone(admin, topic), "the topic to be gone")
+    create_topics(hub.bootstrap_servers, [topic], partitions=1)
 
 
 async def _is_gone(admin: AdminClient, topic: str) -> bool:

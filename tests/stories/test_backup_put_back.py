@@ -4,7 +4,7 @@ import pytest
 
 from hub.demo.people import QUILLFEATHER
 from hub.store.engine import open_engine
-from hub.store.restored import AHEAD, give_new_numbers
+from hub.store.restored import ahead, give_new_numbers
 from tests.stories.rest import System
 from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
 from tests.stories.test_subscriptions import at_exeter, at_torbay, board, facade, notifier, subscribes, wish  # noqa: F401 - fixtures
@@ -32,14 +32,14 @@ async def test_a_late_acknowledgement_meets_no_other_patients_message(hub, torba
     await asked(hub, torbay, at_torbay)
     [first] = (await at_exeter.get("/$inbox")).json()["entry"]
     last = int(first["resource"]["id"])
-    assert await goes_on_at(hub) > AHEAD
+    first = await goes_on_at(hub)
+    assert first == last + ahead(hub.clock()) + 1
 
     await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
     for number in range(last + 1, last + 4):
         assert (await at_exeter.ack(str(number))).status_code == 404
     waiting = [int(each["resource"]["id"]) for each in (await at_exeter.get("/$inbox")).json()["entry"]]
-    assert waiting[0] == last
-    assert waiting[1] > AHEAD
+    assert waiting == [last, first]
 
 
 async def test_a_subscriber_sees_that_something_is_missing(
@@ -57,5 +57,29 @@ async def test_a_subscriber_sees_that_something_is_missing(
     await goes_on_at(hub)
     await asked(hub, torbay, at_torbay, patient=QUILLFEATHER, number="TR-2", stay="V-2")
     await notifier.once()
-    first, second = board.numbers()
-    assert (first, second) == (1, 1 + AHEAD + 1)
+    assert board.numbers() == [1, 1 + ahead(hub.clock()) + 1]
+
+
+async def test_what_a_subscriber_was_not_told_yet_it_is_told_under_a_new_number(
+    hub,
+    torbay,
+    at_torbay,  # noqa: F811
+    at_exeter,  # noqa: F811
+    board,  # noqa: F811
+    notifier,  # noqa: F811
+):
+    """The bed board was away when the backup was made."""
+    assert (await subscribes(at_exeter, wish(board.url))).status_code == 201
+    await notifier.once()
+    board.answers = [503]
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    assert board.numbers() == []
+    await goes_on_at(hub)
+    hub.clock.later(minutes=5)
+    await notifier.once()
+    [number] = board.numbers()
+    assert number > 1
+    hub.clock.later(minutes=5)
+    await notifier.once()
+    assert board.numbers() == [number]

@@ -1,11 +1,13 @@
 """A batch is taken in once or not at all, whatever dies when."""
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE, OAKENSHADE, QUILLFEATHER
 from hub.domain.rejection import Disposition
-from hub.store import unit_of_work
+from hub.store import queries, unit_of_work
 from hub.store.intake import StoreUnavailableError
 
 TOPIC = "epr.ra9.events"
@@ -38,6 +40,53 @@ async def test_an_overlapping_batch_takes_only_what_is_new(hub, torbay):
 
     assert taken.dispositions == {Disposition.QUARANTINED: 1}
     assert await hub.position("RA9") == 3
+
+
+async def set_back(hub, topic=TOPIC):
+    await queries.set_position(hub.engine, topic, 0, 0, "to be sure", hub.clock(), "duty")
+
+
+async def test_a_position_that_is_set_back_moves_over_what_was_taken_in_before(hub, torbay):
+    """Also where nothing new is in the batch: the next one would seem to come behind a gap."""
+    records = batch(torbay)
+    await hub.take(records)
+    await set_back(hub)
+    before = await hub.counts()
+    again = await hub.take(records[:2])
+    assert (again.dispositions, again.positions) == ({}, {(TOPIC, 0): 2})
+    assert await hub.position("RA9") == 2
+    assert await hub.counts() == before
+
+
+async def test_what_comes_at_the_time_and_place_of_another_is_another_message(hub, torbay):
+    """A topic made anew, whose producer gives all records one time: they have the event ids of those that are gone."""
+    old = batch(torbay)
+    await hub.take(old)
+    await set_back(hub)
+    others = [
+        torbay.epr.asks_to_transfer(p, to="RH8", request_number=f"TR-9{n}", encounter_number=f"V-9{n}", at=hub.clock())
+        for n, p in enumerate((FENNIMOSS, OAKENSHADE))
+    ]  # fmt: skip
+    new = [
+        replace(record, raw=torbay.record(message).raw, headers=message.headers)
+        for record, message in zip(old, others, strict=False)
+    ]
+    for expected in ({Disposition.ACCEPTED: 2}, {}):
+        await set_back(hub)
+        taken = await hub.take(new)
+        assert (taken.dispositions, taken.positions) == (expected, {(TOPIC, 0): 2})
+    assert await hub.told("RH8") == ["transfer.requested"] * 4
+
+
+async def test_a_position_that_is_set_back_does_not_move_past_what_a_brake_left_undone(hub, torbay):
+    asked = batch(torbay)[0]
+    bad, undone, after = (torbay.record(b"no %d" % n) for n in range(3))
+    await hub.take([asked, after])
+    await set_back(hub)
+    hub.mend(in_a_row_max=1)
+    taken = await hub.take([asked, bad, undone, after])
+    assert taken.dispositions == {Disposition.QUARANTINED: 1}
+    assert taken.positions == {(TOPIC, 0): bad.position.offset + 1}
 
 
 @pytest.mark.parametrize("where", ["write_effects", "_write_brakes", "_write_positions", "load_known"])

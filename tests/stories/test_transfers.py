@@ -379,6 +379,24 @@ async def test_after_years_on_a_ward_the_patient_is_moved(hub, torbay, exeter, f
     assert await hub.states(transfer) == ["requested", "accepted", "in-transit", "completed"]
 
 
+@pytest.mark.parametrize("no_date", ["0001-01-01", "1753-01-01", "1900-01-01", "1970-01-01"])
+async def test_what_systems_write_where_they_have_no_date_is_no_long_stay(hub, torbay, exeter, no_date):
+    """Taken for a stay that began long before the transfer, the patient would never arrive, and nobody would hear of it."""
+    transfer = (await ask(torbay)).transfer_id
+    await torbay.discharges(MARSHWIGGLE, encounter_number=STAY, to_site="RH801")
+
+    def without_a_date(tree):
+        [stay] = resources(tree, "Encounter")
+        stay["period"]["start"] = f"{no_date}T00:00:00Z"
+
+    arrival = exeter.epr.admits(
+        MARSHWIGGLE, encounter_number=THEIR_STAY, ward="Taw", site="RH801", at=hub.clock()
+    )
+    refused = await exeter.send(edited(arrival, without_a_date))
+    assert (refused.disposition, refused.why) == ("quarantined", "clock-implausible")
+    assert await hub.state(transfer) == "in-transit"
+
+
 @pytest.mark.parametrize("form", ["collection", "message", "bare"])
 async def test_stays_without_a_transfer_are_nobody_elses_business(hub, torbay, form):
     a, b = hub.clock(), hub.clock() + timedelta(minutes=1)

@@ -203,6 +203,7 @@ async def test_a_record_of_another_database_with_our_number_is_not_our_row(engin
         placed(3),
         placed(4, holds=b'{"said": "before the backup was put back"}'),
         placed(99),
+        placed(3, event_id="of-yesterday", partition=1),
     ]
     assert await outbox.mark_sent(engine, found, NOW, found=True) == 1
 
