@@ -166,6 +166,8 @@ class PersonRef:
     unknown: bool = False
     deceased: bool | None = None
     sensitivity: str | None = None
+    numbers: tuple[PersonKey, ...] = ()
+    """Those of ``local`` by which the hospital tells its patients apart (``identifier_systems.patient`` of its profile)."""
 
     @property
     def keys(self) -> tuple[PersonKey, ...]:

@@ -14,7 +14,7 @@ from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.codes.book import CodeBook
 from hub.domain.clocks import Clocks
-from hub.domain.ids import EventId, PersonId, TransferId
+from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
@@ -130,6 +130,12 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
     identified = identify(canonical, known, hint, chosen=choice.person_id is not None)
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
+    if (
+        named
+        and identified.created is None
+        and named.person_id not in {each.id for each in known.group(identified.person_id)}
+    ):
+        return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id
     advanced = advance(canonical, identified.person_id, named, known)
@@ -145,6 +151,13 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
             unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{to} is a party of the transfer.")
             return _refused(understood, unknown, journey, now, canonical, person_id=whom)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)
+
+
+_TRANSFER_OF_ANOTHER = Rejection(
+    Why.NEEDS_CONFIRMATION,
+    "identifier",
+    "The transfer that the message names is another person's. Say which transfer is meant.",
+)
 
 
 def _role(received: Received) -> Role:
@@ -460,7 +473,7 @@ def _remember(effects: Effects, known: Known) -> None:
     )
     if happened is None:
         return
-    _remember_person(happened.identified, known)
+    _remember_person(happened.identified, happened.canonical.trust, known)
     for taken in happened.taken:
         known.add_transfer(taken.transfer)
         for fact in taken.facts:
@@ -469,10 +482,10 @@ def _remember(effects: Effects, known: Known) -> None:
         known.add_stay(happened.identified.person_id, happened.canonical.stay)
 
 
-def _remember_person(identified: Identified, known: Known) -> None:
+def _remember_person(identified: Identified, trust: OdsCode, known: Known) -> None:
     if identified.created is not None:
         known.add_person(identified.created)
-    person = known.persons[identified.person_id]
+    person = known.persons[identified.record_id or identified.person_id]
     if identified.created is None:
         person.keys.update(identified.new_keys)
     if identified.sensitivity is not None:
@@ -481,5 +494,5 @@ def _remember_person(identified: Identified, known: Known) -> None:
         known.add_person(person)
     for each in identified.merged:
         loser = known.persons[each.loser]
-        loser.merged_into = each.survivor
+        loser.merged_into, loser.merged_by = each.survivor, trust
         known.add_person(loser)

@@ -8,6 +8,7 @@ Records that a trust says are one person's are merged: both stay, one stands for
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hub.domain.ids import PersonId, PersonKey, made_by
 from hub.domain.message import Canonical, Kind, PersonRef
@@ -40,6 +41,10 @@ class Identified:
     """R or V, or U where it was taken back; None: as it was."""
     confirmed: bool = False
     """A human has said who it is."""
+    record_id: PersonId | None = None
+    """The record that the message's identifiers lead to, the author's own first: what the message says of the patient is kept there, so that it goes
+    with it when merged records are parted again. None: the record that stands for the person.
+    """
 
     @property
     def basis(self) -> str:
@@ -68,11 +73,9 @@ def identify(
         return _ask("The identifiers belong to different people.", found)
     person = superseding or next(iter(found), None)
     named = known.root(hint) if hint else None
-    merged = _merges_of_superseded(found, person)
     if person is not None and named is not None and person.id != named.id:
-        if not _same_birth_date(person.birth_date, named.birth_date) or _numbers_differ(person, named, known):
-            return _ask("The transfer named is another patient's.", (person, named))
-        merged = (*merged, Merged(person.id, named.id, "transfer-named"))
+        # Twins have one date of birth, and a Task is easily filed under the wrong request: that proves nothing.
+        return _ask("The transfer named is another patient's record.", (person, named))
     if person is None and named is None:
         return _with_links(_created(canonical, known), canonical, known)
     who = named or person
@@ -80,13 +83,15 @@ def identify(
     doubt = _doubt(who, canonical, known, is_named=named is not None, superseding=superseding is not None)
     if doubt is not None:
         return doubt
+    own = _own_record(ref, known) or next((each for key in ref.keys if (each := known.record_of(key))), None)
     return _with_links(
         Identified(
             who.id,
+            record_id=own.id if own else None,
             new_keys=_learned(who, person, canonical, known),
-            merged=merged,
+            merged=_merges_of_superseded(found, person),
             superseded=superseding is not None,
-            sensitivity=_sensitivity(who, canonical),
+            sensitivity=_sensitivity(own or who, canonical),
         ),
         canonical,
         known,
@@ -147,8 +152,10 @@ def _merges_of_superseded(found: list[Person], person: Person | None) -> tuple[M
 def _doubt(
     who: Person, canonical: Canonical, known: Known, *, is_named: bool, superseding: bool
 ) -> Rejection | None:
-    """What speaks against its being this person. An unknown patient's details are guesses and prove nothing."""
+    """What speaks against its being this person. An unknown patient's details are guesses and prove nothing; the hospital's number is none."""
     ref = canonical.person
+    if _is_another_of_the_hospital(who, ref, known) and not superseding:
+        return _ask("The hospital knows this person by another number.", (who,))
     if ref.unknown:
         return None
     if not _compatible(who.birth_date, ref.birth_date):
@@ -171,6 +178,25 @@ def _doubt(
             return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
         return _ask("An NHS number without the date of birth is not enough to know a person by.", (who,))
     return None
+
+
+def _is_another_of_the_hospital(who: Person, ref: PersonRef, known: Known) -> bool:
+    """Whether the author's numbers for its patient are others than those it is known to have for this person: twins who share their mother's
+    number, a request's number used again. A person can be registered twice, and then has an NHS number and a date of birth.
+    """
+    if not ref.numbers:
+        return False
+    group = known.group(who.id)
+    own = {key for record in group for key in record.keys}
+    held = {key for key in own if key.authority == ref.numbers[0].authority}
+    if not held or not held.isdisjoint(ref.numbers):
+        return False
+    is_known = (
+        ref.usable_nhs_number
+        and ref.nhs_number is not None
+        and any(ref.nhs_number.digits in record.nhs_numbers for record in group)
+    )
+    return not (is_known and _same_birth_date(who.birth_date, ref.birth_date))
 
 
 def _compatible(one: str | None, other: str | None) -> bool:
@@ -200,9 +226,8 @@ def _learned(who: Person, found: Person | None, canonical: Canonical, known: Kno
         return ()
     if canonical.kind is Kind.ANSWER and found is None:
         return ()
-    record = (ref.record,) if ref.record and known.record_of(ref.record) is None else ()
-    own = {key for each in known.group(who.id) for key in each.keys}
-    return tuple(key for key in (*ref.keys, *record) if key not in own)
+    record = (ref.record,) if ref.record else ()
+    return tuple(key for key in (*ref.keys, *record) if known.record_of(key) is None)
 
 
 def _sensitivity(who: Person, canonical: Canonical) -> str | None:
@@ -235,6 +260,10 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
         loser, survivor = (this, others[0]) if link.kind == "replaced-by" else (others[0], this)
         if _root_id(loser, known) == _root_id(survivor, known):
             continue
+        if loser.merged_into is not None:
+            return _ask(
+                "The record is merged into another one. Send what parts it from that first (A37).", others
+            )
         if not _compatible(loser.birth_date, survivor.birth_date) or _numbers_differ_of(
             loser, survivor, known
         ):
@@ -242,16 +271,14 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
         merged.append(Merged(_root_id(loser, known), _root_id(survivor, known), "patient-link"))
     if not merged and _is_unmerge(canonical, this):
         merged.append(Merged(this.id, None, "unlinked"))
+    if not merged and canonical.event_type == "patient.unmerged" and len(known.group(this.id)) > 1:
+        parts = [each for each in known.group(this.id) if each.id != this.id]
+        return _ask(
+            "Others are merged into this record. Send the unlink with the record that was merged.", parts
+        )
     survivor_id = next((each.survivor for each in merged if each.survivor), None)
     person_id = this.id if merged and survivor_id is None else survivor_id or identified.person_id
-    return Identified(
-        person_id,
-        identified.created,
-        identified.new_keys,
-        tuple(merged),
-        identified.superseded,
-        identified.sensitivity,
-    )
+    return replace(identified, person_id=person_id, merged=tuple(merged))
 
 
 def _own_record(ref: PersonRef, known: Known) -> Person | None:
@@ -272,8 +299,11 @@ def _numbers_differ_of(one: Person, other: Person, known: Known) -> bool:
 
 
 def _is_unmerge(canonical: Canonical, this: Person) -> bool:
-    """Said by an unlink event, or by a merged record that is active again and names nothing that replaces it."""
+    """Said by an unlink event, or by who merged it, of a record that is active again and names nothing that replaces it: at another trust the
+    same patient's record was active all the time.
+    """
     ref = canonical.person
     if this.merged_into is None:
         return False
-    return canonical.event_type == "patient.unmerged" or (ref.active is True and not ref.links)
+    is_active_again = ref.active is True and not ref.links and this.merged_by == canonical.trust
+    return canonical.event_type == "patient.unmerged" or is_active_again

@@ -39,6 +39,8 @@ class Person:
     keys: set[PersonKey]
     merged_into: PersonId | None = None
     sensitivity: str | None = None
+    merged_by: OdsCode | None = None
+    """Which trust said last that it is merged."""
 
     @property
     def nhs_numbers(self) -> set[str]:

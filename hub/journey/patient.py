@@ -29,10 +29,13 @@ def person_ref(
     source, at, is_patient = _source(draft, subject)
     number, verification = _nhs_number(source, at, draft, nhs_number_check)
     patient: Mapping[str, Any] = source if is_patient else {}
+    trust, local = draft.received.trust, _local(draft, source)
+    number_system = draft.directory[trust].identifier_systems.patient
     ref = PersonRef(
         nhs_number=number,
         verification=verification,
-        local=_local(draft, source),
+        local=local,
+        numbers=tuple(key for key in local if key.authority == f"{trust}|{number_system}"),
         birth_date=patient.get("birthDate"),
         record=_record(draft, patient.get("id")) if kind is Kind.PATIENT else None,
         superseded=_superseded(source),
@@ -73,7 +76,7 @@ def _source(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]
 def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str) -> Tree | None:
     """The Patient that is meant where no reference leads to one: who has the number that the reference says, else the only one.
 
-    A number that no Patient of the message has is somebody else's, a mother's beside her child's: then nobody here is described.
+    A number or a resource id that no Patient of the message has is somebody else's, a mother's beside her child's: then nobody here is described.
     """
     patients = [each.resource for each in draft.resources.of_type("Patient")]
     said = set(identifiers(reference))
@@ -85,15 +88,25 @@ def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str) -> Tr
             at,
             "The message holds more than one Patient, and this leads to none of them.",
         )
-    return patients[0] if patients else None
+    only = next(iter(patients), None)
+    identity = _identity_in(reference)
+    return None if only and identity and only.get("id", identity) != identity else only
+
+
+def _identity_in(reference: Mapping[str, Any] | None) -> str:
+    """The id of a resource on somebody's server, where a reference says one."""
+    url = str((reference or {}).get("reference", "")).partition("/_history/")[0]
+    return "" if url.startswith(("urn:", "#")) or "/" not in url else url.rpartition("/")[2]
 
 
 def _local(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
-    """The hospital's own numbers. What it shares with another trust's is the text only."""
+    """The hospital's own numbers. What it shares with another trust's is the text only. One digit ten times stands for no number, in whatever
+    system.
+    """
     return tuple(
         PersonKey(f"{draft.received.trust}|{each.system}", each.value)
         for each in identifiers(source)
-        if each.system not in _NOT_LOCAL
+        if each.system not in _NOT_LOCAL and not parse_nhs_number(each.value).repeated
     )
 
 

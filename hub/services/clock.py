@@ -19,7 +19,7 @@ from hub.domain.rejection import Why
 from hub.journey.decide import Journey
 from hub.store.break_glass import close_ended
 from hub.store.clocks import ring_due, watch_deliveries, watch_sealing
-from hub.store.intake import StoreUnavailableError
+from hub.store.intake import NotWritableError, StoreUnavailableError
 from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
 from hub.telemetry.log import Log, fault_of
@@ -112,6 +112,9 @@ class ClockService:
             try:
                 effects = await self._unit.retry_early(event_id)
             except NotQuarantinedError:
+                continue
+            except NotWritableError as error:
+                self._log.error("fault", event_id=event_id, fault=str(error))
                 continue
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError):
                 raise

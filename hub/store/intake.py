@@ -17,6 +17,10 @@ class StoreUnavailableError(Exception):
     """The transaction could not be written and nothing of it was. Acknowledge nothing; stop."""
 
 
+class NotWritableError(StoreUnavailableError):
+    """The database answers, and refuses what was to be written, however often: a fault of the hub's, in one message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What became of a batch, after the commit."""

@@ -204,6 +204,17 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
     )
     for row in keys:
         found[row.person_id].keys.add(PersonKey(row.authority, row.value))
+    merged = [each.id for each in found.values() if each.merged_into]
+    if merged:
+        link, event = t.person_link.c, t.event.c
+        said = await connection.execute(
+            select(link.person_id, event.trust)
+            .join_from(t.person_link, t.event, link.event_id == event.event_id)
+            .where(among(link.person_id, merged, connection))
+            .order_by(link.event_id)
+        )
+        for merge in said:
+            found[merge.person_id].merged_by = OdsCode(merge.trust)
     for each in found.values():
         known.add_person(each)
     return set(found)

@@ -12,18 +12,18 @@ from itertools import count
 from typing import TypeVar
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.domain.ids import EventId, OdsCode, made_by
 from hub.domain.message import Received
-from hub.domain.rejection import Disposition
+from hub.domain.rejection import Disposition, Rejection, Why
 from hub.journey.decide import Choice, Journey, Understood, decide, understand
 from hub.journey.effects import Effects
 from hub.store import tables as t
 from hub.store.bulk import among, among_pairs, insert_ignoring, update_rows
-from hub.store.intake import PartitionKey, StoreUnavailableError, Taken
+from hub.store.intake import NotWritableError, PartitionKey, StoreUnavailableError, Taken
 from hub.store.load import as_received, claim_messages, load_known, lock_names
 from hub.store.write import Row, write_audit, write_effects
 from hub.telemetry.log import Log, LogEvent, fault_of
@@ -85,9 +85,19 @@ class UnitOfWork:
     ) -> Taken:
         """See `hub.store.intake.Intake.take`."""
         understood = [each if isinstance(each, Understood) else self.understand(each) for each in batch]
+        try:
+            return await self._take(understood, next_after or {})
+        except NotWritableError as error:
+            if len(understood) == 1:
+                return await self._take([_set_aside(understood[0], error)], next_after or {})
+            # The others must not suffer for it.
+            taken = [await self.take([each]) for each in understood[:-1]]
+            return _together([*taken, await self.take(understood[-1:], next_after=next_after)])
+
+    async def _take(self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]) -> Taken:
         attempts = count()
         taken, effects = await self._until_committed(
-            lambda: self._take_once(understood, next_after or {}, again=next(attempts) > 0)
+            lambda: self._take_once(understood, next_after, again=next(attempts) > 0)
         )
         for each in effects:
             self._say(each)
@@ -101,7 +111,13 @@ class UnitOfWork:
         nobody watches, does not hold up a caller who hears at once what is wrong. Raises StoreUnavailableError.
         """
         understood = [understand(received, self._journey) for received in batch]
-        taken = await self._until_committed(lambda: self._take_together_once(understood))
+        try:
+            taken = await self._until_committed(lambda: self._take_together_once(understood))
+        except NotWritableError as error:
+            if len(understood) > 1:
+                raise
+            aside = [_set_aside(understood[0], error)]
+            taken = await self._until_committed(lambda: self._take_together_once(aside))
         for each in taken:
             if each is not None:
                 self._say(each)
@@ -147,7 +163,8 @@ class UnitOfWork:
                 raise StoreUnavailableError(fault_of(error)) from error
             except DBAPIError as error:
                 if again == _ATTEMPTS or not _is_conflict(error):
-                    raise StoreUnavailableError(_database_fault(error)) from error
+                    kind = NotWritableError if _is_refusal(error) else StoreUnavailableError
+                    raise kind(_database_fault(error)) from error
                 self._log.warning("store.conflict", fault=_database_fault(error), again=again)
         raise AssertionError("unreachable")
 
@@ -280,6 +297,26 @@ _LOG_EVENT: dict[Disposition, LogEvent] = {
     Disposition.CONFLICT: "message.conflict",
     Disposition.DUPLICATE: "message.duplicate",
 }
+
+
+def _set_aside(understood: Understood, error: NotWritableError) -> Understood:
+    """A message that the store does not take is quarantined as a fault of the hub's: else its partition would stand still for ever."""
+    return replace(understood, meaning=Rejection(Why.HUB_FAULT, detail=f"The database refuses it: {error}."))
+
+
+def _together(taken: Sequence[Taken]) -> Taken:
+    dispositions: Counter[Disposition] = Counter()
+    positions: dict[PartitionKey, int] = {}
+    for each in taken:
+        dispositions.update(each.dispositions)
+        positions |= each.positions
+    return Taken(dict(dispositions), positions, frozenset().union(*(each.braked for each in taken)))
+
+
+def _is_refusal(error: DBAPIError) -> bool:
+    """SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation)."""
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return isinstance(error, IntegrityError | DataError) or state.startswith(("22", "23"))
 
 
 def _is_conflict(error: DBAPIError) -> bool:

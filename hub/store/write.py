@@ -126,8 +126,8 @@ def _person_identifiers(happened: Happened) -> list[Row]:
 
 
 def _known_by(identified: Identified) -> str:
-    """Whose the new keys are: those of a record that is merged as soon as it is met are its own."""
-    return identified.created.id if identified.created else identified.person_id
+    """Whose the new keys are: the author's own record's, also of one that is merged or that is merged as soon as it is met."""
+    return identified.created.id if identified.created else identified.record_id or identified.person_id
 
 
 async def _write_persons(connection: AsyncConnection, happened: Sequence[Happened]) -> None:
@@ -150,7 +150,9 @@ async def _write_persons(connection: AsyncConnection, happened: Sequence[Happene
         if identified.sensitivity and identified.created is None:
             label = None if identified.sensitivity == "U" else identified.sensitivity
             await connection.execute(
-                update(t.person).where(t.person.c.person_id == identified.person_id).values(sensitivity=label)
+                update(t.person)
+                .where(t.person.c.person_id == _known_by(identified))
+                .values(sensitivity=label)
             )
 
 

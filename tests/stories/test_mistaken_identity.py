@@ -1,0 +1,282 @@
+"""Twins, mothers and namesakes: nobody is taken for somebody else, and what was merged by mistake parts whole."""
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, patient_number
+from hub.domain.ids import PersonId
+from hub.domain.rejection import Disposition
+from hub.fhir.systems import NHS_NUMBER
+from hub.journey.decide import Choice
+from hub.services.clock import ClockService
+from hub.store import tables as t
+from hub.store import unit_of_work
+from tests.stories.conftest import TRUSTS, edited, resources
+
+TWIN = replace(
+    MARSHWIGGLE,
+    given="Twin",
+    nhs_number=patient_number(77).nhs_number,
+    local={"RA9": "4107777", "RH8": "E277777"},
+)
+THIRD = replace(TWIN, given="Third", nhs_number=patient_number(78).nhs_number, local={"RA9": "4108888"})
+NO_MATCH = ("quarantined", "needs-confirmation")
+
+
+def without_nhs_number(message):
+    def change(tree):
+        for patient in resources(tree, "Patient"):
+            patient["identifier"] = [each for each in patient["identifier"] if each["system"] != NHS_NUMBER]
+
+    return edited(message, change)
+
+
+def ask(torbay, patient=MARSHWIGGLE, number="TR-1", stay="V-1"):
+    return torbay.epr.asks_to_transfer(
+        patient, to="RH8", request_number=number, encounter_number=stay, at=torbay.hub.clock()
+    )
+
+
+def tells(hospital, event, patient, **more):
+    return hospital.epr.tells_of_patient(event, patient, at=hospital.hub.clock(), **more)
+
+
+def record_of(ods, patient):
+    return {"identifier": {"system": TRUSTS[ods].identifier_systems.patient, "value": patient.local[ods]}}
+
+
+async def person_of(hub, outcome):
+    [row] = [row for row in await hub.rows(t.event) if row["event_id"] == outcome.event_id]
+    return row["person_id"]
+
+
+async def known_by(hub, person_id):
+    rows = await hub.rows(t.person_identifier)
+    return {row["value"] for row in rows if row["person_id"] == person_id}
+
+
+@pytest.mark.parametrize("said", ["admission", "answer"])
+async def test_a_record_that_was_met_before_is_not_merged_because_a_message_names_a_transfer(
+    hub, torbay, exeter, said
+):
+    """Exeter has registered a patient without an NHS number, born on the same day: a twin, or the same person. A person is asked."""
+    requested = await torbay.send(ask(torbay))
+    await exeter.send(without_nhs_number(tells(exeter, "A28", TWIN)))
+    hub.clock.later(minutes=5)
+
+    def names_the_request(tree):
+        named = {"system": TRUSTS["RA9"].identifier_systems.request, "value": "TR-1"}
+        resources(tree, "Encounter")[0]["basedOn"] = [{"type": "ServiceRequest", "identifier": named}]
+
+    if said == "admission":
+        message = exeter.epr.admits(TWIN, encounter_number="W-1", ward="Taw", at=hub.clock())
+        message = edited(message, names_the_request)
+    else:
+        message = exeter.epr.answers(
+            TWIN, "accepted", requester=TRUSTS["RA9"], request_number="TR-1", at=hub.clock()
+        )
+    outcome = await exeter.send(without_nhs_number(message))
+    assert (outcome.disposition, outcome.why) == NO_MATCH
+    assert await hub.state(requested.transfer_id) == "requested"
+    assert all(row["merged_into"] is None for row in await hub.rows(t.person))
+
+    await hub.unit.retry(
+        outcome.event_id, "duty", Choice(person_id=PersonId(await person_of(hub, requested)))
+    )
+    assert await hub.state(requested.transfer_id) != "requested"
+
+
+async def test_whom_a_human_names_does_not_move_another_persons_transfer(hub, torbay, exeter):
+    mine = await torbay.send(ask(torbay))
+    other = await torbay.send(ask(torbay, QUILLFEATHER, "TR-2", "V-2"))
+    hub.clock.later(minutes=5)
+    answered = await exeter.answers(QUILLFEATHER, "accepted", requester=TRUSTS["RA9"], request_number="TR-1")
+    assert (answered.disposition, answered.why) == NO_MATCH
+    again = await hub.unit.retry(
+        answered.event_id, "duty", Choice(person_id=PersonId(await person_of(hub, other)))
+    )
+    assert again.disposition is Disposition.QUARANTINED
+    assert await hub.state(mine.transfer_id) == "requested"
+
+
+async def test_twins_with_their_mothers_number_are_two(hub, torbay):
+    """Both newborns carry it beside their own; neither has an NHS number yet."""
+    mothers = {"system": "https://ra9.example/Id/mother", "value": "4100001"}
+
+    def with_mothers(tree):
+        resources(tree, "Patient")[0]["identifier"].append(mothers)
+
+    first = await torbay.send(edited(without_nhs_number(ask(torbay)), with_mothers))
+    second = await torbay.send(edited(without_nhs_number(ask(torbay, TWIN, "TR-2", "V-2")), with_mothers))
+    assert first.disposition == "accepted"
+    assert (second.disposition, second.why) == NO_MATCH
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+async def test_a_requests_number_used_again_for_another_patient_is_a_question(hub, torbay, unknown):
+    await torbay.send(ask(torbay))
+
+    def nobody_knows(tree):
+        [patient] = resources(tree, "Patient")
+        patient.pop("birthDate")
+        if unknown:
+            url = "http://hl7.org/fhir/StructureDefinition/patient-unknownIdentity"
+            patient["extension"] = [{"url": url, "valueBoolean": True}]
+
+    again = await torbay.send(edited(without_nhs_number(ask(torbay, TWIN, "TR-1", "V-2")), nobody_knows))
+    assert (again.disposition, again.why) == NO_MATCH
+
+
+async def test_a_patient_who_is_registered_twice_is_one_with_nhs_number_and_date_of_birth(hub, torbay):
+    first = await torbay.send(ask(torbay))
+    twice = replace(MARSHWIGGLE, local={"RA9": "4100009"})
+    second = await torbay.send(ask(torbay, twice, "TR-2", "V-2"))
+    assert second.disposition == "accepted"
+    assert await person_of(hub, second) == await person_of(hub, first)
+
+
+async def test_one_digit_ten_times_is_nobodys_number_in_any_system(hub, torbay):
+    def placeholder(tree):
+        for patient in resources(tree, "Patient"):
+            patient["identifier"] = [{"system": "NHS", "value": "0000000000"}, patient["identifier"][1]]
+
+    outcomes = [
+        await torbay.send(edited(ask(torbay, patient, number, number), placeholder))
+        for patient, number in ((MARSHWIGGLE, "TR-1"), (TWIN, "TR-2"))
+    ]
+    assert len({await person_of(hub, each) for each in outcomes}) == 2
+
+
+async def test_a_stay_of_a_patient_who_is_not_in_the_message_is_not_the_other_ones(hub, torbay):
+    """The baby's stay, with only the mother's record beside it."""
+    asked = await torbay.send(ask(torbay))
+
+    def of_the_baby(tree):
+        resources(tree, "Encounter")[0]["subject"] = {"reference": "https://ra9.example/fhir/Patient/baby-1"}
+        resources(tree, "Patient")[0]["id"] = "mother-1"
+
+    left = torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", at=hub.clock(), to_site="RH801")
+    outcome = await torbay.send(edited(left, of_the_baby))
+    assert (outcome.disposition, outcome.why) == ("quarantined", "patient-unidentified")
+    assert await hub.state(asked.transfer_id) == "requested"
+
+
+async def merged_by_mistake(hub, torbay):
+    """Torbay says that the twin's record is replaced by the other's."""
+    survivor, loser = [
+        await torbay.send(without_nhs_number(tells(torbay, "A28", each))) for each in (MARSHWIGGLE, TWIN)
+    ]
+    link = [{"type": "replaced-by", "other": record_of("RA9", MARSHWIGGLE)}]
+    hub.clock.later(minutes=1)
+    await torbay.send(without_nhs_number(tells(torbay, "A40", TWIN, active=False, link=link)))
+    hub.clock.later(minutes=1)
+    return await person_of(hub, survivor), await person_of(hub, loser)
+
+
+async def test_what_is_learned_of_a_merged_record_goes_with_it_when_it_parts(hub, torbay):
+    survivor, loser = await merged_by_mistake(hub, torbay)
+    restricted = {
+        "security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}]
+    }
+    link = [{"type": "replaced-by", "other": record_of("RA9", MARSHWIGGLE)}]
+    await torbay.send(tells(torbay, "A31", TWIN, active=False, link=link, meta=restricted))
+    hub.clock.later(minutes=1)
+    await torbay.send(without_nhs_number(tells(torbay, "A37", TWIN, active=True)))
+
+    assert TWIN.nhs_number in await known_by(hub, loser)
+    assert TWIN.nhs_number not in await known_by(hub, survivor)
+    labels = {row["person_id"]: row["sensitivity"] for row in await hub.rows(t.person)}
+    assert (labels[loser], labels[survivor]) == ("R", None)
+
+
+async def test_only_who_merged_records_parts_them_by_saying_that_one_is_active(hub, torbay, plymouth):
+    """Plymouth knows the patient too, and sends its record as it does every night: active, which it always was."""
+    await torbay.send(tells(torbay, "A28", TWIN))
+    at_plymouth = replace(TWIN, local=TWIN.local | {"RK9": "P-2"})
+    await plymouth.send(tells(plymouth, "A28", at_plymouth))
+    _, loser = await merged_by_mistake(hub, torbay)
+
+    async def merged_into():
+        [row] = [row for row in await hub.rows(t.person) if row["person_id"] == loser]
+        return row["merged_into"]
+
+    hub.clock.later(minutes=1)
+    await plymouth.send(tells(plymouth, "A31", at_plymouth, active=True))
+    assert await merged_into() is not None
+    hub.clock.later(minutes=1)
+    await torbay.send(tells(torbay, "A31", TWIN, active=True))
+    assert await merged_into() is None
+
+
+async def test_a_third_trusts_number_is_learned_where_the_patients_nhs_number_is(hub, torbay, plymouth):
+    await torbay.send(tells(torbay, "A28", TWIN))
+    _, loser = await merged_by_mistake(hub, torbay)
+    await plymouth.send(tells(plymouth, "A28", replace(TWIN, local={"RK9": "P-2"})))
+    assert {TWIN.nhs_number, "P-2"} <= await known_by(hub, loser)
+
+
+async def test_a_record_that_is_merged_is_parted_before_it_is_merged_elsewhere(hub, torbay):
+    await merged_by_mistake(hub, torbay)
+    await torbay.send(without_nhs_number(tells(torbay, "A28", THIRD)))
+    link = [{"type": "replaced-by", "other": record_of("RA9", THIRD)}]
+    moved = await torbay.send(without_nhs_number(tells(torbay, "A40", TWIN, active=False, link=link)))
+    assert (moved.disposition, moved.why) == NO_MATCH
+    assert "A37" in (await hub.rows(t.message))[-1]["detail"]
+
+
+async def test_an_unlink_that_names_the_survivor_says_what_it_should_name(hub, torbay):
+    await merged_by_mistake(hub, torbay)
+    parted = await torbay.send(without_nhs_number(tells(torbay, "A37", MARSHWIGGLE, active=True)))
+    assert (parted.disposition, parted.why) == NO_MATCH
+
+
+async def test_what_the_database_refuses_is_set_aside_and_stops_nobody_else(
+    hub, torbay, plymouth, monkeypatch
+):
+    """A fault of ours that only shows when it is written: the message waits, and those beside it are taken in."""
+    right = unit_of_work.write_effects
+
+    async def refuses(connection, effects, *args, **more):
+        if any(each.happened and each.received.trust == "RA9" for each in effects):
+            raise IntegrityError("INSERT …", {}, Exception(MARSHWIGGLE.family))
+        await right(connection, effects, *args, **more)
+
+    monkeypatch.setattr(unit_of_work, "write_effects", refuses)
+    bad = torbay.record(ask(torbay))
+    good = plymouth.record(
+        plymouth.epr.asks_to_transfer(
+            QUILLFEATHER, to="RH8", request_number="P", encounter_number="P", at=hub.clock()
+        )
+    )
+    taken = await hub.take([good, bad])
+    assert taken.dispositions == {Disposition.ACCEPTED: 1, Disposition.QUARANTINED: 1}
+    assert set(taken.positions.values()) == {1}
+    [waits] = [row for row in await hub.rows(t.message) if row["why"]]
+    assert (waits["trust"], waits["why"]) == ("RA9", "hub-fault")
+    assert MARSHWIGGLE.family not in waits["detail"]
+
+
+async def test_one_message_that_the_database_refuses_does_not_keep_the_clock_from_others(
+    hub, torbay, plymouth, monkeypatch
+):
+    early = [
+        await each.cancels_request(patient, to="RH8", request_number=number)
+        for each, patient, number in ((torbay, MARSHWIGGLE, "TR-1"), (plymouth, QUILLFEATHER, "TR-2"))
+    ]
+    hub.clock.later(seconds=3)
+    for each, patient, number in ((torbay, MARSHWIGGLE, "TR-1"), (plymouth, QUILLFEATHER, "TR-2")):
+        await each.asks_to_transfer(patient, to="RH8", request_number=number, encounter_number=number)
+    right = unit_of_work.write_effects
+
+    async def refuses(connection, effects, *args, **more):
+        if any(each.received.trust == "RA9" for each in effects):
+            raise IntegrityError("INSERT …", {}, Exception("…"))
+        await right(connection, effects, *args, **more)
+
+    monkeypatch.setattr(unit_of_work, "write_effects", refuses)
+    clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=5)
+    hub.clock.later(seconds=3)
+    assert await clock.look_for_requests() == 1
+    assert [(await hub.outcome(each.event_id)).disposition for each in early] == ["quarantined", "accepted"]
