@@ -216,10 +216,11 @@ def _accepted(
 
 def _is_sensitive(identified: Identified, known: Known) -> bool:
     """Whether any record of the person is restricted, this message included."""
-    if identified.sensitivity is not None:
-        return identified.sensitivity != "U"
+    if identified.sensitivity in {"R", "V"}:
+        return True
+    taken_back = (identified.record_id or identified.person_id) if identified.sensitivity else None
     records = [identified.created] if identified.created else known.group(identified.person_id)
-    return any(each.sensitivity in {"R", "V"} for each in records if each)
+    return any(each.sensitivity in {"R", "V"} and each.id != taken_back for each in records)
 
 
 def _audit_accepted(
@@ -490,6 +491,7 @@ def _remember_person(identified: Identified, trust: OdsCode, known: Known) -> No
         person.keys.update(identified.new_keys)
     if identified.sensitivity is not None:
         person.sensitivity = None if identified.sensitivity == "U" else identified.sensitivity
+        person.restricted_by = trust if person.sensitivity else None
     if person is not identified.created:
         known.add_person(person)
     for each in identified.merged:

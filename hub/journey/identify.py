@@ -118,7 +118,16 @@ def _created(canonical: Canonical, known: Known) -> Identified:
     keys = (*ref.keys, *((ref.record,) if ref.record and is_new else ()))
     sensitivity = ref.sensitivity if ref.sensitivity in {"R", "V"} else None
     return Identified(
-        person_id, Person(person_id, ref.birth_date, at, set(keys), sensitivity=sensitivity), keys
+        person_id,
+        Person(
+            person_id,
+            ref.birth_date,
+            at,
+            set(keys),
+            sensitivity=sensitivity,
+            restricted_by=canonical.trust if sensitivity else None,
+        ),
+        keys,
     )
 
 
@@ -231,11 +240,14 @@ def _learned(who: Person, found: Person | None, canonical: Canonical, known: Kno
 
 
 def _sensitivity(who: Person, canonical: Canonical) -> str | None:
-    """Once restricted, restricted until a patient event says otherwise: other feeds often leave the label out."""
+    """Once restricted, restricted until a patient event of who restricted it says otherwise: other feeds often leave the label out, and other
+    trusts' systems write that there is none.
+    """
     said = canonical.person.sensitivity
     if said == who.sensitivity or said is None or (said == "U" and who.sensitivity is None):
         return None
-    return said if said in {"R", "V"} or canonical.kind is Kind.PATIENT else None
+    may_take_back = canonical.kind is Kind.PATIENT and who.restricted_by in {None, canonical.trust}
+    return said if said in {"R", "V"} or may_take_back else None
 
 
 def _with_links(identified: Identified, canonical: Canonical, known: Known) -> Identified | Rejection:

@@ -39,6 +39,8 @@ class Person:
     keys: set[PersonKey]
     merged_into: PersonId | None = None
     sensitivity: str | None = None
+    restricted_by: OdsCode | None = None
+    """Which trust said so; None: not known."""
     merged_by: OdsCode | None = None
     """Which trust said last that it is merged."""
 

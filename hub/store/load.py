@@ -242,9 +242,14 @@ async def _merged_with(connection: AsyncConnection, person_ids: set[str]) -> set
 
 
 def _person(row: Any) -> Person:
-    merged_into = PersonId(row.merged_into) if row.merged_into else None
     return Person(
-        PersonId(row.person_id), row.birth_date, row.created_at, set(), merged_into, row.sensitivity
+        PersonId(row.person_id),
+        row.birth_date,
+        row.created_at,
+        set(),
+        PersonId(row.merged_into) if row.merged_into else None,
+        row.sensitivity,
+        OdsCode(row.restricted_by) if row.restricted_by else None,
     )
 
 

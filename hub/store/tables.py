@@ -133,6 +133,7 @@ person = Table(
     Column("created_at", UtcDateTime, nullable=False),
     _id("merged_into", comment="The record that stands for this one; empty: it stands for itself"),
     Column("sensitivity", String(1), comment="R or V (PDS): whereabouts are kept back"),
+    Column("restricted_by", String(6), comment="The trust that said so; empty: not known, before 0013"),
 )
 Index(
     "ix_person_merged_into",

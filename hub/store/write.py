@@ -110,6 +110,7 @@ def _person(happened: Happened) -> Row:
         "birth_date": person.birth_date,
         "created_at": person.created_at,
         "sensitivity": person.sensitivity,
+        "restricted_by": person.restricted_by,
     }
 
 
@@ -152,7 +153,7 @@ async def _write_persons(connection: AsyncConnection, happened: Sequence[Happene
             await connection.execute(
                 update(t.person)
                 .where(t.person.c.person_id == _known_by(identified))
-                .values(sensitivity=label)
+                .values(sensitivity=label, restricted_by=each.canonical.trust if label else None)
             )
 
 

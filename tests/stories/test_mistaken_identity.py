@@ -280,3 +280,20 @@ async def test_one_message_that_the_database_refuses_does_not_keep_the_clock_fro
     hub.clock.later(seconds=3)
     assert await clock.look_for_requests() == 1
     assert [(await hub.outcome(each.event_id)).disposition for each in early] == ["quarantined", "accepted"]
+
+
+async def test_only_who_restricted_a_patient_takes_it_back(hub, torbay, plymouth):
+    """Plymouth's system writes U into every record, as it does of everybody."""
+
+    def label(code):
+        system = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
+        return {"meta": {"security": [{"system": system, "code": code}]}}
+
+    async def kept_back():
+        return [row["sensitivity"] for row in await hub.rows(t.person)]
+
+    await torbay.send(tells(torbay, "A31", TWIN, **label("R")))
+    await plymouth.send(tells(plymouth, "A31", replace(TWIN, local={"RK9": "P-2"}), **label("U")))
+    assert await kept_back() == ["R"]
+    await torbay.send(tells(torbay, "A31", TWIN, **label("U")))
+    assert await kept_back() == [None]
