@@ -69,9 +69,10 @@ def identify(
     ref = canonical.person
     found = known.persons_of(ref.keys)
     superseding = _superseding(ref, found, known)
-    if len(found) > 1 and not superseding:
+    traced = _traced(canonical, found, known)
+    if len(found) > 1 and not superseding and not traced:
         return _ask("The identifiers belong to different people.", found)
-    person = superseding or next(iter(found), None)
+    person = superseding or traced or next(iter(found), None)
     named = known.root(hint) if hint else None
     if person is not None and named is not None and person.id != named.id:
         # Twins have one date of birth, and a Task is easily filed under the wrong request: that proves nothing.
@@ -89,7 +90,7 @@ def identify(
             who.id,
             record_id=own.id if own else None,
             new_keys=_learned(who, person, canonical, known),
-            merged=_merges_of_superseded(found, person),
+            merged=_merges_of(found, person, "nhs-number-superseded" if superseding else "nhs-number-traced"),
             superseded=superseding is not None,
             sensitivity=_sensitivity(own or who, canonical),
         ),
@@ -150,11 +151,29 @@ def _new_holder(person: Person, ref: PersonRef) -> bool:
     )
 
 
-def _merges_of_superseded(found: list[Person], person: Person | None) -> tuple[Merged, ...]:
+def _traced(canonical: Canonical, found: list[Person], known: Known) -> Person | None:
+    """The person who has the NHS number that the author has now found for a record of its own that had none: verified, with the date of birth,
+    and a record that nobody else knows anything by.
+    """
+    ref = canonical.person
+    if len(found) != 2 or ref.verification != "01" or ref.nhs_number is None or not ref.usable_nhs_number:
+        return None
+    holder = next((each for each in found if _has_number(each, ref.nhs_number.digits, known)), None)
+    if holder is None or not _same_birth_date(holder.birth_date, ref.birth_date):
+        return None
+    [other] = [each for each in found if each.id != holder.id]
+    keys = {key for record in known.group(other.id) for key in record.keys}
+    is_the_authors = all(key.authority.startswith(f"{canonical.trust}|") for key in keys)
+    return holder if is_the_authors and _compatible(other.birth_date, ref.birth_date) else None
+
+
+def _has_number(person: Person, digits: str, known: Known) -> bool:
+    return any(digits in record.nhs_numbers for record in known.group(person.id))
+
+
+def _merges_of(found: list[Person], person: Person | None, basis: str) -> tuple[Merged, ...]:
     return tuple(
-        Merged(each.id, person.id, "nhs-number-superseded")
-        for each in found
-        if person is not None and each.id != person.id
+        Merged(each.id, person.id, basis) for each in found if person is not None and each.id != person.id
     )
 
 

@@ -297,3 +297,55 @@ async def test_only_who_restricted_a_patient_takes_it_back(hub, torbay, plymouth
     assert await kept_back() == ["R"]
     await torbay.send(tells(torbay, "A31", TWIN, **label("U")))
     assert await kept_back() == [None]
+
+
+@pytest.mark.parametrize("status", ["number-present-and-verified", "02", None])
+async def test_a_record_that_had_no_nhs_number_is_the_patients_when_the_number_is_traced(
+    hub, torbay, exeter, status
+):
+    """Exeter registered the patient before it knew the number; with the number verified its record and Torbay's are one."""
+    asked = await torbay.send(ask(torbay))
+    await exeter.send(without_nhs_number(tells(exeter, "A28", MARSHWIGGLE)))
+    hub.clock.later(minutes=5)
+
+    def has_status(tree):
+        for patient in resources(tree, "Patient"):
+            for each in patient["identifier"]:
+                if each["system"] == NHS_NUMBER:
+                    each.pop("extension", None)
+                    if status:
+                        coded = {
+                            "coding": [
+                                {
+                                    "system": "https://fhir.hl7.org.uk/CodeSystem/UKCore-NHSNumberVerificationStatusEngland",
+                                    "code": status,
+                                }
+                            ]
+                        }
+                        url = "https://fhir.hl7.org.uk/StructureDefinition/Extension-UKCore-NHSNumberVerificationStatus"
+                        each["extension"] = [{"url": url, "valueCodeableConcept": coded}]
+
+    admitted = edited(
+        exeter.epr.admits(MARSHWIGGLE, encounter_number="W-1", ward="Taw", at=hub.clock()), has_status
+    )
+    outcome = await exeter.send(admitted)
+    if status == "number-present-and-verified":
+        assert outcome.disposition == "accepted"
+        assert await hub.state(asked.transfer_id) == "completed"
+        assert sorted(row["merged_into"] is None for row in await hub.rows(t.person)) == [False, True]
+    else:
+        assert await hub.state(asked.transfer_id) == "requested"
+        assert all(row["merged_into"] is None for row in await hub.rows(t.person))
+
+
+async def test_a_mothers_nhs_number_in_her_babys_record_is_a_question(hub, torbay):
+    asked = await torbay.send(ask(torbay))
+    baby = replace(MARSHWIGGLE, local={"RA9": "4109999"})
+
+    def without_birth_date(tree):
+        resources(tree, "Patient")[0].pop("birthDate")
+
+    left = torbay.epr.discharges(baby, encounter_number="V-B", at=hub.clock(), to_site="RH801")
+    outcome = await torbay.send(edited(left, without_birth_date))
+    assert (outcome.disposition, outcome.why) == NO_MATCH
+    assert await hub.state(asked.transfer_id) == "requested"
