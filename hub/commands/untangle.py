@@ -190,11 +190,18 @@ def quarantine_retry(
         str | None, typer.Option(help="The answer to needs-confirmation: this transfer is meant.")
     ] = None,
     person: Annotated[str | None, typer.Option(help="Or: this person (the hub's id) is meant.")] = None,
+    new_person: Annotated[
+        bool, typer.Option("--new-person", help="Or: it is none of those whom its identifiers lead to.")
+    ] = False,
 ) -> None:
     """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined."""
-    choice = Choice(TransferId(transfer) if transfer else None, PersonId(person) if person else None)
-    if (transfer or person) and len(event_ids) > 1:
-        fail("An answer is for one message: give one event id with --transfer or --person.")
+    choice = Choice(
+        TransferId(transfer) if transfer else None, PersonId(person) if person else None, new_person
+    )
+    if person and new_person:
+        fail("It is either this person or a new one.")
+    if (transfer or person or new_person) and len(event_ids) > 1:
+        fail("An answer is for one message: give one event id with --transfer, --person or --new-person.")
 
     async def retry(settings: HubSettings) -> bool:
         async with wiring.opened(settings) as engine:

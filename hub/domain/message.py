@@ -176,6 +176,15 @@ class PersonRef:
         return (*((PersonKey(NHS_AUTHORITY, number.digits),) if number else ()), *self.local)
 
     @property
+    def strong_keys(self) -> tuple[PersonKey, ...]:
+        """Of `keys` those that are the patient's alone, as far as the message tells: all of them where the hospital's number is not among them."""
+        return (
+            tuple(key for key in self.keys if key not in self.local or key in self.numbers)
+            if self.numbers
+            else self.keys
+        )
+
+    @property
     def lookup(self) -> tuple[PersonKey, ...]:
         """Every key in it that may lead to somebody: their own, their records' and those of the records they are linked to."""
         return (

@@ -24,7 +24,7 @@ from hub.domain.value import value
 from hub.fhir import headers
 from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.effects import Effects, Happened, Outgoing
-from hub.journey.identify import Identified, identify
+from hub.journey.identify import Identified, identify, somebody_new
 from hub.journey.known import FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
@@ -84,6 +84,8 @@ class Choice:
 
     transfer_id: TransferId | None = None
     person_id: PersonId | None = None
+    new_person: bool = False
+    """It is somebody whom the hub has not met."""
 
 
 def decide(
@@ -127,14 +129,14 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
     if isinstance(named, Rejection):
         return _refused(understood, named, journey, now, canonical)
     hint = choice.person_id or (named.person_id if named else None)
-    identified = identify(canonical, known, hint, chosen=choice.person_id is not None)
+    identified = (
+        somebody_new(canonical, known)
+        if choice.new_person
+        else identify(canonical, known, hint, chosen=choice.person_id is not None)
+    )
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
-    if (
-        named
-        and identified.created is None
-        and named.person_id not in {each.id for each in known.group(identified.person_id)}
-    ):
+    if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
         return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id

@@ -68,6 +68,10 @@ def identify(
         return _chosen(canonical, known, hint)
     ref = canonical.person
     found = known.persons_of(ref.keys)
+    # A hospital's number for its patient says more than what else its record holds, a mother's number beside her child's.
+    by_number = known.persons_of(ref.numbers)
+    if len(by_number) == 1 and known.persons_of(ref.strong_keys) == by_number:
+        found = by_number
     superseding = _superseding(ref, found, known)
     traced = _traced(canonical, found, known)
     if len(found) > 1 and not superseding and not traced:
@@ -105,6 +109,15 @@ def _chosen(canonical: Canonical, known: Known, hint: PersonId) -> Identified | 
     who = known.root(hint)
     free = tuple(key for key in canonical.person.keys if known.record_of(key) is None)
     return Identified(who.id, new_keys=free, sensitivity=_sensitivity(who, canonical), confirmed=True)
+
+
+def somebody_new(canonical: Canonical, known: Known) -> Identified | Rejection:
+    """A human has said that it is none of those whom the identifiers lead to: what is theirs stays theirs."""
+    made = _created(canonical, known)
+    free = tuple(key for key in made.new_keys if known.record_of(key) is None)
+    if made.created is None or not free:
+        return Rejection(Why.NEEDS_CONFIRMATION, _AT, "Every identifier in it belongs to somebody already.")
+    return replace(made, created=replace(made.created, keys=set(free)), new_keys=free, confirmed=True)
 
 
 def _ask(detail: str, persons: Iterable[Person]) -> Rejection:

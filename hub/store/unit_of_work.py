@@ -272,6 +272,7 @@ class UnitOfWork:
                     "disposition": decided.disposition,
                     **({"chosen_transfer": choice.transfer_id} if choice and choice.transfer_id else {}),
                     **({"chosen_person": choice.person_id} if choice and choice.person_id else {}),
+                    **({"new_person": True} if choice and choice.new_person else {}),
                 },
             )
             decided = replace(decided, audit=(replayed, *decided.audit))

@@ -113,6 +113,22 @@ async def test_twins_with_their_mothers_number_are_two(hub, torbay):
     assert first.disposition == "accepted"
     assert (second.disposition, second.why) == NO_MATCH
 
+    retried = await hub.unit.retry(second.event_id, "duty", Choice(new_person=True))
+    assert retried.disposition is Disposition.ACCEPTED
+    left = torbay.epr.discharges(TWIN, encounter_number="V-2", at=hub.clock(), to_site="RH801")
+    assert str(await torbay.send(edited(without_nhs_number(left), with_mothers))) == "accepted"
+    states = {row["transfer_id"]: row["state"] for row in await hub.rows(t.transfer)}
+    assert sorted(states.values()) == ["in-transit", "requested"]
+    assert states[first.transfer_id] == "requested"
+
+
+async def test_somebody_new_has_no_numbers_of_others_and_moves_no_transfer_of_others(hub, torbay):
+    await torbay.send(ask(torbay))
+    again = await torbay.send(without_nhs_number(ask(torbay, TWIN, "TR-1", "V-2")))
+    retried = await hub.unit.retry(again.event_id, "duty", Choice(new_person=True))
+    assert retried.disposition is Disposition.QUARANTINED
+    assert len(await hub.rows(t.transfer)) == 1
+
 
 @pytest.mark.parametrize("unknown", [False, True])
 async def test_a_requests_number_used_again_for_another_patient_is_a_question(hub, torbay, unknown):
