@@ -69,9 +69,9 @@ def identify(
     ref = canonical.person
     found = known.persons_of(ref.keys)
     # A hospital's number for its patient says more than what else its record holds, a mother's number beside her child's.
-    by_number = known.persons_of(ref.numbers)
-    if len(by_number) == 1 and known.persons_of(ref.strong_keys) == by_number:
-        found = by_number
+    if len(found) > 1:
+        by_number = known.persons_of(ref.numbers)
+        found = by_number if len(by_number) == 1 and known.persons_of(ref.strong_keys) == by_number else found
     superseding = _superseding(ref, found, known)
     traced = _traced(canonical, found, known)
     if len(found) > 1 and not superseding and not traced:
