@@ -228,7 +228,8 @@ class EncounterRef:
 class Stay:
     """What one message said of a stay, kept apart from its message: a request that comes later may have use for it.
 
-    ``stated_at`` is when the sender's record was written (Encounter.meta.lastUpdated).
+    ``stated_at`` is when the sender's record was written (Encounter.meta.lastUpdated), ``began_at`` when the stay began
+    as the record has it (Encounter.period.start), whatever the event is.
     """
 
     event_id: EventId
@@ -240,6 +241,7 @@ class Stay:
     sequence: int | None = None
     stated_at: datetime | None = None
     deceased: bool | None = None
+    began_at: datetime | None = None
 
 
 @value
@@ -282,6 +284,8 @@ class Canonical:
     replaces: TransferRefs = TransferRefs()
     """The request that this one stands in for (ServiceRequest.replaces)."""
     stated_at: datetime | None = None
+    began_at: datetime | None = None
+    """When the stay of an encounter event began."""
     resources: tuple[Mapping[str, Any], ...] = ()
     """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
     message: Mapping[str, Any] = field(default_factory=dict)
@@ -313,4 +317,5 @@ class Canonical:
             self.sequence,
             self.stated_at,
             self.person.deceased,
+            self.began_at,
         )

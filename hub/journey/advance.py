@@ -5,7 +5,7 @@ person's transfers (`hub.journey.stays`); where nobody asked for what two record
 candidate is a question for a human: nothing moves by guess.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
@@ -29,6 +29,7 @@ from hub.journey.stays import (
     arrives_from_elsewhere,
     expects_patient,
     fact_of,
+    is_anothers,
     is_in_time,
     is_related,
     is_shared,
@@ -379,7 +380,7 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         )
     step = Step.DRAFT if canonical.status == "draft" else Step.REQUEST
     told, move = blank.with_fact(_fact(canonical, blank, step, _because(canonical, blank, step)))
-    adopted = _adopt(told, known.stays_of_person(person_id))
+    adopted = _adopt(told, known.stays_of_person(person_id), known.transfers_of_person(person_id))
     created = Taken(adopted, None, adopted.facts, move, created=True)
     if replaced is None:
         return Advanced((created,), flags=created.flags)
@@ -430,10 +431,12 @@ def _one_open(new: Transfer, known: Known) -> Transfer | None:
     )
 
 
-def _adopt(transfer: Transfer, stays: Iterable[Stay]) -> Transfer:
-    """Take in what was told of the person's stays before the transfer was known."""
+def _adopt(transfer: Transfer, stays: Iterable[Stay], others: Collection[Transfer]) -> Transfer:
+    """Take in what was told of the person's stays before the transfer was known. ``others`` are the person's other transfers."""
     for stay in stays:
         if transfer.party(stay.trust) is None or not is_in_time(stay, transfer):
+            continue
+        if not is_related(stay, transfer) and is_anothers(stay, transfer, others):
             continue
         meaning = meaning_of(stay, transfer)
         if meaning is not None and meaning.step in {
@@ -465,7 +468,7 @@ def _stay(
     if len(chosen) > 1:
         return _ask(chosen)
     if chosen:
-        return _take_stay(stay, chosen[0], known)
+        return _take_stay(stay, chosen[0], known, named=named is not None)
     alarmed = [t for t in affected if t.party(stay.trust) is None and meaning_of(stay, t) is not None]
     if alarmed:
         return _all(stay, alarmed)
@@ -475,7 +478,7 @@ def _stay(
     return _infer(stay, canonical, person_id, transfers, known)
 
 
-def _candidates(stay: Stay, transfers: Iterable[Transfer]) -> list[Transfer]:
+def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
     """The transfers that the event can mean: those that know the stay, else the open ones, else one that it completes
     the story of.
     """
@@ -485,18 +488,20 @@ def _candidates(stay: Stay, transfers: Iterable[Transfer]) -> list[Transfer]:
         if t.party(stay.trust) is not None and is_in_time(stay, t) and meaning_of(stay, t) is not None
     ]
     related = [t for t in possible if is_related(stay, t)]
-    still_open = [t for t in possible if t.is_open]
-    return related or still_open or [t for t in possible if t.state is State.COMPLETED]
+    free = [t for t in possible if not is_related(stay, t) and not is_anothers(stay, t, transfers)]
+    still_open = [t for t in free if t.is_open]
+    return related or still_open or [t for t in free if t.state is State.COMPLETED]
 
 
-def _take_stay(stay: Stay, transfer: Transfer, known: Known) -> Advanced:
-    meaning = meaning_of(stay, transfer)
+def _take_stay(stay: Stay, transfer: Transfer, known: Known, *, named: bool) -> Advanced:
+    meaning = meaning_of(stay, transfer, named=named)
     if meaning is None:
         return Advanced(shared=(transfer,) if is_shared(stay, transfer) else ())
     before = transfer.state
     told, move = transfer.with_fact(fact_of(stay, meaning, transfer))
     if meaning.step is Step.DEPART:
-        told = _adopt(told, known.stays_of_person(transfer.person_id))
+        others = known.transfers_of_person(transfer.person_id)
+        told = _adopt(told, known.stays_of_person(transfer.person_id), others)
     # What happened is kept even where it moves nothing now: a fact that comes late may make room for it.
     taken = Taken(told, before, told.facts[len(transfer.facts) :], move)
     return Advanced((taken,), flags=taken.flags)
@@ -514,17 +519,17 @@ def _all(stay: Stay, transfers: Iterable[Transfer]) -> Advanced:
 
 
 def _infer(
-    stay: Stay, canonical: Canonical, person_id: PersonId, transfers: Iterable[Transfer], known: Known
+    stay: Stay, canonical: Canonical, person_id: PersonId, transfers: Collection[Transfer], known: Known
 ) -> Advanced:
     """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
-    earlier = known.stays_of_person(person_id)
     if any(is_related(stay, each) for each in transfers):
         return Advanced()
     goal = leaves_for(stay)
     if goal is not None:
-        return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, earlier)
+        return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, known)
     if not arrives_from_elsewhere(stay):
         return Advanced()
+    earlier = known.stays_of_person(person_id)
     origins = {each.trust: each.encounter.key for each in _might_have_sent(stay, earlier)}
     if len(origins) != 1:
         flag = Flag(
@@ -532,7 +537,7 @@ def _infer(
         )
         return Advanced(flags=(flag,) if origins else ())
     [(sender, key)] = origins.items()
-    return _inferred_transfer(canonical, stay, person_id, sender, stay.trust, key, earlier)
+    return _inferred_transfer(canonical, stay, person_id, sender, stay.trust, key, known)
 
 
 def _might_have_sent(arrival: Stay, earlier: Iterable[Stay]) -> list[Stay]:
@@ -559,7 +564,7 @@ def _inferred_transfer(
     sender: OdsCode,
     receiver: OdsCode,
     origin_encounter: str | None,
-    earlier: Iterable[Stay],
+    known: Known,
 ) -> Advanced:
     blank = Transfer(
         id=TransferId(made_by(stay.event_id, "transfer", stay.event_id)),
@@ -578,7 +583,7 @@ def _inferred_transfer(
     if meaning is None:
         return Advanced()
     told, move = blank.with_fact(fact_of(stay, meaning, blank))
-    told = _adopt(told, earlier)
+    told = _adopt(told, known.stays_of_person(person_id), known.transfers_of_person(person_id))
     created = Taken(told, None, told.facts, move, created=True)
     return Advanced((created,), flags=created.flags)
 

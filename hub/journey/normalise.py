@@ -127,6 +127,7 @@ def _meaning(
         until=instant(((subject.resource.get("restriction") or {}).get("period") or {}).get("end")),
         **_wishes(subject, kind),
         stated_at=stated_at(subject.resource),
+        began_at=_began_at(kind, subject),
         resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
         message=tree,
         changes=(*changes, *as_collection(tree)),
@@ -319,6 +320,13 @@ def _occurred_at(
         if found is not None:
             return found, at
     return None, ""
+
+
+def _began_at(kind: Kind, subject: Entry) -> datetime | None:
+    """When the stay of an encounter event began, whichever event of it this is."""
+    if kind is not Kind.ENCOUNTER:
+        return None
+    return instant((subject.resource.get("period") or {}).get("start"))
 
 
 def _plausible(draft: Draft, occurred_at: datetime | None, at: str, rules: Rules) -> datetime:

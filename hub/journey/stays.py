@@ -4,6 +4,7 @@ Pure: a `Stay` and a `Transfer` in, the step it means out, or None. A request th
 were told before it by the same function.
 """
 
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode
@@ -43,6 +44,8 @@ _TAKEN_BACK: dict[str, frozenset[Step]] = {
         {Step.ADMIT, Step.ARRIVE, Step.ALLOCATE_BED, Step.DEPART, Step.DIE, Step.DIVERGE, Step.RETURN}
     ),
 }
+_BEGINNINGS = frozenset({"encounter.admitted", "encounter.registered"})
+"""Events that happen as a stay begins: where the record does not say when it began, it was then."""
 _GOES_BACK = frozenset({"encounter.admitted", "encounter.transferred"})
 """Events of a stay that is under way. Demographic updates are not among them: they never take anything back."""
 
@@ -57,8 +60,10 @@ class Meaning:
     retracts: frozenset[Step] = frozenset()
 
 
-def meaning_of(stay: Stay, transfer: Transfer) -> Meaning | None:
-    """What this event says about this transfer, or None where it says nothing."""
+def meaning_of(stay: Stay, transfer: Transfer, *, named: bool = False) -> Meaning | None:
+    """What this event says about this transfer, or None where it says nothing. ``named``: the event itself says, or a human does,
+    that it is about this one.
+    """
     party = transfer.party(stay.trust)
     if stay.deceased or _has_died(stay.encounter):
         died = f"{stay.trust}'s record says that the patient has died"
@@ -68,7 +73,9 @@ def meaning_of(stay: Stay, transfer: Transfer) -> Meaning | None:
     taken_back = _TAKEN_BACK.get(stay.event_type)
     if taken_back is not None:
         return _taken_back(stay, transfer, taken_back)
-    found = _at_sender(stay, transfer) if party is Party.SENDER else _at_receiver(stay, transfer)
+    if party is Party.SENDER:
+        return _once(stay, transfer, _at_sender(stay, transfer))
+    found = _at_receiver(stay, transfer) if named or _may_have_brought(transfer, stay) else None
     return _once(stay, transfer, found)
 
 
@@ -175,6 +182,25 @@ def _at_receiver(stay: Stay, transfer: Transfer) -> Meaning | None:
     return None
 
 
+def _may_have_brought(transfer: Transfer, stay: Stay) -> bool:
+    """Whether the transfer can have brought the patient to this stay: it is still to come, the transfer knows it, it began after
+    the request, or not long before it with a patient whom a hospital had sent. Records are sent again with every change to them,
+    and are coded weeks after the stay.
+    """
+    if stay.event_type == "encounter.preadmitted" or is_related(stay, transfer):
+        return True
+    began = began_at(stay)
+    if began is not None and began >= transfer.requested_at:
+        return True
+    sent = comes_from_hospital(stay.encounter) and stay.encounter.status != "finished"
+    return sent and (began is None or began >= transfer.requested_at - BEFORE_REQUEST)
+
+
+def began_at(stay: Stay) -> datetime | None:
+    """When the stay began, if its record or the event says so."""
+    return stay.began_at or (stay.occurred_at if stay.event_type in _BEGINNINGS else None)
+
+
 def _at_third(stay: Stay) -> Meaning | None:
     """Another hospital admits a patient who is expected elsewhere: both must know, and nothing moves."""
     encounter = stay.encounter
@@ -204,6 +230,29 @@ def is_related(stay: Stay, transfer: Transfer) -> bool:
     key = stay.encounter.key
     return key is not None and (
         key == transfer.origin_encounter or any(fact.encounter == key for fact in transfer.facts)
+    )
+
+
+def is_anothers(stay: Stay, transfer: Transfer, others: Iterable[Transfer]) -> bool:
+    """Whether the stay has its part in another transfer and can have none in this one: who arrived by one did not arrive by the
+    next, who left by one does not leave by the next, and a stay that another one knows and that began before the request is no arrival.
+    """
+    knowing = [each for each in others if each.id != transfer.id and is_related(stay, each)]
+    if not knowing:
+        return False
+    at_receiver = transfer.party(stay.trust) is Party.RECEIVER
+    steps = {Step.ARRIVE, Step.ADMIT} if at_receiver else {Step.DEPART}
+    if any(has_said(stay, each, steps) for each in knowing):
+        return True
+    began = began_at(stay)
+    comes_later = stay.event_type == "encounter.preadmitted"
+    return at_receiver and not comes_later and (began is None or began < transfer.requested_at)
+
+
+def has_said(stay: Stay, transfer: Transfer, steps: Collection[Step]) -> bool:
+    """Whether the transfer knows one of these steps from this stay, and it was not taken back."""
+    return any(
+        fact.step in steps and fact.encounter == stay.encounter.key for fact in counting(transfer.facts)
     )
 
 

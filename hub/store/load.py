@@ -290,7 +290,8 @@ async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known
 
 def _stay(row: Any) -> Stay:
     said = dict(row.stay)
-    stated_at, deceased = said.pop("stated_at", None), said.pop("deceased", None)
+    stated_at, began_at = (_time(said.pop(name, None)) for name in ("stated_at", "began_at"))
+    deceased = said.pop("deceased", None)
     return Stay(
         EventId(row.event_id),
         OdsCode(row.trust),
@@ -299,9 +300,14 @@ def _stay(row: Any) -> Stay:
         row.occurred_at,
         row.received_at,
         row.sequence,
-        datetime.fromisoformat(stated_at) if stated_at else None,
+        stated_at,
         deceased,
+        began_at,
     )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[Transfer]:

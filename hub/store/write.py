@@ -161,7 +161,8 @@ def _said_of_stay(stay: Stay | None) -> Row | None:
     """What `hub.store.load` makes a `Stay` of again."""
     if stay is None:
         return None
-    more = {"stated_at": stay.stated_at.isoformat() if stay.stated_at else None, "deceased": stay.deceased}
+    times = {"stated_at": stay.stated_at, "began_at": stay.began_at}
+    more = {name: at.isoformat() if at else None for name, at in times.items()} | {"deceased": stay.deceased}
     said = dataclasses.asdict(stay.encounter) | more
     return {
         name: value for name, value in said.items() if value is not None or name in {"key", "encounter_class"}
