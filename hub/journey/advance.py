@@ -29,6 +29,7 @@ from hub.journey.stays import (
     arrives_from_elsewhere,
     expects_patient,
     fact_of,
+    has_said,
     is_anothers,
     is_in_time,
     is_related,
@@ -479,8 +480,8 @@ def _stay(
 
 
 def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
-    """The transfers that the event can mean: those that know the stay, else the open ones, else one that it completes
-    the story of.
+    """The transfers that the event can mean, the likeliest there are: the open ones that know the stay; a completed one that it
+    still has something to tell; the other open ones; those that are over and know the stay.
     """
     possible = [
         t
@@ -489,8 +490,26 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
     ]
     related = [t for t in possible if is_related(stay, t)]
     free = [t for t in possible if not is_related(stay, t) and not is_anothers(stay, t, transfers)]
-    still_open = [t for t in free if t.is_open]
-    return related or still_open or [t for t in free if t.state is State.COMPLETED]
+    ranks = (
+        [t for t in related if t.is_open],
+        [t for t in related if t.state is State.COMPLETED and not _is_told_again(stay, t)],
+        [t for t in free if t.is_open],
+        related,
+        [t for t in free if t.state is State.COMPLETED],
+    )
+    return _bound_for(stay, next(filter(None, ranks), []))
+
+
+def _is_told_again(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the transfer knows of this stay already what the event says."""
+    meaning = meaning_of(stay, transfer)
+    return meaning is not None and has_said(stay, transfer, {meaning.step})
+
+
+def _bound_for(stay: Stay, transfers: list[Transfer]) -> list[Transfer]:
+    """Of several transfers, the one to where a discharge says that the patient goes."""
+    goal = leaves_for(stay)
+    return [t for t in transfers if t.sender == stay.trust and t.receiver == goal] or transfers
 
 
 def _take_stay(stay: Stay, transfer: Transfer, known: Known, *, named: bool) -> Advanced:

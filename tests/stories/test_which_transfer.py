@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from hub.demo.people import MARSHWIGGLE
-from tests.stories.test_journeys import admit, ask, on_the_way
+from tests.stories.conftest import edited, resources
+from tests.stories.test_journeys import accepted, admit, answer, ask, discharge, on_the_way
 
 OLD_STAY = "W-0"
 
@@ -118,3 +119,98 @@ async def test_a_stay_that_says_itself_whose_transfer_it_is(hub, torbay, exeter)
     )  # fmt: skip
 
     assert await hub.state(transfer) == "completed"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Asked here, asked there
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "redirected"])
+async def test_refused_then_asked_elsewhere_then_left(hub, torbay, exeter, plymouth, how):
+    """The same stay was named in both requests; the patient leaves for the hospital that took them."""
+    first = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    await answer(exeter, "rejected", MARSHWIGGLE, torbay, reason="RRNA")
+    if how == "withdrawn":
+        await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+        hub.clock.later(minutes=5)
+    replaces = "TR-1" if how == "redirected" else None
+    second = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-2", replaces=replaces)
+    hub.clock.later(minutes=5)
+    await answer(plymouth, "accepted", MARSHWIGGLE, torbay, number="TR-2")
+    told = await hub.told("RH8")
+    left = await discharge(torbay, MARSHWIGGLE, to_site="RK950")
+
+    assert (str(left), left.transfer_id) == ("accepted", second)
+    assert await hub.state(second) == "in-transit"
+    assert await hub.state(first) in {"cancelled", "redirected"}
+    assert (await hub.told("RK9"))[-1] == "transfer.departed"
+    assert await hub.told("RH8") == told
+    hub.clock.later(hours=1)
+    await admit(plymouth, MARSHWIGGLE)
+    assert await hub.state(second) == "completed"
+
+
+async def test_asked_again_without_the_stay_then_left(hub, torbay, exeter, plymouth):
+    """The second request names no stay: the first one, which is over, is the only one that knows it."""
+    await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    second = await torbay.send(without_stay(request(hub, torbay, to="RK9", number="TR-2")))
+    hub.clock.later(minutes=5)
+    left = await discharge(torbay, MARSHWIGGLE, to_site="RK950")
+
+    assert left.transfer_id == second.transfer_id
+    assert await hub.state(second.transfer_id) == "in-transit"
+
+
+async def test_two_hospitals_were_asked_and_the_discharge_says_to_which_the_patient_goes(
+    hub, torbay, exeter, plymouth
+):
+    first = await ask(torbay, MARSHWIGGLE)
+    second = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-2", specialty="150")
+    hub.clock.later(minutes=5)
+    left = await discharge(torbay, MARSHWIGGLE, to_site="RK950")
+
+    assert left.transfer_id == second
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "in-transit")
+
+
+async def test_a_cancelled_transfer_whose_patient_leaves_after_all(hub, torbay, exeter):
+    transfer = await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+    hub.clock.later(minutes=5)
+    left = await discharge(torbay, MARSHWIGGLE)
+
+    assert left.flags == ("moved-without-acceptance",)
+    assert await hub.state(transfer) == "in-transit"
+
+
+async def test_who_arrived_by_one_transfer_leaves_by_the_next(hub, torbay, exeter):
+    """Exeter's request to send the patient home names no stay; the stay that ends is the one that Torbay's transfer brought."""
+    await on_the_way(hub, torbay, exeter, MARSHWIGGLE)
+    hub.clock.later(hours=1)
+    await admit(exeter, MARSHWIGGLE)
+    hub.clock.later(days=2)
+    home = (await exeter.send(without_stay(request(hub, exeter, to="RA9", number="X-1")))).transfer_id
+    hub.clock.later(hours=2)
+    await discharge(exeter, MARSHWIGGLE, to_site="RA901", stay="W-7")
+
+    assert await hub.state(home) == "in-transit"
+
+
+def request(hub, hospital, *, to, number, stay="V-1"):
+    return hospital.epr.asks_to_transfer(
+        MARSHWIGGLE, to=to, request_number=number, encounter_number=stay, at=hub.clock()
+    )
+
+
+def without_stay(message):
+    """The same request without the stay that the patient is to come from."""
+
+    def change(tree):
+        tree["entry"] = [e for e in tree["entry"] if e["resource"]["resourceType"] != "Encounter"]
+        resources(tree, "ServiceRequest")[0].pop("encounter")
+
+    return edited(message, change)
