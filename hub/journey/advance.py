@@ -36,6 +36,7 @@ from hub.journey.stays import (
     is_shared,
     leaves_for,
     meaning_of,
+    precedes_its_end,
 )
 
 REASONS = frozenset({"RRNA", "OTH", "FC", "22", "23", "24", "27", "40", "42", "99"})
@@ -481,7 +482,8 @@ def _stay(
 
 def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
     """The transfers that the event can mean, the likeliest there are: the open ones that know the stay; a completed one that it
-    still has something to tell; the other open ones; those that are over and know the stay.
+    still has something to tell; the other open ones; those that are over and know the stay; a completed one that the stay was part
+    of before it was completed. A new journey is never part of an old one.
     """
     possible = [
         t
@@ -495,7 +497,7 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
         [t for t in related if t.state is State.COMPLETED and not _is_told_again(stay, t)],
         [t for t in free if t.is_open],
         related,
-        [t for t in free if t.state is State.COMPLETED],
+        [t for t in free if t.state is State.COMPLETED and precedes_its_end(stay, t)],
     )
     return _bound_for(stay, next(filter(None, ranks), []))
 
@@ -549,7 +551,7 @@ def _infer(
     if not arrives_from_elsewhere(stay):
         return Advanced()
     earlier = known.stays_of_person(person_id)
-    origins = {each.trust: each.encounter.key for each in _might_have_sent(stay, earlier)}
+    origins = {each.trust: each.encounter.key for each in _might_have_sent(stay, earlier, transfers)}
     if len(origins) != 1:
         flag = Flag(
             FlagCode.TRANSFER_AMBIGUOUS, detail=f"{len(origins)} hospitals could have sent the patient"
@@ -559,8 +561,10 @@ def _infer(
     return _inferred_transfer(canonical, stay, person_id, sender, stay.trust, key, known)
 
 
-def _might_have_sent(arrival: Stay, earlier: Iterable[Stay]) -> list[Stay]:
-    """The last word on each stay at another hospital, where it is not over or ended with a move to this one."""
+def _might_have_sent(arrival: Stay, earlier: Iterable[Stay], transfers: Collection[Transfer]) -> list[Stay]:
+    """The last word on each stay at another hospital, where it is not over or ended with a move to this one, and nobody has left
+    it by a transfer.
+    """
     last: dict[str | None, Stay] = {
         each.encounter.key: each for each in earlier if each.trust != arrival.trust
     }
@@ -568,6 +572,7 @@ def _might_have_sent(arrival: Stay, earlier: Iterable[Stay]) -> list[Stay]:
         each
         for each in last.values()
         if each.occurred_at <= arrival.occurred_at
+        and not any(has_said(each, t, {Step.DEPART}) for t in transfers)
         and each.encounter.encounter_class not in {None, "AMB", "VR", "HH"}
         and (
             each.encounter.status in {"in-progress", "onleave"}

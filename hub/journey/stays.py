@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode
 from hub.domain.message import EncounterRef, Stay
-from hub.domain.transfer import Fact, Party, State, Step, Transfer, counting
+from hub.domain.transfer import Fact, Party, State, Step, Transfer, counting, entered_at, fold
 from hub.domain.value import value
 
 INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS", "OBSENC"})
@@ -33,6 +33,9 @@ BEFORE_REQUEST = timedelta(days=1)
 """Encounter events older than the request by more than this belong to another story."""
 AFTER_END = timedelta(days=7)
 """Late departures still find the transfer that their patient's arrival completed."""
+
+CLOCKS_DIFFER = timedelta(hours=1)
+"""Two hospitals' clocks may differ by this much (as much as the hub believes a clock to be ahead)."""
 
 _TREAT_AND_RETURN = "treat-and-return"
 
@@ -247,6 +250,17 @@ def is_anothers(stay: Stay, transfer: Transfer, others: Iterable[Transfer]) -> b
     began = began_at(stay)
     comes_later = stay.event_type == "encounter.preadmitted"
     return at_receiver and not comes_later and (began is None or began < transfer.requested_at)
+
+
+def precedes_its_end(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the stay, which the transfer does not know, can have been part of its story: it began, or this happened, before the
+    patient was admitted. Who is known to have left one stay of the sender's did not leave another.
+    """
+    ended = entered_at(fold(transfer.facts))
+    if ended is None or min(stay.occurred_at, began_at(stay) or stay.occurred_at) > ended + CLOCKS_DIFFER:
+        return False
+    has_left = any(fact.step is Step.DEPART for fact in counting(transfer.facts))
+    return not (has_left and transfer.party(stay.trust) is Party.SENDER)
 
 
 def has_said(stay: Stay, transfer: Transfer, steps: Collection[Step]) -> bool:

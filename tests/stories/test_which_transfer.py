@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from hub.demo.people import MARSHWIGGLE
+from hub.store import tables as t
 from tests.stories.conftest import edited, resources
 from tests.stories.test_journeys import accepted, admit, answer, ask, discharge, on_the_way
 
@@ -214,3 +215,75 @@ def without_stay(message):
         resources(tree, "ServiceRequest")[0].pop("encounter")
 
     return edited(message, change)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Within a week of a transfer that is completed
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+async def home_and_ill_again(hub, torbay, exeter):
+    """The first transfer is over, the patient went home from Exeter, and is in Torbay's bed again."""
+    hub.clock.later(hours=1)
+    await discharge(torbay, MARSHWIGGLE)
+    hub.clock.later(hours=1)
+    await admit(exeter, MARSHWIGGLE)
+    hub.clock.later(hours=24)
+    await exeter.discharges(MARSHWIGGLE, encounter_number="W-7", disposition="19")
+    hub.clock.later(hours=24)
+    await torbay.admits(MARSHWIGGLE, encounter_number="V-2", ward="A", source="19", method="21")
+    hub.clock.later(hours=4)
+
+
+async def test_a_second_journey_two_days_after_the_first_is_a_transfer_of_its_own(hub, torbay, exeter):
+    """Nobody asked for it, and the first request named no stay: Exeter is told that somebody is on the way."""
+    first = (await torbay.send(without_stay(request(hub, torbay, to="RH8", number="TR-1")))).transfer_id
+    await home_and_ill_again(hub, torbay, exeter)
+    left = await discharge(torbay, MARSHWIGGLE, stay="V-2")
+    hub.clock.later(hours=1)
+    arrived = await admit(exeter, MARSHWIGGLE, stay="W-9")
+
+    assert left.flags == ("transfer-inferred",)
+    assert left.transfer_id == arrived.transfer_id != first
+    assert (await hub.told("RH8"))[-1] == "transfer.departed"
+    assert (await hub.told("RA9"))[-1] == "transfer.completed"
+    assert await hub.state(left.transfer_id) == "completed"
+
+
+async def test_of_a_second_journey_the_arrival_is_told_first(hub, torbay, exeter):
+    first = await ask(torbay, MARSHWIGGLE)
+    await home_and_ill_again(hub, torbay, exeter)
+    arrived = await admit(exeter, MARSHWIGGLE, stay="W-9")
+
+    assert arrived.flags == ("transfer-inferred",)
+    assert arrived.transfer_id != first
+    assert (await hub.told("RA9"))[-1] == "transfer.completed"
+    left = await discharge(torbay, MARSHWIGGLE, stay="V-2", at=hub.clock() - timedelta(hours=1))
+    assert left.transfer_id == arrived.transfer_id
+
+
+@pytest.mark.parametrize("hours", [2, 30])
+async def test_a_departure_that_is_told_after_the_arrival_is_no_second_journey(hub, torbay, exeter, hours):
+    """The request named no stay, and Torbay's ward closes its record late."""
+    began = hub.clock()
+    hub.clock.later(hours=1)
+    transfer = (await torbay.send(without_stay(request(hub, torbay, to="RH8", number="TR-1")))).transfer_id
+    hub.clock.later(hours=3)
+    await admit(exeter, MARSHWIGGLE)
+    hub.clock.later(hours=hours)
+    left = await torbay.discharges(MARSHWIGGLE, encounter_number="V-1", admitted_at=began, to_site="RH801")
+
+    assert left.transfer_id == transfer
+    assert [row["transfer_id"] for row in await hub.rows(t.transfer)] == [transfer]
+
+
+async def test_the_stay_that_somebody_has_left_sends_nobody_else(hub, torbay, exeter):
+    """Exeter says by a Task that the patient is there; the stay that it opens hours later is no second arrival."""
+    await torbay.admits(MARSHWIGGLE, encounter_number="V-1", ward="A", source="19", method="21")
+    transfer = await on_the_way(hub, torbay, exeter, MARSHWIGGLE)
+    hub.clock.later(hours=1)
+    await answer(exeter, "completed", MARSHWIGGLE, torbay)
+    hub.clock.later(hours=5)
+    await admit(exeter, MARSHWIGGLE)
+
+    assert [row["transfer_id"] for row in await hub.rows(t.transfer)] == [transfer]
