@@ -7,6 +7,7 @@ candidate is a question for a human: nothing moves by guess.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
@@ -22,10 +23,13 @@ from hub.domain.transfer import (
     State,
     Step,
     Transfer,
+    entered_at,
+    fold,
 )
 from hub.domain.value import value
 from hub.journey.known import Known
 from hub.journey.stays import (
+    AFTER_END,
     arrives_from_elsewhere,
     expects_patient,
     fact_of,
@@ -416,8 +420,20 @@ def _inferred(canonical: Canonical, person_id: PersonId, known: Known) -> Transf
         and each.sender == canonical.trust
         and each.receiver == canonical.receiver
         and (None in {own_stay, each.origin_encounter} or each.origin_encounter == own_stay)
+        and _can_be_asked_for(each, canonical.occurred_at, names_its_stay=own_stay is not None)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _can_be_asked_for(inferred: Transfer, at: datetime, *, names_its_stay: bool) -> bool:
+    """Whether a request of this time can be the one for it: as long as it is open, and afterwards what was asked before its end or,
+    of the stay that the patient was moved from, soon after it. Anything else asks for another journey, and must not vanish in this one.
+    """
+    ended = None if inferred.is_open else entered_at(fold(inferred.facts))
+    if ended is None:
+        return inferred.is_open
+    comes_late = names_its_stay and inferred.state is State.COMPLETED
+    return at <= ended + (AFTER_END if comes_late else timedelta(0))
 
 
 def _one_open(new: Transfer, known: Known) -> Transfer | None:

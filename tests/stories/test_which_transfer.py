@@ -287,3 +287,59 @@ async def test_the_stay_that_somebody_has_left_sends_nobody_else(hub, torbay, ex
     await admit(exeter, MARSHWIGGLE)
 
     assert [row["transfer_id"] for row in await hub.rows(t.transfer)] == [transfer]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Asked for after it happened
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+async def moved_unasked(hub, torbay, exeter):
+    left = await discharge(torbay, MARSHWIGGLE)
+    hub.clock.later(hours=2)
+    await admit(exeter, MARSHWIGGLE)
+    assert await hub.state(left.transfer_id) == "completed"
+    return left.transfer_id
+
+
+@pytest.mark.parametrize(("days", "names_stay"), [(90, False), (90, True), (2, False)])
+async def test_a_request_for_another_journey_does_not_vanish_in_one_that_nobody_asked_for(
+    hub, torbay, exeter, days, names_stay
+):
+    """An urgent request, weeks after the patient had been moved without one; Exeter has to hear that it is asked."""
+    moved = await moved_unasked(hub, torbay, exeter)
+    hub.clock.later(days=days)
+    asked = request(hub, torbay, to="RH8", number="TR-9")
+    again = (await torbay.send(asked if names_stay else without_stay(asked))).transfer_id
+
+    assert again != moved
+    assert await hub.state(again) == "requested"
+    assert (await hub.inbox("RH8"))[-1].of("Task")["status"] == "requested"
+
+
+async def test_a_stay_that_moved_in_vain_is_asked_for_anew(hub, torbay, exeter):
+    """Nobody asked, the ambulance turned back, and Torbay asks for the same stay the next day."""
+    left = await discharge(torbay, MARSHWIGGLE)
+    hub.clock.later(hours=1)
+    said = await torbay.answers(
+        MARSHWIGGLE, "failed", requester=torbay.profile, transfer_id=left.transfer_id, reason="OTH"
+    )
+    assert str(said) == "accepted"
+    hub.clock.later(hours=20)
+    again = await ask(torbay, MARSHWIGGLE)
+
+    assert (await hub.state(left.transfer_id), await hub.state(again)) == ("failed", "requested")
+
+
+@pytest.mark.parametrize("names_stay", [True, False])
+async def test_a_request_that_was_asked_in_time_and_came_late_is_for_what_happened(
+    hub, torbay, exeter, names_stay
+):
+    asked = request(hub, torbay, to="RH8", number="TR-1")
+    hub.clock.later(minutes=20)
+    moved = await moved_unasked(hub, torbay, exeter)
+    hub.clock.later(days=1)
+    late = await torbay.send(asked if names_stay else without_stay(asked))
+
+    assert late.transfer_id == moved
+    assert await hub.state(moved) == "completed"
