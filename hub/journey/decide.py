@@ -481,7 +481,8 @@ def _remember(effects: Effects, known: Known) -> None:
         known.add_transfer(taken.transfer)
         for fact in taken.facts:
             known.remove_stay(fact.event_id)
-    if happened.canonical.stay is not None and not happened.taken:
+    # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not.
+    if happened.canonical.stay is not None and happened.transfer_id is None:
         known.add_stay(happened.identified.person_id, happened.canonical.stay)
 
 
