@@ -287,7 +287,11 @@ class Canonical:
     began_at: datetime | None = None
     """When the stay of an encounter event began."""
     resources: tuple[Mapping[str, Any], ...] = ()
-    """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out."""
+    """The Bundle's entries in canonical form, ``{"fullUrl": …, "resource": …}``, MessageHeader left out; of each type, what
+    the message is about comes before what came with it.
+    """
+    patient_url: str | None = None
+    """Which of ``resources`` describes the person; None if none does."""
     message: Mapping[str, Any] = field(default_factory=dict)
     """The whole message in canonical form: ``resources`` are parts of it."""
     changes: tuple[Change, ...] = ()

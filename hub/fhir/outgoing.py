@@ -26,7 +26,7 @@ from hub.fhir.systems import (
     ODS_ORGANISATION,
     TASK_CODE,
 )
-from hub.fhir.tree import Tree
+from hub.fhir.tree import Tree, identifiers
 
 _ISSUE_CODE = {
     Disposition.DUPLICATE: "duplicate",
@@ -63,11 +63,13 @@ def transfer_news(
     to: str,
     *,
     resources: Sequence[Mapping[str, Any]] = (),
+    patient_url: str | None = None,
     reason: Sequence[Identifier] = (),
     note: str = "",
 ) -> bytes:
     """The message Bundle that tells ``to`` what happened: a Task with the transfer's state, and what of the message is
-    for this party (`hub.journey.disclose`). ``note`` is a sentence for a human.
+    for this party (`hub.journey.disclose`). ``patient_url`` is the Patient among them whose transfer it is, if one is.
+    ``note`` is a sentence for a human.
     """
     task_url = f"urn:uuid:{transfer.id}"
     header = {
@@ -78,7 +80,7 @@ def transfer_news(
         "source": {"name": "Transfer hub", "endpoint": HUB},
         "focus": [{"reference": task_url}],
     }
-    task = _task(occasion, transfer, resources, reason, note)
+    task = _task(occasion, transfer, resources, patient_url, reason, note)
     return _bundle(
         occasion, f"{to} {transfer.id}", header, [{"fullUrl": task_url, "resource": task}, *resources]
     )
@@ -147,13 +149,14 @@ def _task(
     occasion: Occasion,
     transfer: Transfer,
     resources: Sequence[Mapping[str, Any]],
+    patient_url: str | None,
     reason: Sequence[Identifier],
     note: str,
 ) -> Tree:
     task = task_of(transfer, _focus(resources, transfer), occasion.occurred_at)
-    patient = _url_of(resources, "Patient")
-    if patient is not None:
-        task["for"] = {"reference": patient}
+    # A message may hold a mother and her child: the first Patient need not be whose transfer it is.
+    if patient_url is not None and any(each["fullUrl"] == patient_url for each in resources):
+        task["for"] = {"reference": patient_url}
     if reason:
         task["statusReason"] = {"coding": [_coding(code) for code in reason]}
     if note:
@@ -186,14 +189,13 @@ def request_reference(transfer: Transfer) -> Tree:
 
 
 def _focus(resources: Sequence[Mapping[str, Any]], transfer: Transfer) -> Tree:
-    url = _url_of(resources, "ServiceRequest")
-    if url is not None:
-        return {"reference": url}
-    return request_reference(transfer)
-
-
-def _url_of(resources: Sequence[Mapping[str, Any]], resource_type: str) -> str | None:
-    return next((e["fullUrl"] for e in resources if e["resource"]["resourceType"] == resource_type), None)
+    """The transfer's own ServiceRequest: a message may hold others, of a laboratory, or the one that stands in for it."""
+    found = [each for each in resources if each["resource"]["resourceType"] == "ServiceRequest"]
+    own = {*transfer.requests, Identifier(HUB_TRANSFER, transfer.id)}
+    url = next((e["fullUrl"] for e in found if not own.isdisjoint(identifiers(e["resource"]))), None)
+    if url is None and len(found) == 1 and not transfer.requests:
+        url = found[0]["fullUrl"]
+    return request_reference(transfer) if url is None else {"reference": url}
 
 
 def _coding(code: Identifier) -> Tree:

@@ -5,7 +5,7 @@ Everybody and everything is found by identifiers (ODS code, NHS number, numbers 
 server's resource id.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from hub.journey.encounter import (
     provider,
     stated_at,
 )
+from hub.journey.patient import _source as described_by
 from hub.journey.patient import person_ref
 from hub.journey.read import Read
 
@@ -106,6 +107,7 @@ def _meaning(
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
         draft.flags.append(Flag(FlagCode.KEY_EMPTY))
+    patient = _patient_entry(draft, subject)
     return Canonical(
         received=received,
         correlation_id=received.header(headers.CORRELATION_ID) or None,
@@ -128,7 +130,11 @@ def _meaning(
         **_wishes(subject, kind),
         stated_at=stated_at(subject.resource),
         began_at=_began_at(kind, subject),
-        resources=tuple({"fullUrl": e.full_url, "resource": e.resource} for e in draft.resources.entries),
+        resources=tuple(
+            {"fullUrl": e.full_url, "resource": e.resource}
+            for e in _own_first(draft, subject, patient, entry)
+        ),
+        patient_url=patient.full_url if patient else None,
         message=tree,
         changes=(*changes, *as_collection(tree)),
         unmapped=unmapped,
@@ -221,6 +227,21 @@ def _patient_subject(draft: Draft, first: Entry) -> Entry:
     """The Patient that a patient event is about: the one that says which record it belongs to now."""
     patients = draft.resources.of_type("Patient")
     return next((each for each in patients if each.resource.get("link")), first)
+
+
+def _patient_entry(draft: Draft, subject: Entry) -> Entry | None:
+    """The Patient of the message who is the person it is about: of a mother and her child, that one."""
+    described, _, _ = described_by(draft, subject)
+    return next((each for each in draft.resources.of_type("Patient") if each.resource is described), None)
+
+
+def _own_first(draft: Draft, *own: Entry | None) -> Sequence[Entry]:
+    """The message's entries; what it is about comes before what came with it, as most readers take the first of a type."""
+    entries, known = draft.resources.entries, {id(each.resource) for each in own if each is not None}
+    firsts = (draft.first(each.resource["resourceType"]) for each in own if each is not None)
+    if all(first is not None and id(first.resource) in known for first in firsts):
+        return entries
+    return sorted(entries, key=lambda entry: id(entry.resource) not in known)
 
 
 def _event(draft: Draft, kind: Kind, subject: Entry, encounter: Entry | None) -> str:

@@ -97,6 +97,7 @@ def _outgoing(
         event_type,
         to,
         resources=resources,
+        patient_url=canonical.patient_url,
         reason=canonical.reason,
         note=note,
     )

@@ -1,0 +1,69 @@
+"""A message holds more than what it is about: a mother beside her child, a test that was ordered, an earlier stay.
+
+What comes along is passed on to whom the message is for. It is never taken for what the message is about.
+"""
+
+import uuid
+from datetime import date
+
+from hub.demo.epr import Patient
+from hub.demo.people import MOONRAKER, QUILLFEATHER, THISTLEWICK
+from hub.store import tables as t
+from tests.stories.conftest import edited, resources
+from tests.stories.rest import System, facade_of
+from tests.stories.test_journeys import NUMBER, STAY, answer, ask
+
+BABY = Patient("Quillfeather", "Baby", date(2026, 11, 21), MOONRAKER.nhs_number, {"RA9": "9100003"})
+
+
+def beside(resource, *, first=True):
+    """Puts one more resource into a message, before or behind those of its type."""
+
+    def change(tree):
+        entry = {"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": resource}
+        at = [
+            i
+            for i, e in enumerate(tree["entry"])
+            if e["resource"]["resourceType"] == resource["resourceType"]
+        ]
+        tree["entry"].insert(at[0] if first else at[-1] + 1, entry)
+
+    return change
+
+
+def asks(hospital, patient, to="RH8", number=NUMBER, stay=STAY, **more):
+    return hospital.epr.asks_to_transfer(
+        patient, to=to, request_number=number, encounter_number=stay, at=hospital.hub.clock(), **more
+    )
+
+
+def led_to(record, reference):
+    return next(e["resource"] for e in record.bundle["entry"] if e["fullUrl"] == reference["reference"])
+
+
+async def test_a_baby_is_asked_for_with_the_mother_first_in_the_message(hub, torbay, exeter):
+    mother = torbay.epr._person(QUILLFEATHER)
+    asked = await torbay.send(edited(asks(torbay, BABY), beside(mother)))
+    assert str(asked) == "accepted"
+
+    told = (await hub.inbox("RH8"))[-1]
+    assert led_to(told, told.of("Task")["for"])["birthDate"] == BABY.birth_date.isoformat()
+    assert led_to(told, told.of("Task")["focus"])["subject"] == told.of("Task")["for"]
+    assert len(resources(told.bundle, "Patient")) == 2
+
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    [patient] = [e["resource"] for e in (await at_exeter.get("/Patient")).json()["entry"]]
+    assert patient["birthDate"] == BABY.birth_date.isoformat()
+
+
+async def test_a_baby_is_asked_for_by_number_and_only_the_mother_is_described(hub, torbay, exeter):
+    """Nobody in the message is whose transfer it is: the Task says so of nobody."""
+    number = {"system": torbay.profile.identifier_systems.patient, "value": BABY.local["RA9"]}
+
+    def by_number(tree):
+        for each in resources(tree, "ServiceRequest") + resources(tree, "Encounter"):
+            each["subject"] = {"type": "Patient", "identifier": number}
+
+    asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), by_number))
+    assert str(asked) == "accepted"
+    assert "for" not in (await hub.inbox("RH8"))[-1].of("Task")
