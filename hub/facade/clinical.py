@@ -12,7 +12,7 @@ from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree
-from hub.journey.disclose import resources_for
+from hub.journey.disclose import resources_for, shows_its_patient
 from hub.store.search import Said
 
 
@@ -134,8 +134,9 @@ def _told(
     oldest first, with when it came.
     """
     transfer, found = view.transfer, []
+    others = {each.event_id for each in transfer.facts if not shows_its_patient(each)}
     for each in view.said:
-        if each.trust != author:
+        if each.trust != author or each.event_id in others:
             continue
         # A hospital's own words come back to it as they were.
         entries: Sequence[Mapping[str, Any]] = (

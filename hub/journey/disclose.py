@@ -9,7 +9,7 @@ sensitive patients).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hub.domain.transfer import Party
+from hub.domain.transfer import Fact, Party, Step
 from hub.fhir.tree import Tree
 
 Resource = Mapping[str, Any]
@@ -72,6 +72,13 @@ def resources_for(
         if sensitive
         else tuple(found)
     )
+
+
+def shows_its_patient(fact: Fact) -> bool:
+    """Whether the patient whom the fact's message shows is the transfer's. When records are merged or parted, the hospitals
+    of all of them are told, and the message shows one: not theirs, for some.
+    """
+    return fact.step is not Step.IDENTIFY or fact.because.endswith("nhs-number-superseded")
 
 
 def _reduced(resource: Tree) -> Tree:

@@ -15,7 +15,7 @@ from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.fhir.outgoing import Occasion, receipt, transfer_news
 from hub.journey.advance import Advanced, Taken
-from hub.journey.disclose import resources_for
+from hub.journey.disclose import Resource, resources_for, shows_its_patient
 from hub.journey.effects import Outgoing
 
 _ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
@@ -87,9 +87,11 @@ def _outgoing(
     sensitive: bool,
     taken: Taken | None,
 ) -> Outgoing:
-    resources = resources_for(
-        canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
-    )
+    resources: tuple[Resource, ...] = ()
+    if taken is None or shows_its_patient(taken.fact):
+        resources = resources_for(
+            canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
+        )
     note = taken.fact.because if taken is not None and _wants_note(taken) else ""
     payload = transfer_news(
         Occasion.of(canonical),

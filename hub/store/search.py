@@ -107,6 +107,7 @@ class Said:
 
     trust: OdsCode
     transfer_id: str
+    event_id: str
     received_at: datetime
     resources: list[Any]
     aged_out: bool = False
@@ -118,7 +119,7 @@ async def said_of(engine: AsyncEngine, transfers: Sequence[Transfer]) -> list[Sa
     parties = {each.id: {each.sender, each.receiver} for each in transfers}
     async with engine.connect() as connection:
         rows = await connection.execute(
-            select(e.trust, e.transfer_id, e.received_at, e.payload)
+            select(e.trust, e.transfer_id, e.event_id, e.received_at, e.payload)
             .where(among(e.transfer_id, set(parties), connection))
             .order_by(e.received_at.desc(), e.event_id.desc())
         )
@@ -128,7 +129,7 @@ async def said_of(engine: AsyncEngine, transfers: Sequence[Transfer]) -> list[Sa
 def _said(row: Any) -> Said:
     aged_out = row.payload is None
     resources = [] if aged_out else decimals.loads(unpack(row.payload))
-    return Said(OdsCode(row.trust), row.transfer_id, row.received_at, resources, aged_out)
+    return Said(OdsCode(row.trust), row.transfer_id, row.event_id, row.received_at, resources, aged_out)
 
 
 async def aged_out(engine: AsyncEngine, transfers: Iterable[str]) -> set[str]:

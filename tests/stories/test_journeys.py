@@ -28,6 +28,7 @@ from hub.fhir.systems import NHS_NUMBER
 from hub.journey.decide import Choice
 from hub.store import tables as t
 from tests.stories.conftest import edited, resources
+from tests.stories.rest import System, facade_of
 
 NUMBER, STAY, THEIRS = "TR-1", "V-1", "W-7"
 
@@ -555,6 +556,41 @@ async def test_a_merge_that_names_the_survivor_by_a_resource_id_alone_and_its_un
     assert "identity-unmerged" in await hub.codes(parted)
     assert {row["merged_into"] for row in await hub.rows(t.person)} == {None}
     assert len(await hub.rows(t.person_link)) == 2
+
+
+async def test_records_that_are_parted_show_nobody_to_the_other_ones_hospitals(hub, torbay, exeter):
+    """Two brothers' records were taken for one. Exeter expects the one and is told that they are parted, not who the other is."""
+    one, other = LARKENBY, replace(SNOWCROFT, birth_date=LARKENBY.birth_date)
+    for each in (one, other):
+        await torbay.send(
+            edited(torbay.epr.tells_of_patient("A28", each, at=hub.clock()), _without_nhs_number)
+        )
+    wish = torbay.epr.asks_to_transfer(
+        one, to="RH8", request_number=NUMBER, encounter_number=STAY, at=hub.clock()
+    )
+    await torbay.send(edited(wish, _without_nhs_number))
+    kept = {"identifier": {"system": torbay.profile.identifier_systems.patient, "value": one.local["RA9"]}}
+    merge = torbay.epr.tells_of_patient(
+        "A40",
+        other,
+        at=hub.clock.later(minutes=1),
+        active=False,
+        link=[{"type": "replaced-by", "other": kept}],
+    )
+    await torbay.send(edited(merge, _without_nhs_number))
+    unmerge = torbay.epr.tells_of_patient("A37", other, at=hub.clock.later(minutes=1), active=True)
+    parted = await torbay.send(edited(unmerge, _without_nhs_number))
+    assert "identity-unmerged" in await hub.codes(parted)
+
+    told = (await hub.inbox("RH8"))[-1]
+    assert told.event_type == "transfer.patient.identified"
+    assert told.of("Patient") is None
+    assert "for" not in told.of("Task")
+    assert other.local["RA9"] not in str(told.bundle)
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    [shown] = (await at_exeter.get("/Patient")).json()["entry"]
+    assert one.local["RA9"] in str(shown)
+    assert other.local["RA9"] not in str(shown)
 
 
 async def test_a_merge_of_records_with_different_dates_of_birth_asks_a_human(hub, torbay):

@@ -7,11 +7,10 @@ import uuid
 from datetime import date
 
 from hub.demo.epr import Patient
-from hub.demo.people import MOONRAKER, QUILLFEATHER, THISTLEWICK
-from hub.store import tables as t
+from hub.demo.people import MOONRAKER, QUILLFEATHER
 from tests.stories.conftest import edited, resources
 from tests.stories.rest import System, facade_of
-from tests.stories.test_journeys import NUMBER, STAY, answer, ask
+from tests.stories.test_journeys import NUMBER, STAY
 
 BABY = Patient("Quillfeather", "Baby", date(2026, 11, 21), MOONRAKER.nhs_number, {"RA9": "9100003"})
 
