@@ -92,6 +92,13 @@ ENDED = frozenset(
 )
 """The transfer is over. Only what happens to the patient's body can still lead out (a departure after a cancellation)."""
 
+UNASKED = (State.DRAFT, State.CANCELLED, State.ENTERED_IN_ERROR, State.EXPIRED)
+"""The states in which it can be that the receiver was never asked: a draft, and what a draft can end as."""
+ASKING = frozenset({Step.REQUEST, Step.DEPART, Step.ARRIVE, Step.ADMIT})
+"""The steps by which a transfer becomes the receiver's business: it is asked, or the patient is on the way, or there. It stays that
+though they are taken back.
+"""
+
 _BEFORE_LEAVING = (*WAITING, *HELD, State.REJECTED)
 _OPEN = (State.DRAFT, *_BEFORE_LEAVING, *MOVING)
 
@@ -502,11 +509,19 @@ class Transfer:
     def is_open(self) -> bool:
         return self.state not in ENDED
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether the receiver was ever asked, or the patient ever on the way to it. What was not is the sender's business alone,
+        whatever becomes of it.
+        """
+        return self.state not in UNASKED or any(fact.step in ASKING for fact in self.facts)
+
     def party(self, trust: OdsCode) -> Party | None:
-        """The part this trust plays in the transfer, if any. The receiver has none in what it was not yet asked."""
+        """The part this trust plays in the transfer, if any. The receiver has none in a draft, and none in what it was never asked."""
         if trust == self.sender:
             return Party.SENDER
-        return Party.RECEIVER if trust == self.receiver and self.state is not State.DRAFT else None
+        is_receiver = trust == self.receiver and self.state is not State.DRAFT and self.was_asked
+        return Party.RECEIVER if is_receiver else None
 
     def other(self, trust: OdsCode) -> OdsCode:
         """The trust at the other end."""

@@ -44,6 +44,7 @@ class Phase(StrEnum):
     """What a transfer has come to, as far as reading depends on it."""
 
     DRAFT = "draft"
+    """Or what was one to its end: the receiver was never asked."""
     OPEN = "open"
     REFUSED = "refused"
     ERROR = "entered in error"
@@ -139,6 +140,8 @@ def end_of(transfer: Transfer, trust: OdsCode) -> End:
 
 
 def phase_of(transfer: Transfer, now: datetime) -> Phase:
+    if not transfer.was_asked:
+        return Phase.DRAFT
     if transfer.state in _PHASE:
         return _PHASE[transfer.state]
     if transfer.state not in ENDED:

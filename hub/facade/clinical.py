@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any
 
 from hub.domain.ids import OdsCode
-from hub.domain.transfer import EVENT_TYPE, HUB, REQUEST_STATUS, Transfer
+from hub.domain.transfer import EVENT_TYPE, HUB, REQUEST_STATUS, Party, Transfer
 from hub.facade.access import Sees
 from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree
-from hub.journey.disclose import resources_for, shows_its_patient
+from hub.journey.disclose import kept_back, resources_for, shows_its_patient
 from hub.store.search import Said
 
 
@@ -138,18 +138,19 @@ def _told(
     for each in view.said:
         if each.trust != author or each.event_id in others:
             continue
-        # A hospital's own words come back to it as they were.
-        entries: Sequence[Mapping[str, Any]] = (
-            each.resources
-            if author == view.reader
-            else resources_for(
-                each.resources,
-                transfer.part_of(author),
-                transfer.part_of(view.reader),
-                sensitive=view.sensitive,
-            )
-        )
+        entries = _entries(each, view)
         of_kind = [e["resource"] for e in entries if e["resource"]["resourceType"] == kind]
         if of_kind:
             found.append((each.received_at, of_kind[0], entries))
     return found[::-1]
+
+
+def _entries(said: Said, view: View) -> Sequence[Mapping[str, Any]]:
+    """What the reader may see of one message. A hospital's own words come back to it as they were."""
+    author, reader = view.transfer.part_of(said.trust), view.transfer.part_of(view.reader)
+    if said.trust == view.reader:
+        return said.resources
+    if reader is Party.THIRD:
+        # Only somebody who has broken the glass comes so far.
+        return kept_back(said.resources) if view.sensitive else said.resources
+    return resources_for(said.resources, author, reader, sensitive=view.sensitive)

@@ -2,7 +2,7 @@
 
 The receiver gets the whole of what the sender says once the request is addressed to it. The sender gets decisions and the
 arrival: enough to know who decided and where the patient is, nothing clinical from the receiver's record. Nobody gets
-anything of a third trust's message (DOMAIN, 5.4). A restricted patient's address, telecom and GP go nowhere (PDS,
+anything of a third trust's message, and whoever has no part in the transfer gets nothing of anybody's (DOMAIN, 5.4). A restricted patient's address, telecom and GP go nowhere (PDS,
 sensitive patients).
 """
 
@@ -14,6 +14,7 @@ from hub.fhir.tree import Tree
 
 Resource = Mapping[str, Any]
 
+_ENDS = frozenset({Party.SENDER, Party.RECEIVER})
 _FOR_SENDER = frozenset(
     {
         "Task",
@@ -58,7 +59,7 @@ def resources_for(
     resources: Sequence[Resource], author: Party, reader: Party, *, sensitive: bool
 ) -> tuple[Resource, ...]:
     """The Bundle entries (``{"fullUrl", "resource"}``) of one party's message that another may see."""
-    if author is reader or author not in {Party.SENDER, Party.RECEIVER}:
+    if author is reader or not {author, reader} <= _ENDS:
         return ()
     found: Sequence[Resource] = resources
     if reader is Party.SENDER:
@@ -67,11 +68,12 @@ def resources_for(
             for entry in resources
             if entry["resource"]["resourceType"] in _FOR_SENDER
         ]
-    return (
-        tuple({**entry, "resource": hide(entry["resource"])} for entry in found)
-        if sensitive
-        else tuple(found)
-    )
+    return kept_back(found) if sensitive else tuple(found)
+
+
+def kept_back(resources: Sequence[Resource]) -> tuple[Resource, ...]:
+    """The entries without what a sensitive patient could be found by."""
+    return tuple({**entry, "resource": hide(entry["resource"])} for entry in resources)
 
 
 def shows_its_patient(fact: Fact) -> bool:

@@ -56,19 +56,16 @@ def event_type_of(taken: Taken) -> str:
 
 def _told(canonical: Canonical, taken: Taken) -> Iterable[OdsCode]:
     transfer, author = taken.transfer, canonical.trust
-    if _is_private(taken):
+    if not _is_news(canonical, taken):
         return ()
-    parties = (transfer.sender, transfer.receiver)
+    parties = (transfer.sender,) if _is_private(taken) else (transfer.sender, transfer.receiver)
     for_both = taken.is_alert or taken.corrects or taken.fact.step is Step.IDENTIFY
-    if author not in parties or for_both:
-        return parties if _is_news(canonical, taken) else ()
-    return (transfer.other(author),) if _is_news(canonical, taken) else ()
+    return parties if author not in parties or for_both else tuple(each for each in parties if each != author)
 
 
 def _is_private(taken: Taken) -> bool:
-    """What nobody else has been asked yet is nobody else's business."""
-    drafts = {State.DRAFT, State.CANCELLED, State.ENTERED_IN_ERROR, State.EXPIRED}
-    return taken.before in {None, State.DRAFT} and taken.transfer.state in drafts
+    """What nobody else has been asked is nobody else's business."""
+    return not taken.transfer.was_asked or {taken.before, taken.transfer.state} <= {None, State.DRAFT}
 
 
 def _is_news(canonical: Canonical, taken: Taken) -> bool:
@@ -134,7 +131,7 @@ def from_the_hub(
     }
     if transfer.correlation_id:
         said[headers.CORRELATION_ID] = transfer.correlation_id
-    parties = (transfer.sender,) if transfer.state is State.DRAFT else (transfer.sender, transfer.receiver)
+    parties = (end for end in (transfer.sender, transfer.receiver) if transfer.party(end) is not None)
     return tuple(
         Outgoing(
             receiver=to,

@@ -33,11 +33,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
-from hub.domain.transfer import State
 from hub.fhir.audit_event import KnownAs
 from hub.fhir.systems import NHS_NUMBER
 from hub.store import tables as t
 from hub.store.bulk import among
+from hub.store.load import is_receivers
 from hub.store.patients import Patient, known_as, patients_of
 from hub.store.search import Token
 from hub.store.tables import NOTABLE, audit_entry, audit_pending
@@ -224,10 +224,10 @@ async def _theirs(
     patients = named if named is not None else await patients_of(connection, persons)
     records = {each for patient in patients.values() for each in patient.records}
     x, i = t.transfer.c, t.person_identifier.c
-    # What the receiver was not asked yet is not there for it.
+    # What the receiver was not asked is not there for it.
     an_end = or_(
         among(x.sender, trusts, connection),
-        and_(among(x.receiver, trusts, connection), x.state != State.DRAFT.value),
+        and_(among(x.receiver, trusts, connection), is_receivers(t.transfer)),
     )
     by_transfer = select(x.person_id).where(among(x.person_id, records, connection), an_end)
     by_number = select(i.person_id).where(among(i.person_id, records, connection), _of_hospitals(trusts))
@@ -336,7 +336,8 @@ def _narrowed(
         narrow.append(a.detail[asked.flag].as_boolean())
     if asked.left is not None:
         x = t.transfer.c
-        of_its = select(x.transfer_id).where(or_(x.sender == asked.left, x.receiver == asked.left))
+        as_receiver = and_(x.receiver == asked.left, is_receivers(t.transfer))
+        of_its = select(x.transfer_id).where(or_(x.sender == asked.left, as_receiver))
         narrow.append(
             or_(
                 and_(a.code == Code.DISCLOSURE_SENT.value, a.trust == asked.left),

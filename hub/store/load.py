@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, bindparam, or_, select, text
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, FromClause, and_, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
 from hub.domain.message import Canonical, EncounterRef, Position, Received, Stay
 from hub.domain.rejection import Disposition, Why
-from hub.domain.transfer import HUB, Fact, Party, State, Step, Transfer
+from hub.domain.transfer import ASKING, HUB, UNASKED, Fact, Party, State, Step, Transfer
 from hub.journey.decide import Understood
 from hub.journey.known import FirstMessage, Known, Person
 from hub.store import tables as t
@@ -308,6 +308,15 @@ def _stay(row: Any) -> Stay:
 
 def _time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def is_receivers(transfer: FromClause) -> ColumnElement[bool]:
+    """Whether rows of `transfer` are the receiver's business (`Transfer.party`): no draft, and nothing that it was never asked."""
+    x, h = transfer.c, t.transfer_history.c
+    asked = select(h.version).where(h.transfer_id == x.transfer_id, h.step.in_(sorted(ASKING)))
+    return and_(
+        x.state != State.DRAFT.value, or_(x.state.not_in([each.value for each in UNASKED]), asked.exists())
+    )
 
 
 async def with_facts(connection: AsyncConnection, rows: Sequence[Any]) -> list[Transfer]:

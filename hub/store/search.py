@@ -15,7 +15,7 @@ from hub.fhir import decimals
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER
 from hub.store import tables as t
 from hub.store.bulk import among
-from hub.store.load import with_facts
+from hub.store.load import is_receivers, with_facts
 from hub.store.packing import unpack
 from hub.store.write import write_audit
 
@@ -247,8 +247,8 @@ def _ends(
     return [
         *([_of_others(connection, trust, others).where(narrowed)] if others else []),
         select(t.transfer).where(_t.sender == trust, narrowed),
-        # What the receiver was not asked yet is not there for it.
-        select(t.transfer).where(_t.receiver == trust, _t.state != State.DRAFT.value, narrowed),
+        # What the receiver was not asked is not there for it.
+        select(t.transfer).where(_t.receiver == trust, is_receivers(t.transfer), narrowed),
     ]
 
 
@@ -258,7 +258,7 @@ def _of_others(
     """What other hospitals ask of each other for these patients."""
     return select(t.transfer).where(
         among(_t.person_id, persons, connection),
-        _t.state != State.DRAFT.value,
+        is_receivers(t.transfer),
         _t.sender != trust,
         _t.receiver != trust,
     )

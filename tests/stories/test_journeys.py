@@ -496,6 +496,60 @@ async def test_a_draft_is_nobody_elses_business(hub, torbay, exeter):
     assert await hub.told("RH8") == ["transfer.requested"]
 
 
+async def test_a_draft_stays_nobody_elses_business_through_a_death_that_is_taken_back(
+    hub, torbay, exeter, plymouth
+):
+    """Plymouth's record says of the wrong patient that they have died, and then that they have not."""
+    drafted = await ask(torbay, FENNIMOSS, draft=True)
+    for has_died, state in ((True, "cancelled"), (False, "draft")):
+        hub.clock.later(minutes=1)
+        await plymouth.tells_of_patient("A31", FENNIMOSS, deceasedBoolean=has_died)
+        assert await hub.state(drafted) == state
+    assert await hub.told("RH8") == await hub.told("RK9") == []
+    assert await hub.told("RA9") == ["transfer.patient.died", "transfer.reopened"]
+    assert [record.of("Patient") for record in await hub.inbox("RA9")] == [None, None]
+    assert await ask(torbay, FENNIMOSS, at=hub.clock.later(minutes=3)) == drafted
+    assert await hub.told("RH8") == ["transfer.requested"]
+
+
+@pytest.mark.parametrize("in_error", [False, True])
+async def test_a_draft_that_was_withdrawn_was_never_the_receivers(hub, torbay, exeter, in_error):
+    drafted = await ask(torbay, FENNIMOSS, draft=True)
+    hub.clock.later(minutes=1)
+    await torbay.cancels_request(FENNIMOSS, to="RH8", request_number=NUMBER, in_error=in_error)
+    hub.clock.later(minutes=1)
+    peeked = await answer(exeter, "accepted", FENNIMOSS, torbay, transfer_id=drafted)
+    assert peeked.why == "transfer-unknown"
+    assert await hub.told("RH8") == []
+
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    for kind in ("Task", "ServiceRequest", "Patient", "Encounter", "Provenance"):
+        assert "entry" not in (await at_exeter.get(f"/{kind}")).json(), kind
+    assert (await at_exeter.get("/Task?_summary=count")).json()["total"] == 0
+    for path in ("", "/_history", "/_history/1"):
+        assert (await at_exeter.get(f"/Task/{drafted}{path}")).status_code == 404
+
+
+async def test_who_left_before_being_asked_for_is_the_receivers_business_though_it_is_withdrawn_after(
+    hub, torbay, exeter
+):
+    """The ambulance leaves on a draft and comes back: what Exeter was told it must see the end of."""
+    drafted = await ask(torbay, FENNIMOSS, draft=True)
+    hub.clock.later(minutes=5)
+    await discharge(torbay, FENNIMOSS)
+    hub.clock.later(minutes=5)
+    await torbay.reports("A13", FENNIMOSS, encounter_number=STAY, at=hub.clock(), status="in-progress")
+    assert await hub.state(drafted) == "draft"
+    hub.clock.later(minutes=5)
+    await torbay.cancels_request(FENNIMOSS, to="RH8", request_number=NUMBER)
+    assert await hub.told("RH8") == ["transfer.departed", "transfer.corrected", "transfer.cancelled"]
+    assert (await hub.inbox("RH8"))[1].of("Patient") is None
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    assert (await at_exeter.get(f"/Task/{drafted}")).json()["businessStatus"]["coding"][0][
+        "code"
+    ] == "cancelled"
+
+
 async def test_merged_on_arrival(hub, torbay, exeter):
     """Exeter registered the patient without an NHS number, then found its own old record of them."""
     transfer = await on_the_way(hub, torbay, exeter, OAKENSHADE)

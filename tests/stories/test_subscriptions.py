@@ -303,6 +303,10 @@ async def test_a_draft_is_not_told_to_whom_it_is_not_sent_yet(
         await asked(hub, torbay, at_torbay, change=status_is("draft"))
         await notifier.once()
         assert (board.kinds(), own.numbers()) == (["handshake"], [1])
+        hub.clock.later(minutes=1)
+        await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="TR-1")
+        await notifier.once()
+        assert (board.kinds(), own.numbers()) == (["handshake"], [1, 2])
 
 
 async def test_what_was_told_and_not_written_down_is_told_again_under_its_number(

@@ -216,3 +216,24 @@ def test_parties():
         Party.SENDER, Party.RECEIVER, None,
     )  # fmt: skip
     assert (transfer.other(SENDER), transfer.other(RECEIVER)) == (RECEIVER, SENDER)
+
+
+_UNHEARD = (Step.UPDATE, Step.CANCEL, Step.VOID, Step.DIE, Step.DIVERGE, Step.IDENTIFY, Step.ESCALATE, Step.EXPIRE, Step.RETURN)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", _UNHEARD)
+def test_what_becomes_of_a_draft_is_not_the_receivers(step):
+    transfer = told((fact("1", Step.DRAFT, 0), fact("2", step, 1)))
+
+    assert not transfer.was_asked
+    assert transfer.party(RECEIVER) is None
+    assert transfer.party(SENDER) is Party.SENDER
+
+
+@pytest.mark.parametrize("last", [Step.CANCEL, Step.VOID])
+@pytest.mark.parametrize("asking", [Step.REQUEST, Step.DEPART])
+def test_what_the_receiver_was_asked_stays_its_own(asking, last):
+    """A departure that came late, too: the fold has the withdrawal before it, and the receiver has heard of it."""
+    transfer = told((fact("1", Step.DRAFT, 0), fact("2", last, 1), fact("3", asking, 2)))
+
+    assert transfer.was_asked
