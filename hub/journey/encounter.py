@@ -50,16 +50,30 @@ _EVENT_OF_STATUS: Mapping[str, str] = {
 }
 
 
-def encounter_entry(draft: Draft, kind: Kind) -> Entry | None:
-    """The Encounter that matters: the sender's stay in a request, the receiver's own in an answer (BaRS puts it
+def encounter_entry(draft: Draft, kind: Kind, subject: Entry) -> Entry | None:
+    """The Encounter that matters: the stay that a request is made in, the receiver's own in an answer (BaRS puts it
     last, behind the sender's).
     """
     found = draft.resources.of_type("Encounter")
     if kind is not Kind.ANSWER:
-        return found[0] if found else None
+        said = subject.resource.get("encounter")
+        return _referred_to(draft, said, subject) if said else found[0] if found else None
     own = [entry for entry in found if provider(draft, entry) in {None, draft.received.trust}]
     named = [entry for entry in own if provider(draft, entry) == draft.received.trust]
     return (named or own)[-1] if own else None
+
+
+def _referred_to(draft: Draft, reference: Mapping[str, Any], subject: Entry) -> Entry | None:
+    """The stay that the request names: where nothing leads to it, the only one there is. Another stay of several is not it."""
+    found = draft.resources.of_type("Encounter")
+    tree = draft.resources.resolve(reference, inside=subject.resource)
+    if tree is not None and tree["resourceType"] == "Encounter":
+        inside = Entry(subject.full_url, tree, f"{subject.path}.contained")
+        return next((each for each in found if each.resource is tree), inside)
+    named = set(identifiers(reference))
+    if named:
+        return next((each for each in found if not named.isdisjoint(identifiers(each.resource))), None)
+    return found[0] if len(found) == 1 else None
 
 
 def provider(draft: Draft, entry: Entry) -> OdsCode | None:

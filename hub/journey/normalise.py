@@ -89,7 +89,7 @@ def _meaning(
     spread(draft)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
-    entry = encounter_entry(draft, kind)
+    entry = encounter_entry(draft, kind, subject)
     person = person_ref(draft, kind, subject, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)
     receiver = directory.trust_of(receiver_code) if receiver_code else None

@@ -6,11 +6,14 @@ What comes along is passed on to whom the message is for. It is never taken for 
 import uuid
 from datetime import date
 
+import pytest
+
 from hub.demo.epr import Patient
 from hub.demo.people import MOONRAKER, QUILLFEATHER
+from hub.store import tables as t
 from tests.stories.conftest import edited, resources
 from tests.stories.rest import System, facade_of
-from tests.stories.test_journeys import NUMBER, STAY
+from tests.stories.test_journeys import NUMBER, STAY, answer, discharge
 
 BABY = Patient("Quillfeather", "Baby", date(2026, 11, 21), MOONRAKER.nhs_number, {"RA9": "9100003"})
 
@@ -66,3 +69,47 @@ async def test_a_baby_is_asked_for_by_number_and_only_the_mother_is_described(hu
     asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), by_number))
     assert str(asked) == "accepted"
     assert "for" not in (await hub.inbox("RH8"))[-1].of("Task")
+
+
+async def test_an_earlier_stay_in_the_emergency_department_is_not_where_the_patient_leaves_from(
+    hub, torbay, exeter
+):
+    """The request names the ward's stay; the emergency department's came first."""
+    earlier = torbay.epr._stay(QUILLFEATHER, "ED-1", status="finished")
+    earlier["class"]["code"] = "EMER"
+    asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), beside(earlier)))
+    [row] = await hub.rows(t.transfer)
+    assert row["origin_encounter"].endswith(f"|{STAY}")
+    assert (await hub.inbox("RH8"))[-1].of("Encounter")["identifier"][0]["value"] == STAY
+
+    hub.clock.later(minutes=5)
+    await answer(exeter, "accepted", QUILLFEATHER, torbay)
+    left = await discharge(torbay, QUILLFEATHER)
+    assert left.transfer_id == asked.transfer_id
+    assert await hub.state(asked.transfer_id) == "in-transit"
+
+
+@pytest.mark.parametrize(
+    ("said", "origin"),
+    [
+        (lambda system, url: {"reference": url}, STAY),
+        (lambda system, url: {"identifier": {"system": system, "value": STAY}}, STAY),
+        (lambda system, url: {"identifier": {"system": system, "value": "V-99"}}, None),
+        (lambda system, url: {"reference": "Encounter/elsewhere"}, None),
+        (lambda system, url: None, "ED-1"),
+    ],
+    ids=["by its place", "by its number", "one that is not here", "one on a server", "not at all"],
+)
+async def test_which_of_two_stays_a_request_is_made_in(hub, torbay, said, origin):
+    def names(tree):
+        beside(torbay.epr._stay(QUILLFEATHER, "ED-1", status="finished"))(tree)
+        [request] = resources(tree, "ServiceRequest")
+        request["encounter"] = said(
+            torbay.profile.identifier_systems.encounter, request["encounter"]["reference"]
+        )
+        if request["encounter"] is None:
+            del request["encounter"]
+
+    assert str(await torbay.send(edited(asks(torbay, QUILLFEATHER), names))) == "accepted"
+    [row] = await hub.rows(t.transfer)
+    assert (row["origin_encounter"] or "").rpartition("|")[2] == (origin or "")
