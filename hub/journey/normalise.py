@@ -5,7 +5,7 @@ Everybody and everything is found by identifiers (ODS code, NHS number, numbers 
 server's resource id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -127,7 +127,7 @@ def _meaning(
         business_status=_business_status(subject),
         expected_version=_expected_version(draft),
         until=instant(((subject.resource.get("restriction") or {}).get("period") or {}).get("end")),
-        **_wishes(subject, kind),
+        **_wishes(draft, subject, kind),
         stated_at=stated_at(subject.resource),
         began_at=_began_at(kind, subject),
         resources=tuple(
@@ -383,54 +383,61 @@ def _sequence(subject: Entry) -> int | None:
 
 def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
-    holders: list[Mapping[str, Any]] = [
-        subject.resource,
-        *(e.resource for e in draft.resources.of_type("ServiceRequest") if e is not subject),
-    ]
-    if kind is Kind.ANSWER:
-        holders += [
-            reference
-            for reference in (subject.resource.get("focus"), *subject.resource.get("basedOn", ()))
-            if reference
-        ]
-    if kind is Kind.ENCOUNTER:
-        holders = [*subject.resource.get("basedOn", ()), *_transfer_ids(subject.resource)]
-    found = [each for holder in holders for each in identifiers(holder)]
+    found = [each for holder in _named_by(draft, kind, subject) for each in identifiers(holder)]
     return TransferRefs(
         hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
-        requests=tuple(dict.fromkeys(e for e in found if e.system != HUB_TRANSFER))
-        if subject.resource["resourceType"] != "Task"
-        else _request_identifiers(draft, subject),
+        requests=tuple(dict.fromkeys(each for each in found if each.system != HUB_TRANSFER)),
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
     )
 
 
-def _request_identifiers(draft: Draft, task: Entry) -> tuple[Identifier, ...]:
-    """The request's identifiers in an answer: a Task's own number names the Task, not the request."""
-    references = [
-        reference
+def _named_by(draft: Draft, kind: Kind, subject: Entry) -> Iterable[Mapping[str, Any]]:
+    """What in a message has the transfer's names. A request has its own: those that came with it are of other things, a
+    laboratory's order, or the request that this one stands in for.
+    """
+    resource = subject.resource
+    if kind is Kind.ENCOUNTER:
+        part_of = resource.get("partOf")
+        return (*resource.get("basedOn", ()), *_hub_ids(resource), *([part_of] if part_of else []))
+    if kind is not Kind.ANSWER:
+        return (resource,)
+    if resource["resourceType"] == "Task":
+        # A Task's own number names the Task, not the request.
+        return (*_hub_ids(resource), *_answered(draft, subject))
+    return (resource, *(each.resource for each in draft.resources.of_type("ServiceRequest")))
+
+
+def _answered(draft: Draft, task: Entry) -> list[Mapping[str, Any]]:
+    """The request that a Task is about: what it refers to; where it names nothing so, all that came with it."""
+    referred = [
+        each
         for reference in (task.resource.get("focus"), *task.resource.get("basedOn", ()))
-        if reference
+        for each in _with_target(draft, reference, task)
     ]
-    targets = [draft.resources.resolve(reference, inside=task.resource) for reference in references]
-    holders = [
-        *references,
-        *(t for t in targets if t),
-        *(e.resource for e in draft.resources.of_type("ServiceRequest")),
+    named = {each for holder in referred for each in identifiers(holder)}
+    requests = [each.resource for each in draft.resources.of_type("ServiceRequest")]
+    return [
+        *referred,
+        *(each for each in requests if not named or not named.isdisjoint(identifiers(each))),
     ]
-    return tuple(
-        dict.fromkeys(e for holder in holders for e in identifiers(holder) if e.system != HUB_TRANSFER)
-    )
 
 
-def _transfer_ids(encounter: Tree) -> list[Mapping[str, Any]]:
-    """Where a stay names the transfer itself: among its identifiers, or as the stay it is part of."""
-    part_of = encounter.get("partOf")
-    named = [each for each in encounter.get("identifier", ()) if each.get("system") == HUB_TRANSFER]
-    return [*({"identifier": each} for each in named), *([part_of] if part_of else [])]
+def _with_target(
+    draft: Draft, reference: Mapping[str, Any] | None, subject: Entry
+) -> list[Mapping[str, Any]]:
+    """A reference and what it leads to in the message: either may have the identifiers."""
+    target = draft.resources.resolve(reference, inside=subject.resource)
+    return [each for each in (reference, target) if each]
 
 
-def _wishes(subject: Entry, kind: Kind) -> dict[str, Any]:
+def _hub_ids(resource: Tree) -> list[Mapping[str, Any]]:
+    """Where a resource names the transfer itself among its identifiers."""
+    return [
+        {"identifier": each} for each in resource.get("identifier", ()) if each.get("system") == HUB_TRANSFER
+    ]
+
+
+def _wishes(draft: Draft, subject: Entry, kind: Kind) -> dict[str, Any]:
     """What a request asks for, as far as the lifecycle and its clocks need it."""
     if kind not in {Kind.REQUEST, Kind.UPDATE}:
         return {}
@@ -440,7 +447,12 @@ def _wishes(subject: Entry, kind: Kind) -> dict[str, Any]:
         for concept in (*request.get("category", ()), *request.get("orderDetail", ()))
         for code in codes(concept)
     ]
-    replaced = [each for reference in request.get("replaces", ()) for each in identifiers(reference)]
+    replaced = [
+        each
+        for reference in request.get("replaces", ())
+        for holder in _with_target(draft, reference, subject)
+        for each in identifiers(holder)
+    ]
     return {
         "specialty": _code(code_of(request.get("performerType"))),
         "priority": next(

@@ -9,11 +9,12 @@ from datetime import date
 import pytest
 
 from hub.demo.epr import Patient
-from hub.demo.people import MOONRAKER, QUILLFEATHER
+from hub.demo.people import MOONRAKER, QUILLFEATHER, THISTLEWICK
+from hub.fhir.systems import NHS_NUMBER
 from hub.store import tables as t
 from tests.stories.conftest import edited, resources
 from tests.stories.rest import System, facade_of
-from tests.stories.test_journeys import NUMBER, STAY, answer, discharge
+from tests.stories.test_journeys import NUMBER, STAY, answer, ask, discharge
 
 BABY = Patient("Quillfeather", "Baby", date(2026, 11, 21), MOONRAKER.nhs_number, {"RA9": "9100003"})
 
@@ -113,3 +114,63 @@ async def test_which_of_two_stays_a_request_is_made_in(hub, torbay, said, origin
     assert str(await torbay.send(edited(asks(torbay, QUILLFEATHER), names))) == "accepted"
     [row] = await hub.rows(t.transfer)
     assert (row["origin_encounter"] or "").rpartition("|")[2] == (origin or "")
+
+
+def _blood_test(patient, number="LAB-1"):
+    return {
+        "resourceType": "ServiceRequest",
+        "identifier": [{"system": "https://laboratory.example/order", "value": number}],
+        "status": "active",
+        "intent": "order",
+        "subject": {"identifier": {"system": NHS_NUMBER, "value": patient.nhs_number}},
+    }
+
+
+async def test_two_requests_with_the_same_blood_test_beside_them_are_two(hub, torbay, exeter):
+    asked = []
+    for number, specialty in (("TR-1", "320"), ("TR-2", "150")):
+        message = asks(torbay, QUILLFEATHER, number=number, specialty=specialty)
+        asked.append(await torbay.send(edited(message, beside(_blood_test(QUILLFEATHER), first=False))))
+        hub.clock.later(minutes=3)
+    assert len({each.transfer_id for each in asked}) == 2
+    assert sorted(row["value"] for row in await hub.rows(t.transfer_identifier)) == ["TR-1", "TR-2"]
+
+    answers = exeter.epr.answers(
+        QUILLFEATHER, "accepted", requester=torbay.profile, request_number="TR-2", at=hub.clock()
+    )
+
+    def with_both(tree):
+        for each in (_blood_test(QUILLFEATHER), _blood_test(QUILLFEATHER, "TR-1")):
+            tree["entry"].append({"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": each})
+
+    said = await exeter.send(edited(answers, with_both))
+    assert said.transfer_id == asked[1].transfer_id
+    assert [await hub.state(each.transfer_id) for each in asked] == ["requested", "accepted"]
+
+
+@pytest.mark.parametrize("by", ["identifier", "reference"])
+async def test_a_request_with_the_one_that_it_stands_in_for_beside_it(hub, torbay, exeter, plymouth, by):
+    first = await ask(torbay, THISTLEWICK)
+    hub.clock.later(minutes=5)
+    system = torbay.profile.identifier_systems.request
+    old = _blood_test(THISTLEWICK) | {
+        "identifier": [{"system": system, "value": NUMBER}],
+        "status": "revoked",
+    }
+
+    def with_old(tree):
+        beside(old, first=False)(tree)
+        new = resources(tree, "ServiceRequest")[0]
+        if by == "reference":
+            new["replaces"] = [
+                {"reference": next(e["fullUrl"] for e in tree["entry"] if e["resource"] is old)}
+            ]
+
+    message = asks(torbay, THISTLEWICK, to="RK9", number="TR-2", replaces=NUMBER)
+    second = await torbay.send(edited(message, with_old))
+    assert str(second) == "accepted"
+    assert [await hub.state(each) for each in (first, second.transfer_id)] == ["redirected", "requested"]
+    told = (await hub.inbox("RH8"))[-1]
+    assert led_to(told, told.of("Task")["focus"])["identifier"][0]["value"] == NUMBER
+    names = {row["value"]: row["transfer_id"] for row in await hub.rows(t.transfer_identifier)}
+    assert names == {NUMBER: first, "TR-2": second.transfer_id}
