@@ -2,7 +2,7 @@
 
 import getpass
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -242,7 +242,12 @@ def outbox_(as_json: AsJson = False) -> None:
 def resend(
     ods: Ods,
     after: Annotated[
-        int, typer.Option(min=0, help="The outbox-seq that the receiver says it read last; 0 for everything.")
+        int,
+        typer.Option(
+            min=0,
+            help="The outbox-seq that the receiver says it read last (of several partitions, the one that was sent first); 0 for everything "
+            "that its topics would hold.",
+        ),
     ],
     because: Because,
     yes: Annotated[
@@ -264,15 +269,19 @@ def resend(
 
     async def work(settings: HubSettings) -> None:
         async with wiring.opened(settings) as engine:
-            sent = await resending.sent_after(engine, profile.ods, topics, after)
+            since = wiring.now() - timedelta(days=settings.topic_retention_days)
+            try:
+                sent = await resending.sent_after(engine, profile.ods, topics, after, since)
+            except queries.NotFoundError:
+                raise Failure(f"No message {after} was sent to {profile.ods}.") from None
             try:
                 lying = await wiring.lying_in(settings, profile.ods, topics)
             except DeliveryError as error:
                 raise Failure(str(error)) from None
             gone = [each for each in sent if (each.seq, each.event_id) not in lying]
-            kept = [each.seq for each in gone if each.is_kept]
+            kept = [each for each in gone if each.is_kept]
             print(
-                f"Behind number {after}, {len(sent)} messages were sent to {profile.ods}: {len(sent) - len(gone)} lie in its topics, {len(gone)} do "
+                f"After number {after}, {len(sent)} messages were sent to {profile.ods}: {len(sent) - len(gone)} lie in its topics, {len(gone)} do "
                 f"not, and of those {len(gone) - len(kept)} cannot be sent again, because their content has aged out."
             )
             if not yes:
@@ -280,7 +289,11 @@ def resend(
                 return
             by = getpass.getuser()
             again = await resending.send_again(engine, profile.ods, topics, kept, because, wiring.now(), by)
-            print(f"{again} wait to be sent again.")
+            print(
+                f"{again} wait to be sent again."
+                if again
+                else "Nothing is sent again; no incident was closed."
+            )
 
     run_it(work, settings)
 

@@ -27,6 +27,7 @@ from hub.domain.delivery import (
     EVENT_HEADER,
     SEQ_HEADER,
     DeliveryError,
+    Fault,
     Outgoing,
     Placed,
     ReadBack,
@@ -40,8 +41,16 @@ _REQUEST_BYTES = 1_048_576
 """The largest record that is handed over; Kafka's own limit where nobody has set another."""
 _PARTITIONER = DefaultPartitioner()
 _SECOND_LOOK_S = 1.0
+_DIGITS_MAX = 18
+"""A number that a database can hold."""
 _METADATA_S = 1.0
 """How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
+
+_OPEN_TRANSACTION = Fault(
+    Scope.RECEIVER,
+    "OpenTransaction",
+    "somebody's transaction is open in the receiver's topics, and what lies behind it cannot be seen: who else writes there?",
+)
 
 # What the client library writes about an outage is said by `delivery.failed`, once and with advice.
 logging.getLogger("aiokafka").setLevel(logging.ERROR)
@@ -229,6 +238,7 @@ class KafkaDestination:
         try:
             async with asyncio.timeout(self._patience_s):
                 await consumer.start()
+            await self._until_stable(consumer, wanted)
             found, gone = await self._behind(consumer, wanted, known)
             return ReadBack(found, closed, gone)
         except (KafkaError, OSError, TimeoutError) as error:
@@ -238,12 +248,38 @@ class KafkaDestination:
                 async with asyncio.timeout(5):
                     await consumer.stop()
 
+    async def _until_stable(self, consumer: Any, wanted: Sequence[TopicPartition]) -> None:
+        """Until no transaction is open in these partitions: what lies behind one cannot be seen, and would be sent again."""
+        looking = AIOKafkaConsumer(
+            **self._access.client_options(),
+            client_id=f"hub-dispatcher-{self._receiver.lower()}-ends",
+            group_id=None,
+            enable_auto_commit=False,
+            request_timeout_ms=int(self._patience_s * 1000),
+        )
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await looking.start()
+            looking.assign(wanted)
+            deadline = time.monotonic() + self._patience_s
+            while await looking.end_offsets(wanted) != (await self._bounds(consumer, wanted))[1]:
+                if time.monotonic() > deadline:
+                    raise DeliveryError(_OPEN_TRANSACTION)
+                await asyncio.sleep(0.1)
+        finally:
+            with suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(5):
+                    await looking.stop()
+
     async def _behind(
         self, consumer: Any, wanted: Sequence[TopicPartition], known: Iterable[Placed]
     ) -> tuple[tuple[Placed, ...], tuple[Placed, ...]]:
         """What lies behind what is known, and what of that is gone."""
         first, end = await self._bounds(consumer, wanted)
+        known, topics = list(known), {part.topic for part in wanted}
         last = {part: each for each in known if (part := TopicPartition(each.topic, each.partition)) in first}
+        # A topic that was made anew can have fewer partitions.
+        lost = [each for each in known if each.topic in topics and (each.topic, each.partition) not in first]
         if any(end[part] <= each.offset for part, each in last.items()):
             # Once more: for a moment after a change of leader a broker may know less than there is.
             await asyncio.sleep(_SECOND_LOOK_S)
@@ -260,7 +296,7 @@ class KafkaDestination:
         }
         behind = [each for (part, _), each in found.items() if part not in gone]
         behind += await self._read(consumer, {part: first[part] for part in gone}, end)
-        return tuple(behind), tuple(gone.values())
+        return tuple(behind), (*gone.values(), *lost)
 
     async def _bounds(
         self, consumer: Any, wanted: Sequence[TopicPartition]
@@ -393,7 +429,7 @@ def _placed(record: Any) -> Placed | None:
     """Which row a record is, or None if the hub did not write it."""
     headers = dict(record.headers)
     seq, event_id = headers.get(SEQ_HEADER), headers.get(EVENT_HEADER)
-    if seq is None or event_id is None or not seq.isdigit():
+    if seq is None or event_id is None or not seq.isdigit() or len(seq) > _DIGITS_MAX:
         return None
     held = hashlib.sha256(record.value or b"").hexdigest()
     return Placed(

@@ -38,8 +38,8 @@ ADVICE: Mapping[str, str] = {
     IncidentKind.DELIVERY_LATE: "`hub outbox` says why. Closes itself when the hospital has its messages.",
     IncidentKind.SENT_RECORDS_GONE: "What was sent to this partition does not lie there any more: the topic was made anew or lost its end. Ask the "
     "receiver which outbox-seq it read last, then `hub resend`.",
-    IncidentKind.TOPIC_AHEAD: "The receiver's topic holds messages that this database does not know: it is older than the topic (`hub db restored`), "
-    "or another hub writes there.",
+    IncidentKind.TOPIC_AHEAD: "The receiver's topic holds messages that this database does not know: it is older than the topic (`hub db restored`, if "
+    "that was not done), or another hub writes there.",
     IncidentKind.SUBSCRIPTION_FAILING: "Ask who runs the subscriber. Closes itself when it takes what it is told.",
     IncidentKind.GLASS_BROKEN: "Look at the reason, then `hub break-glass review`.",
     IncidentKind.SEALING_LATE: "Is `hub sealer` running? Closes itself when the entries are sealed.",

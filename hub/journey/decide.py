@@ -98,14 +98,14 @@ def decide(
     choice: Choice | None = None,
 ) -> Effects:
     """Steps 3 to 5. ``known`` takes in what was decided. ``again``: a retry, so the id being used is no repetition;
-    it may bring a human's ``choice``.
+    a human's brings their ``choice``, if only that it be run again.
     """
     received = understood.received
     first = None if again else known.messages.get((received.trust, understood.message_id))
     if first is not None:
         return _repeated(understood, first, journey, now)
     try:
-        effects = _decide(understood, known, journey, now, choice or Choice())
+        effects = _decide(understood, known, journey, now, choice)
     except Exception as error:  # noqa: BLE001 - a bug in a step quarantines this message
         effects = _refused(understood, _fault(error), journey, now)
     _remember(effects, known)
@@ -121,8 +121,10 @@ def _fault(error: Exception) -> Rejection:
     return Rejection(Why.HUB_FAULT, detail=f"{type(error).__name__} at {where}.")
 
 
-def _decide(understood: Understood, known: Known, journey: Journey, now: datetime, choice: Choice) -> Effects:
-    canonical = understood.meaning
+def _decide(
+    understood: Understood, known: Known, journey: Journey, now: datetime, by_hand: Choice | None
+) -> Effects:
+    canonical, choice = understood.meaning, by_hand or Choice()
     if isinstance(canonical, Rejection):
         return _refused(understood, canonical, journey, now)
     named = named_transfer(canonical, known, choice.transfer_id)
@@ -149,7 +151,8 @@ def _decide(understood: Understood, known: Known, journey: Journey, now: datetim
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
     for to in told_to(canonical, advanced):
-        if to not in journey.directory:
+        # Somebody who has left: that nobody else is told, a human may decide.
+        if to not in journey.directory and by_hand is None:
             unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{to} is a party of the transfer.")
             return _refused(understood, unknown, journey, now, canonical, person_id=whom)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)

@@ -30,10 +30,12 @@ def news(
         _outgoing(canonical, taken.transfer, event_type_of(taken), to, directory, sensitive, taken)
         for taken in advanced.taken
         for to in _told(canonical, taken)
+        if to in directory
     ]
     told += [
         _outgoing(canonical, transfer, canonical.event_type, transfer.receiver, directory, sensitive, None)
         for transfer in advanced.shared
+        if transfer.receiver in directory
     ]
     return tuple(told)
 

@@ -324,12 +324,12 @@ class Dispatcher:
                 break
             receiver.sending = rows
             placed = await destination.send(rows)
-            went_back = await self._went_back(receiver, placed)
-            receiver.suspicious |= went_back
+            if went_back := await self._went_back(receiver, placed):
+                # Before it is written down: the new offsets would hide that the old ones are gone.
+                receiver.suspicious |= went_back
+                raise _StartOver
             await self._store(self._written.ask(placed))
             self._sent(receiver, rows[: len(placed)])
-            if went_back:
-                raise _StartOver
             if len(rows) < limit:
                 await self._sleep(to_next_beat(self._config.gather_s, time.monotonic()))
         self._log.warning("delivery.lease_lost", receiver=receiver.ods)

@@ -136,14 +136,14 @@ class FeedService:
         return await self._moved(feed, next_leaf, last.offset if next_leaf == last.seq + 1 else None)
 
     async def _are_of_this_log(self, sent: Sequence[Placed]) -> bool:
-        of_leaf = {each.seq: each.event_id for each in sent}
-        first, last = min(of_leaf), max(of_leaf)
-        for at in range(first, last + 1, self._config.batch_max):
-            rows = await feeds.leaves(self._engine, at, self._config.batch_max)
-            here = {each.seq: each.event_id for each in await self._render(rows)}
-            wanted = range(at, min(at + self._config.batch_max, last + 1))
-            if any(of_leaf[leaf] != here.get(leaf) for leaf in wanted if leaf in of_leaf):
+        waiting = sorted((each.seq, each.event_id) for each in sent)
+        while waiting:
+            rows = await feeds.leaves(self._engine, waiting[0][0], self._config.batch_max)
+            here = {(each.seq, each.event_id) for each in await self._render(rows)}
+            some = [each for each in waiting if rows and each[0] <= rows[-1]["leaf_index"]]
+            if not some or not here.issuperset(some):
                 return False
+            waiting = waiting[len(some) :]
         return True
 
     async def _say_gone(self, feed: Feed) -> None:

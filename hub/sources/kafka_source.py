@@ -435,8 +435,8 @@ class KafkaSource:
         if not self._next:
             refused = await self._positions.refused(keys)
             self._elsewhere = await self._positions.load(keys - refused)
-        await self._look_for_topics_made_anew(keys)
         await self._take_up_freed(keys)
+        await self._look_for_topics_made_anew(keys)
 
     async def _look_for_topics_made_anew(self, there: set[PartitionKey]) -> None:
         bounds = await self._reader.bounds([key for key in self._next.copy() if key in there])
@@ -462,7 +462,11 @@ class KafkaSource:
                 return
             ours &= self._refused & set(self._consumer.assigned())
             freed = ours - await self._positions.refused(ours)
-            starts = await self._starts_of(sorted(freed))
+            try:
+                starts = await self._starts_of(sorted(freed))
+            except KafkaUnavailableError:
+                self._refused |= freed
+                raise
             if not starts:
                 return
             await self._mark_suspects(starts)

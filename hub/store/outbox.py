@@ -53,6 +53,9 @@ pending it would walk over all that waits, after an outage a hundred thousand ro
 """
 _WINDOW = 1000
 """Rows looked at in one go behind rows that are held back; narrow rows, so a thousand is cheap."""
+FORGOTTEN = -2
+"""The partition of a row that was sent to a topic which is another one now. Real ones are 0 and more; a door without any says -1."""
+_AT_ONCE = 5_000
 _IN_MAX = 500
 """Values in one IN list; databases limit parameters (SQLite 32,766, asyncpg 32,767) and plan long lists badly."""
 
@@ -233,7 +236,7 @@ async def last_sent(store: Store, topic: str) -> list[Placed]:
 
     Steps from partition to partition by the index, so it does not grow with the number of rows sent.
     """
-    ours = and_(outbox.c.topic == topic, outbox.c.sent_partition.is_not(None))
+    ours = and_(outbox.c.topic == topic, outbox.c.sent_partition >= 0)
     first = select(func.min(outbox.c.sent_partition).label("part")).where(ours).cte("parts", recursive=True)
     after = (
         select(func.min(outbox.c.sent_partition))
@@ -262,28 +265,39 @@ async def last_sent(store: Store, topic: str) -> list[Placed]:
         ]
 
 
-async def forget_places(store: Store, receiver: str, gone: Iterable[Placed], now: datetime) -> None:
+async def forget_places(store: AsyncEngine, receiver: str, gone: Iterable[Placed], now: datetime) -> None:
     """What was sent to these partitions does not lie there any more, as the last of it shows: an incident each. Where the rows lay is
     forgotten, because a topic that was made anew gives its offsets again. Whether the receiver had read them, only it can say.
+
+    Many rows are forgotten in several transactions, the last row in the last: broken off, it is begun again.
     """
-    c = outbox.c
-    async with _writing(store) as connection:
-        for last in gone:
-            here = and_(c.topic == last.topic, c.sent_partition == last.partition)
-            first_seq = await connection.scalar(select(func.min(c.seq)).where(here))
-            done = await connection.execute(
-                update(outbox).where(here).values(sent_partition=None, sent_offset=None)
-            )
-            detail = {
-                "receiver": receiver,
-                "topic": last.topic,
-                "partition": last.partition,
-                "first_seq": first_seq,
-                "last_seq": last.seq,
-                "rows": done.rowcount,
-            }
-            subject = f"{last.topic}/{last.partition}"
+    for last in gone:
+        detail = {
+            "receiver": receiver,
+            "topic": last.topic,
+            "partition": last.partition,
+            "offset": last.offset,
+            "last_seq": last.seq,
+        }
+        subject = f"{last.topic}/{last.partition} to {last.seq}"
+        async with _writing(store) as connection:
             await open_incident(connection, IncidentKind.SENT_RECORDS_GONE, subject, detail, SYSTEM, now)
+        while await _forget_some(store, last):
+            pass
+
+
+async def _forget_some(store: AsyncEngine, last: Placed) -> bool:
+    """Whether there were any; those with the lowest offsets first."""
+    c = outbox.c
+    here = and_(c.topic == last.topic, c.sent_partition == last.partition)
+    async with _writing(store) as connection:
+        some = select(c.sent_offset).where(here).order_by(c.sent_offset).limit(_AT_ONCE)
+        highest = await connection.scalar(select(func.max(some.subquery().c.sent_offset)))
+        if highest is None:
+            return False
+        forgotten = {"sent_partition": FORGOTTEN, "sent_offset": None}
+        await connection.execute(update(outbox).where(here, c.sent_offset <= highest).values(forgotten))
+        return True
 
 
 async def strangers(store: Store, found: Iterable[Placed]) -> list[Placed]:

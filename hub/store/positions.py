@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -121,18 +121,22 @@ class StoredPositions:
     async def missing(self, topics: Collection[str], there: Collection[str]) -> None:
         """See Positions."""
         async with self._transaction() as connection:
-            held = (
-                select(_p.topic, _p.next_offset)
-                .where(_p.topic.in_({*topics, *there}))
-                .order_by(_p.topic, _p.partition)
-                .with_for_update()
+            read = (
+                select(_p.topic, func.max(_p.moved_at).label("moved_at"))
+                .where(_p.topic.in_(topics), _p.next_offset > 0)
+                .group_by(_p.topic)
             )
-            read = {row.topic for row in await connection.execute(held) if row.next_offset}
             known = await open_incidents(connection, IncidentKind.TOPIC_MISSING)
-            for topic in sorted(read & set(topics) - known.keys()):
-                detail = {"topic": topic}
+            for row in (await connection.execute(read)).all():
+                # Several workers see it; by when it last moved they open one incident.
                 await open_incident(
-                    connection, IncidentKind.TOPIC_MISSING, topic, detail, "worker", self._clock()
+                    connection,
+                    IncidentKind.TOPIC_MISSING,
+                    row.topic,
+                    {"topic": row.topic},
+                    "worker",
+                    self._clock(),
+                    since=row.moved_at,
                 )
             for topic in sorted(known.keys() & set(there)):
                 await close_incident(connection, known[topic], "it is there", "worker", self._clock())

@@ -4,13 +4,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.incident import IncidentKind
 from hub.store.bulk import numbered
 from hub.store.incidents import close_incident, open_incidents
+from hub.store.outbox import FORGOTTEN
+from hub.store.queries import NotFoundError
 from hub.store.tables import outbox
 from hub.store.write import write_audit
 
@@ -24,19 +26,32 @@ class Sent:
 
     seq: int
     event_id: str
+    sent_at: datetime
     is_kept: bool
 
 
-async def sent_after(engine: AsyncEngine, receiver: str, topics: Collection[str], after: int) -> list[Sent]:
-    """What was sent to these topics of a receiver behind number ``after``, in sequence. To be asked before the topics are read: what is
-    sent meanwhile would seem to be missing.
+async def sent_after(
+    engine: AsyncEngine, receiver: str, topics: Collection[str], after: int, since: datetime
+) -> list[Sent]:
+    """What was sent to these topics of a receiver ``since``, and after the row with number ``after`` (0: whatever it was): in the order of
+    sending, which is not always that of the numbers. What a receiver fetched or was posted never lay in a topic.
+
+    To be asked before the topics are read: what is sent meanwhile would seem to be missing. Raises NotFoundError: no such number was sent.
     """
-    query = (
-        select(_c.seq, _c.event_id, _c.payload.is_not(None))
-        .where(_c.receiver == receiver, _c.topic.in_(topics), _c.state == "sent", _c.seq > after)
-        .order_by(_c.seq)
-    )
+    ours = and_(_c.receiver == receiver, _c.topic.in_(topics), _c.state == "sent")
+    lay_there = or_(_c.sent_partition >= 0, _c.sent_partition == FORGOTTEN)
     async with engine.connect() as connection:
+        behind = _c.sent_at >= since
+        if after:
+            at = await connection.scalar(select(_c.sent_at).where(ours, _c.seq == after))
+            if at is None:
+                raise NotFoundError(str(after))
+            behind = and_(behind, or_(_c.sent_at > at, and_(_c.sent_at == at, _c.seq > after)))
+        query = (
+            select(_c.seq, _c.event_id, _c.sent_at, _c.payload.is_not(None))
+            .where(ours, lay_there, behind)
+            .order_by(_c.sent_at, _c.seq)
+        )
         return [Sent(*tuple(row)) for row in await connection.execute(query)]
 
 
@@ -44,31 +59,32 @@ async def send_again(
     engine: AsyncEngine,
     receiver: str,
     topics: Collection[str],
-    seqs: Sequence[int],
+    gone: Sequence[Sent],
     because: str,
     now: datetime,
     by: str,
 ) -> int:
-    """Let these rows wait as if they had never been sent; how many do. Audited, with ``by``, the operator; closes the incidents that said
-    that what was sent to these topics is gone.
+    """Let these rows wait as if they had never been sent; how many do. What was sent again since they were looked for is left alone.
+
+    Audited, with ``by``, the operator; closes the incidents that said that what was sent to these topics is gone, unless nothing waits.
     """
-    waiting = 0
+    waiting, seqs = 0, sorted(each.seq for each in gone)
+    seen = max((each.sent_at for each in gone), default=now)
     async with engine.begin() as connection:
         for at in range(0, len(seqs), _AT_ONCE):
             these = numbered(_c.seq, seqs[at : at + _AT_ONCE], connection)
             done = await connection.execute(
                 update(outbox)
-                .where(and_(these, _c.state == "sent", _c.payload.is_not(None)))
+                .where(these, _c.state == "sent", _c.sent_at <= seen, _c.payload.is_not(None))
                 .values(state="pending", sent_at=None, sent_partition=None, sent_offset=None)
             )
             waiting += done.rowcount
-        if waiting:
-            detail = {"rows": waiting, "first_seq": min(seqs), "last_seq": max(seqs), "because": because}
-            entry = AuditEntry(
-                Code.DELIVERY_RETRY, now, "cli", counterpart=receiver, user_id=by, detail=detail
-            )
-            await write_audit(connection, [entry])
+        if not waiting:
+            return 0
+        detail = {"rows": waiting, "first_seq": seqs[0], "last_seq": seqs[-1], "because": because}
+        entry = AuditEntry(Code.DELIVERY_RETRY, now, "cli", counterpart=receiver, user_id=by, detail=detail)
+        await write_audit(connection, [entry])
         for subject, incident in (await open_incidents(connection, IncidentKind.SENT_RECORDS_GONE)).items():
-            if subject.rpartition("/")[0] in topics:
+            if subject.partition("/")[0] in topics:
                 await close_incident(connection, incident, because, "cli", now, by)
     return waiting

@@ -142,7 +142,7 @@ class UnitOfWork:
 
         Raises NotQuarantinedError, StoreUnavailableError.
         """
-        return await self._until_committed(lambda: self._retry_once(event_id, operator, choice))
+        return await self._until_committed(lambda: self._retry_once(event_id, operator, choice or Choice()))
 
     async def retry_early(self, event_id: str) -> Effects | None:
         """Run a message again that came before its request. None, and nothing is written, if it still has to wait.
