@@ -246,11 +246,18 @@ class Stay:
 
 @value
 class TransferRefs:
-    """Everything in a message that can name a transfer, surest first."""
+    """Everything in a message that can name a transfer, surest first.
+
+    ``numbers`` and ``addresses`` are what an answer calls the request without saying whose name that is: a number without its
+    system, the last part of a URL that leads to nothing in the message. They lead to no transfer, and away from those that have
+    another name.
+    """
 
     hub_id: str | None = None
     requests: tuple[Identifier, ...] = ()
     correlation_id: str | None = None
+    numbers: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
 
 
 @value

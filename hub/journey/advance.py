@@ -5,6 +5,7 @@ person's transfers (`hub.journey.stays`); where nobody asked for what two record
 candidate is a question for a human: nothing moves by guess.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -30,6 +31,7 @@ from hub.domain.value import value
 from hub.journey.known import Known
 from hub.journey.stays import (
     AFTER_END,
+    CLOCKS_DIFFER,
     arrives_from_elsewhere,
     expects_patient,
     fact_of,
@@ -135,19 +137,102 @@ def named_transfer(
 
     ``choice`` is a human's answer to a question; it stands for a name in the message.
     """
-    refs, trust = canonical.refs, canonical.trust
-    hub_id = choice or refs.hub_id
-    if hub_id is not None:
-        transfer = known.transfers.get(TransferId(hub_id))
-        if transfer is None or transfer.party(trust) is None:
-            return Rejection(Why.TRANSFER_UNKNOWN, "identifier")
-        return transfer
-    by_request = _of_trust((t for r in refs.requests for t in known.transfers_of_request(r)), canonical)
-    if by_request or not refs.correlation_id:
-        return _only(by_request)
+    hub_id = choice or canonical.refs.hub_id
+    found = _by_id(TransferId(hub_id), canonical, known) if hub_id is not None else _by_name(canonical, known)
+    if choice is not None or not isinstance(found, Transfer):
+        return found
+    if not _is_addressed_to(canonical, found):
+        return Rejection(Why.TRANSFER_UNKNOWN, "MessageHeader.destination.receiver")
+    if hub_id is not None and _names_another(canonical, found, known):
+        return _ask((found, *_by_request(canonical, known).values()))
+    return found
+
+
+def _by_id(hub_id: TransferId, canonical: Canonical, known: Known) -> Transfer | Rejection:
+    transfer = known.transfers.get(hub_id)
+    if transfer is None or transfer.party(canonical.trust) is None:
+        return Rejection(Why.TRANSFER_UNKNOWN, "identifier")
+    return transfer
+
+
+def _by_request(canonical: Canonical, known: Known) -> dict[TransferId, Transfer]:
+    requests = canonical.refs.requests
+    return _of_trust((t for each in requests for t in known.transfers_of_request(each)), canonical)
+
+
+def _by_name(canonical: Canonical, known: Known) -> Transfer | Rejection | None:
+    """By the request's identifier; by the conversation only if no request is named, because one conversation can be about several."""
+    refs = canonical.refs
+    found = _by_request(canonical, known)
+    if found or refs.requests or not refs.correlation_id:
+        return _only(found)
     if canonical.kind in {Kind.REQUEST, Kind.ENCOUNTER, Kind.PATIENT}:
         return None
-    return _only(_of_trust(known.transfers_of_correlation(refs.correlation_id), canonical))
+    meant = _only(_of_trust(known.transfers_of_correlation(refs.correlation_id), canonical))
+    if isinstance(meant, Transfer) and not _can_be_called(meant, canonical, known):
+        return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
+    return meant
+
+
+def _is_addressed_to(canonical: Canonical, transfer: Transfer) -> bool:
+    """Whether an answer that says to whom it goes can be about this transfer."""
+    answered = canonical.receiver if canonical.kind is Kind.ANSWER else None
+    return answered in {None, transfer.sender, transfer.receiver}
+
+
+def _names_another(canonical: Canonical, transfer: Transfer, known: Known) -> bool:
+    """Whether a message that has the hub's id of this transfer names the request of another one as well. Its sender may give a
+    request a new number; whoever answers it may not.
+    """
+    refs = canonical.refs
+    if set(refs.requests) & set(transfer.requests):
+        return False
+    if _by_request(canonical, known):
+        return True
+    if canonical.kind is not Kind.ANSWER:
+        return False
+    same_system = {each.system for each in refs.requests} & {each.system for each in transfer.requests}
+    called = _calls(refs.numbers, refs.addresses)
+    return bool(same_system) or (
+        not called & _names_of(transfer) and bool(called & _names_of_others(transfer, canonical, known))
+    )
+
+
+def _can_be_called(transfer: Transfer, canonical: Canonical, known: Known) -> bool:
+    """Whether what an answer calls its request can be this transfer's. A number must be its number. What a URL ends in is often
+    the key of a server of the sender's own and says nothing: unless it is another transfer's name, or looks like a number of the
+    same series.
+    """
+    refs = canonical.refs
+    names = _names_of(transfer)
+    called = _calls(refs.numbers, refs.addresses)
+    if called & names or not called:
+        return True
+    if refs.numbers or called & _names_of_others(transfer, canonical, known):
+        return False
+    series = {_series(each.value) for each in transfer.requests} - {""}
+    return not any(_series(each) in series for each in called)
+
+
+def _calls(*names: Iterable[str]) -> set[str]:
+    return {each.casefold() for found in names for each in found}
+
+
+def _names_of(transfer: Transfer) -> set[str]:
+    return _calls([transfer.id], (each.value for each in transfer.requests))
+
+
+def _names_of_others(transfer: Transfer, canonical: Canonical, known: Known) -> set[str]:
+    """What the person's other transfers are called that the trust has a part in."""
+    others = (
+        t for t in known.transfers_of_person(transfer.person_id) if t.party(canonical.trust) is not None
+    )
+    return {name for each in others if each.id != transfer.id for name in _names_of(each)}
+
+
+def _series(name: str) -> str:
+    """TR-1 and TR-20 are numbers of one series; mere digits are of any."""
+    return re.sub(r"\d+", "#", name.casefold()) if re.search("[a-zA-Z]", name) else ""
 
 
 def _of_trust(transfers: Iterable[Transfer], canonical: Canonical) -> dict[TransferId, Transfer]:
@@ -215,9 +300,19 @@ def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Trans
     if canonical.refs.requests:
         return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
     found = _of_trust((t for t in known.transfers_of_person(person_id) if t.is_open), canonical)
-    if canonical.receiver is not None and canonical.kind is not Kind.ANSWER:
+    if canonical.kind is Kind.ANSWER:
+        found = {k: t for k, t in found.items() if _can_be_answered(t, canonical, known)}
+    elif canonical.receiver is not None:
         found = {k: t for k, t in found.items() if t.receiver == canonical.receiver}
     return _only(found) or Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
+
+
+def _can_be_answered(transfer: Transfer, canonical: Canonical, known: Known) -> bool:
+    """Whether an answer that does not name its request can be about this one: it goes to the other party, calls it by no other
+    name, and was not said before the request was made.
+    """
+    was_asked = transfer.requested_at <= canonical.occurred_at + CLOCKS_DIFFER
+    return was_asked and _is_addressed_to(canonical, transfer) and _can_be_called(transfer, canonical, known)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

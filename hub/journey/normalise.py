@@ -5,6 +5,7 @@ Everybody and everything is found by identifiers (ODS code, NHS number, numbers 
 server's resource id.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -388,6 +389,8 @@ def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
         hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
         requests=tuple(dict.fromkeys(each for each in found if each.system != HUB_TRANSFER)),
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
+        numbers=_bare_numbers(draft, subject) if kind is Kind.ANSWER else (),
+        addresses=_addresses(draft, subject) if kind is Kind.ANSWER else (),
     )
 
 
@@ -420,6 +423,30 @@ def _answered(draft: Draft, task: Entry) -> list[Mapping[str, Any]]:
         *referred,
         *(each for each in requests if not named or not named.isdisjoint(identifiers(each))),
     ]
+
+
+def _bare_numbers(draft: Draft, answer: Entry) -> tuple[str, ...]:
+    """The request's numbers in an answer that do not say of which system they are."""
+    said = (holder.get("identifier") or () for holder in _named_by(draft, Kind.ANSWER, answer))
+    found = (each for some in said for each in ((some,) if isinstance(some, dict) else some))
+    bare = (each["value"] for each in found if each.get("value") and not each.get("system"))
+    return tuple(dict.fromkeys(bare))
+
+
+_ADDRESS = re.compile(r"(?:^|/)ServiceRequest(?:/|\?identifier=\|?)([^/?#|&]+)")
+
+
+def _addresses(draft: Draft, answer: Entry) -> tuple[str, ...]:
+    """What the request is called on a server that the answer refers to, where that is not in the message."""
+    resource = answer.resource
+    if resource["resourceType"] != "Task":
+        return ()
+    found = (
+        _ADDRESS.search(str(each.get("reference", "")))
+        for each in (resource.get("focus"), *resource.get("basedOn", ()))
+        if each and draft.resources.resolve(each, inside=resource) is None
+    )
+    return tuple(dict.fromkeys(each[1] for each in found if each))
 
 
 def _with_target(

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from hub.demo.people import MARSHWIGGLE
+from hub.journey.decide import Choice
 from hub.store import tables as t
 from tests.stories.conftest import edited, resources
 from tests.stories.test_journeys import accepted, admit, answer, ask, discharge, on_the_way
@@ -343,3 +344,169 @@ async def test_a_request_that_was_asked_in_time_and_came_late_is_for_what_happen
 
     assert late.transfer_id == moved
     assert await hub.state(moved) == "completed"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Answers, and what they call their request
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def renamed(message, hospital, focus=None):
+    """The answer with another focus or none, about the patient by the answering hospital's own number."""
+
+    def change(tree):
+        [task] = resources(tree, "Task")
+        task.pop("focus")
+        task.pop("basedOn", None)
+        if focus is not None:
+            task["focus"] = focus
+        own = {
+            "system": hospital.profile.identifier_systems.patient,
+            "value": MARSHWIGGLE.local[hospital.ods],
+        }
+        task["for"] = {"type": "Patient", "identifier": own}
+
+    return edited(message, change)
+
+
+async def refuses(hospital, asker, number, **more):
+    return await hospital.answers(
+        MARSHWIGGLE, "rejected", requester=asker.profile, request_number=number, reason="RRNA", **more
+    )
+
+
+async def refuses_as(hospital, asker, focus, at=None):
+    """A refusal that calls its request ``focus``, in a conversation of its own."""
+    said = hospital.epr.answers(
+        MARSHWIGGLE,
+        "rejected",
+        requester=asker.profile,
+        request_number="another",
+        at=at or hospital.hub.clock(),
+        reason="RRNA",
+    )
+    return await hospital.send(renamed(said, hospital, focus))
+
+
+async def test_an_answer_to_an_unknown_request_waits_though_its_conversation_is_known(hub, torbay, exeter):
+    """Torbay asks twice in one conversation; the answer to the second request overtakes it."""
+    transfer = await ask(torbay, MARSHWIGGLE)
+    [row] = await hub.rows(t.transfer)
+    said = await refuses(exeter, torbay, "TR-2", correlation_id=row["correlation_id"])
+    assert (said.disposition, said.why) == ("quarantined", "transfer-unknown")
+    assert await hub.state(transfer) == "requested"
+
+    second = await ask(torbay, MARSHWIGGLE, number="TR-2", specialty="150", at=hub.clock.later(seconds=-5))
+    assert (await hub.unit.retry(said.event_id, "duty team")).disposition == "accepted"
+    assert (await hub.state(transfer), await hub.state(second)) == ("requested", "rejected")
+
+
+@pytest.mark.parametrize("number", ["TR-2", "TR-3"])
+async def test_the_hubs_id_of_one_transfer_and_the_number_of_another_request_is_a_question(
+    hub, torbay, exeter, number
+):
+    """TR-3 is a request that the hub does not know, or not yet."""
+    first = await ask(torbay, MARSHWIGGLE)
+    second = await ask(torbay, MARSHWIGGLE, number="TR-2", specialty="150")
+    said = await refuses(exeter, torbay, number, transfer_id=first)
+
+    assert (said.disposition, said.why) == ("quarantined", "needs-confirmation")
+    assert {await hub.state(first), await hub.state(second)} == {"requested"}
+    await hub.unit.retry(said.event_id, "duty team", Choice(transfer_id=second))
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "rejected")
+
+
+async def test_the_hubs_id_with_the_right_number_is_no_question(hub, torbay, exeter):
+    transfer = await ask(torbay, MARSHWIGGLE)
+    said = await refuses(exeter, torbay, "TR-1", transfer_id=transfer)
+
+    assert (str(said), await hub.state(transfer)) == ("accepted", "rejected")
+
+
+def numbered(number):
+    return {"type": "ServiceRequest", "identifier": {"value": number}}
+
+
+def at_url(end):
+    return {"reference": f"https://epr.example/fhir/{end}"}
+
+
+@pytest.mark.parametrize(
+    ("focus", "means_it"),
+    [
+        (None, True),
+        (numbered("TR-1"), True),
+        (numbered("TR-2"), False),
+        (numbered("8812377"), False),
+        (at_url("ServiceRequest/8812377"), True),
+        (at_url("ServiceRequest/5f0c7a4e-3c1d-4b4e-9c59-0d8d0e5a1c11"), True),
+        (at_url("ServiceRequest/TR-1"), True),
+        (at_url("ServiceRequest/TR-2"), False),
+        (at_url("ServiceRequest/tr-20/_history/1"), False),
+        (at_url("ServiceRequest/OLD-7"), False),
+        (at_url("CarePlan/TR-2"), True),
+    ],
+)
+async def test_the_one_open_transfer_is_meant_unless_the_answer_calls_it_something_else(
+    hub, torbay, exeter, focus, means_it
+):
+    """The key of a request on the answering hospital's own server says nothing; another request's number does."""
+    await exeter.tells_of_patient("A28", MARSHWIGGLE)
+    await ask(torbay, MARSHWIGGLE, number="OLD-7", stay="V-0")
+    await torbay.cancels_request(MARSHWIGGLE, to="RH8", request_number="OLD-7", at=hub.clock.later(minutes=1))
+    transfer = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=1)
+    said = await refuses_as(exeter, torbay, focus)
+
+    assert said.why == (None if means_it else "transfer-unknown")
+    assert await hub.state(transfer) == ("rejected" if means_it else "requested")
+
+
+async def test_of_two_open_transfers_a_number_without_a_system_is_enough(hub, torbay, exeter):
+    await exeter.tells_of_patient("A28", MARSHWIGGLE)
+    first = await ask(torbay, MARSHWIGGLE)
+    second = await ask(torbay, MARSHWIGGLE, number="TR-2", specialty="150")
+    hub.clock.later(minutes=1)
+    assert (await refuses_as(exeter, torbay, None)).why == "needs-confirmation"
+    assert str(await refuses_as(exeter, torbay, numbered("TR-2"))) == "accepted"
+
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "rejected")
+
+
+@pytest.mark.parametrize(("hours", "means_it"), [(6, False), (0.5, True)])
+async def test_a_refusal_of_what_was_asked_by_telephone_is_not_of_the_request_that_comes_later(
+    hub, torbay, exeter, hours, means_it
+):
+    """It waits for its transfer, and must not be laid against the first one that comes; but clocks may differ."""
+    await exeter.tells_of_patient("A28", MARSHWIGGLE)
+    said = await refuses_as(exeter, torbay, None)
+    assert (said.disposition, said.why) == ("quarantined", "transfer-unknown")
+    hub.clock.later(hours=hours)
+    transfer = await ask(torbay, MARSHWIGGLE)
+    await hub.unit.retry(said.event_id, "duty team")
+
+    assert await hub.state(transfer) == ("rejected" if means_it else "requested")
+
+
+async def test_an_answer_that_goes_to_another_hospital_is_about_another_transfer(
+    hub, torbay, exeter, plymouth
+):
+    """Exeter has asked Torbay and withdraws what it promised Plymouth, whose request the hub does not know."""
+    own = await ask(exeter, MARSHWIGGLE, to="RA9", number="X-1", stay="W-1")
+    hub.clock.later(minutes=5)
+    said = await refuses_as(exeter, plymouth, None)
+    by_id = await refuses(exeter, plymouth, None, transfer_id=own)
+
+    assert {said.why, by_id.why} == {"transfer-unknown"}
+    assert await hub.state(own) == "requested"
+    assert await hub.told("RA9") == ["transfer.requested"]
+
+
+async def test_whom_an_answer_goes_to_says_which_transfer_it_is_about(hub, torbay, exeter, plymouth):
+    own = await ask(exeter, MARSHWIGGLE, to="RK9", number="X-1", stay="W-1")
+    asked = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    said = await refuses_as(exeter, torbay, None)
+
+    assert said.transfer_id == asked
+    assert (await hub.state(own), await hub.state(asked)) == ("requested", "rejected")
