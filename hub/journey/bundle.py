@@ -94,6 +94,36 @@ def _begin_with_its_focus(draft: Draft, header: Tree) -> None:
         )
 
 
+def must_be_one(draft: Draft, subject: Entry) -> None:
+    """A message with two answers, requests or stays, of which none is its focus nor part of another, is about both: acting on the
+    first would lose the second. Raises RefusedError.
+    """
+    resource_type = subject.resource["resourceType"]
+    alike = [each for each in draft.resources.of_type(resource_type) if not each.included]
+    if len(alike) < 2 or resource_type not in _ONE_EVENT:
+        return
+    header = draft.header or {}
+    focus = {id(draft.resources.resolve(each, inside=draft.header)) for each in header.get("focus", ())}
+    events = [each for each in alike if id(each.resource) in focus] or _independent(draft, alike)
+    if len(events) > 1:
+        raise RefusedError(
+            Why.MESSAGE_NOT_SUPPORTED,
+            events[1].path,
+            f"The message tells of more than one {resource_type}: send each in a message of its own.",
+        )
+
+
+def _independent(draft: Draft, alike: list[Entry]) -> list[Entry]:
+    """Those that no other of them refers to: as the stay it is a part of, the request it stands in for or is based on."""
+    context: set[int] = set()
+    for each in alike:
+        for name in ("partOf", "replaces", "basedOn"):
+            said = each.resource.get(name, ())
+            for reference in (said,) if isinstance(said, dict) else said:
+                context.add(id(draft.resources.resolve(reference, inside=each.resource)))
+    return [each for each in alike if id(each.resource) not in context]
+
+
 def _mode(entry: Tree) -> Any:
     return (entry.get("search") or {}).get("mode")
 

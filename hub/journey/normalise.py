@@ -29,7 +29,7 @@ from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.fhir.systems import HUB_STATE, HUB_TRANSFER, HUB_TRANSFER_TYPE
 from hub.fhir.tree import Entry, Tree, code_of, codes, identifiers
-from hub.journey.bundle import as_collection, spread, url_of
+from hub.journey.bundle import as_collection, must_be_one, spread, url_of
 from hub.journey.canonicalise import canonicalise, instant
 from hub.journey.codes import to_national
 from hub.journey.draft import Draft, RefusedError
@@ -90,6 +90,8 @@ def _meaning(
     spread(draft)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
+    if kind is not Kind.ANSWER or subject.resource["resourceType"] == "Task":
+        must_be_one(draft, subject)
     entry = encounter_entry(draft, kind, subject)
     person = person_ref(draft, kind, subject, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)

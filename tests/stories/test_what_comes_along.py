@@ -6,6 +6,7 @@ What comes along is passed on to whom the message is for. It is never taken for 
 import uuid
 from datetime import date
 
+import orjson
 import pytest
 
 from hub.demo.epr import Patient
@@ -174,3 +175,71 @@ async def test_a_request_with_the_one_that_it_stands_in_for_beside_it(hub, torba
     assert led_to(told, told.of("Task")["focus"])["identifier"][0]["value"] == NUMBER
     names = {row["value"]: row["transfer_id"] for row in await hub.rows(t.transfer_identifier)}
     assert names == {NUMBER: first, "TR-2": second.transfer_id}
+
+
+@pytest.mark.parametrize("kind", ["collection", "transaction"])
+async def test_a_mothers_and_her_babys_discharges_in_one_bundle_are_two_events(hub, torbay, kind):
+    """To act on the first would lose the second without a word."""
+    for patient, number, stay in ((QUILLFEATHER, "TR-1", "V-1"), (BABY, "TR-2", "V-2")):
+        await ask(torbay, patient, number=number, stay=stay)
+    at = hub.clock.later(minutes=5)
+    both, other = (
+        torbay.epr.discharges(patient, encounter_number=stay, at=at, to_site="RH801")
+        for patient, stay in ((QUILLFEATHER, "V-1"), (BABY, "V-2"))
+    )
+
+    def together(tree):
+        tree["entry"] += orjson.loads(other.body)["entry"]
+        tree["type"] = kind
+        if kind == "transaction":
+            for each in tree["entry"]:
+                each["request"] = {"method": "PUT", "url": f"{each['resource']['resourceType']}/1"}
+
+    told = await torbay.send(edited(both, together))
+    assert (told.disposition, told.why) == ("quarantined", "message-not-supported")
+    assert "more than one Encounter" in told.detail
+
+
+async def test_two_answers_in_one_message_are_quarantined(hub, torbay, exeter):
+    asked = [
+        await ask(torbay, QUILLFEATHER, number=number, specialty=specialty)
+        for number, specialty in (("TR-1", "320"), ("TR-2", "150"))
+    ]
+    hub.clock.later(minutes=5)
+    yes, no = (
+        exeter.epr.answers(
+            QUILLFEATHER,
+            status,
+            requester=torbay.profile,
+            request_number=number,
+            at=hub.clock(),
+            reason=reason,
+        )
+        for status, number, reason in (("accepted", "TR-1", None), ("rejected", "TR-2", "RRNA"))
+    )
+
+    def together(tree):
+        more = orjson.loads(no.body)
+        tree["entry"] += [e for e in more["entry"] if e["resource"]["resourceType"] == "Task"]
+        resources(tree, "MessageHeader")[0]["focus"] += resources(more, "MessageHeader")[0]["focus"]
+
+    said = await exeter.send(edited(yes, together))
+    assert (said.disposition, said.why) == ("quarantined", "message-not-supported")
+    assert [await hub.state(each) for each in asked] == ["requested", "requested"]
+
+
+async def test_a_stay_with_the_longer_one_that_it_is_part_of_is_one_event(hub, torbay):
+    await ask(torbay, QUILLFEATHER)
+    hub.clock.later(minutes=5)
+    spell = torbay.epr._stay(QUILLFEATHER, "SPELL-1", status="in-progress")
+
+    def part_of(tree):
+        beside(spell, first=False)(tree)
+        resources(tree, "Encounter")[0]["partOf"] = {
+            "reference": next(e["fullUrl"] for e in tree["entry"] if e["resource"] is spell)
+        }
+
+    message = torbay.epr.discharges(QUILLFEATHER, encounter_number=STAY, at=hub.clock(), to_site="RH801")
+    left = await torbay.send(edited(message, part_of))
+    assert str(left) == "accepted"
+    assert await hub.state(left.transfer_id) == "in-transit"
