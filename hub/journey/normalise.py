@@ -100,6 +100,7 @@ def _meaning(
         _own_stay(draft, entry)
     if kind is Kind.REQUEST:
         _must_have_receiver(receiver_code, receiver, received.trust)
+        _must_agree_on(draft, subject, receiver)
     encounter = encounter_ref(draft, entry, kind) if entry else None
     event = _event(draft, kind, subject, entry)
     goes_on = kind is Kind.ENCOUNTER and event != "encounter.discharged"
@@ -322,6 +323,30 @@ def _must_have_receiver(code: str | None, receiver: OdsCode | None, sender: OdsC
         raise RefusedError(Why.RECEIVER_UNKNOWN, at)
     if receiver == sender:
         raise RefusedError(Why.RECEIVER_IS_SENDER, at)
+
+
+def _must_agree_on(draft: Draft, request: Entry, receiver: OdsCode | None) -> None:
+    """Who is asked is said twice, by the header and by the request. Where they mean two trusts, either could be the mistake."""
+    destinations = (draft.header or {}).get("destination", ())
+    told = _trusts(draft, (each.get("receiver") for each in destinations), draft.header)
+    asked = _trusts(draft, request.resource.get("performer", ()), request.resource)
+    others = (told or asked) - {receiver, draft.received.trust}
+    if asked and receiver not in asked:
+        others |= asked
+    if others:
+        raise RefusedError(
+            Why.RECEIVER_MISSING,
+            f"{request.path}.performer" if asked & others else "MessageHeader.destination.receiver",
+            f"The message names more than one receiving trust: {', '.join(sorted({receiver or '', *others}))}.",
+        )
+
+
+def _trusts(
+    draft: Draft, references: Iterable[Mapping[str, Any] | None], inside: Tree | None
+) -> set[OdsCode]:
+    """The trusts that references mean, of those that have joined: a practice or a team says nothing of a receiver."""
+    codes = (code for each in references for code in draft.organisation_codes(each, inside=inside))
+    return {trust for code in codes if (trust := draft.directory.trust_of(code)) is not None}
 
 
 def _occurred_at(

@@ -243,3 +243,50 @@ async def test_a_stay_with_the_longer_one_that_it_is_part_of_is_one_event(hub, t
     left = await torbay.send(edited(message, part_of))
     assert str(left) == "accepted"
     assert await hub.state(left.transfer_id) == "in-transit"
+
+
+def _hospital(ods):
+    return {"identifier": {"system": "https://fhir.nhs.uk/Id/ods-organization-code", "value": ods}}
+
+
+def _performed_by(*performers):
+    def change(tree):
+        resources(tree, "ServiceRequest")[0]["performer"] = [_hospital(each) for each in performers]
+
+    return change
+
+
+def _performed_by_either(tree):
+    _performed_by("RH8", "RK9")(tree)
+    del resources(tree, "MessageHeader")[0]["destination"]
+
+
+def _addressed_to_both(tree):
+    resources(tree, "MessageHeader")[0]["destination"].append(
+        {"endpoint": "https://fhir.nhs.uk/Id/ods-organization-code|RK9", "receiver": _hospital("RK9")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        (_performed_by("RK9"), "Bundle.entry[1].resource.performer"),
+        (_performed_by_either, "Bundle.entry[1].resource.performer"),
+        (_addressed_to_both, "MessageHeader.destination.receiver"),
+    ],
+    ids=["the header and the request disagree", "the request alone names two", "the header names two"],
+)
+async def test_a_request_that_names_two_hospitals_goes_to_neither(hub, torbay, change, at):
+    asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), change))
+    assert (asked.disposition, asked.why, asked.at) == ("quarantined", "receiver-missing", at)
+    assert "RH8, RK9" in asked.detail
+    assert await hub.told("RH8") == await hub.told("RK9") == []
+
+
+@pytest.mark.parametrize("performers", [("RH801",), ("RA9", "RH8"), ("ZZ999",), ()])
+async def test_who_performs_may_be_a_site_of_the_receiver_or_nobody_that_the_hub_knows(
+    hub, torbay, performers
+):
+    asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), _performed_by(*performers)))
+    assert str(asked) == "accepted"
+    assert await hub.told("RH8") == ["transfer.requested"]
