@@ -2,8 +2,8 @@
 
 The receiver gets the whole of what the sender says once the request is addressed to it. The sender gets decisions and the
 arrival: enough to know who decided and where the patient is, nothing clinical from the receiver's record. Nobody gets
-anything of a third trust's message, and whoever has no part in the transfer gets nothing of anybody's (DOMAIN, 5.4). A restricted patient's address, telecom and GP go nowhere (PDS,
-sensitive patients).
+anything of a third trust's message, and whoever has no part in the transfer gets nothing of anybody's (DOMAIN, 5.4). What a
+restricted patient could be found by goes nowhere: addresses, telecom, GP, narratives (PDS, sensitive patients).
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,8 +51,12 @@ _PATIENT = frozenset(
 _HIDDEN: Mapping[str, tuple[str, ...]] = {
     "Patient": ("address", "telecom", "generalPractitioner", "contact"),
     "RelatedPerson": ("address", "telecom"),
+    "Person": ("address", "telecom"),
+    "Location": ("address", "telecom", "position"),
 }
-"""What a sensitive patient's whereabouts could be read from; the contacts' addresses are often the patient's own."""
+"""What a sensitive patient's whereabouts could be read from; the contacts' addresses are often the patient's own, and a place can be
+their home. A narrative repeats what the resource says, wherever it is.
+"""
 
 
 def resources_for(
@@ -96,8 +100,11 @@ def _reduced(resource: Tree) -> Tree:
 
 def hide(resource: Tree) -> Tree:
     """The resource without what a sensitive patient could be found by; contained resources too."""
-    hidden = _HIDDEN.get(resource.get("resourceType", ""), ())
+    hidden = (*_HIDDEN.get(resource.get("resourceType", ""), ()), "text")
     shown = {name: value for name, value in resource.items() if name.removeprefix("_") not in hidden}
+    if "extension" in shown:
+        # Where they were born, or lived before.
+        shown["extension"] = [each for each in shown["extension"] if "valueAddress" not in each]
     if "contained" in shown:
         shown["contained"] = [hide(each) for each in shown["contained"]]
-    return shown
+    return {name: value for name, value in shown.items() if value != []}

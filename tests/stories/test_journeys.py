@@ -5,6 +5,7 @@ story gives it one.
 """
 
 import itertools
+import uuid
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -782,9 +783,24 @@ async def test_two_open_transfers_and_a_discharge_that_does_not_say_where_is_a_q
 async def test_a_restricted_patient_leaves_no_address_behind(hub, torbay, exeter):
     home = {"address": [{"text": "1 Hidden Lane"}], "telecom": [{"system": "phone", "value": "01632 960001"}]}
 
+    lane = home["address"][0]
+    beside = [
+        {"resourceType": "Person", **home},
+        {"resourceType": "Location", "name": "Ambulance stop", "address": lane},
+        {"resourceType": "RelatedPerson", "patient": {"display": "hers"}, **home},
+    ]
+    born = {"url": "http://hl7.org/fhir/StructureDefinition/patient-birthPlace", "valueAddress": lane}
+    narrative = {
+        "status": "generated",
+        "div": '<div xmlns="http://www.w3.org/1999/xhtml">Lives at 1 Hidden Lane, 01632 960001</div>',
+    }
+
     def restricted(tree, *, label=True):
         patient = resources(tree, "Patient")[0]
-        patient.update(home)
+        patient.update(home | {"extension": [born], "text": narrative})
+        resources(tree, "ServiceRequest")[0]["text"] = narrative
+        for each in beside:
+            tree["entry"].append({"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": each})
         if label:
             code = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
             patient["meta"] = {"security": [code]}
@@ -802,6 +818,7 @@ async def test_a_restricted_patient_leaves_no_address_behind(hub, torbay, exeter
     assert len(told) == 2
     assert all("Hidden" not in str(r.bundle) and "01632" not in str(r.bundle) for r in told)
     assert told[0].of("Patient")["name"]
+    assert told[0].of("Location")["name"] == "Ambulance stop"
     assert "sensitivity-applied" in await hub.codes(asked)
 
 
