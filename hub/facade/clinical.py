@@ -11,7 +11,7 @@ from hub.facade.access import Sees
 from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
-from hub.fhir.tree import Tree
+from hub.fhir.tree import Tree, identifiers
 from hub.journey.disclose import kept_back, resources_for, shows_its_patient
 from hub.store.search import Said
 
@@ -140,9 +140,26 @@ def _told(
             continue
         entries = _entries(each, view)
         of_kind = [e["resource"] for e in entries if e["resource"]["resourceType"] == kind]
+        if kind == "Patient":
+            of_kind = _whose(of_kind, entries)
         if of_kind:
             found.append((each.received_at, of_kind[0], entries))
     return found[::-1]
+
+
+def _whose(patients: list[Tree], entries: Sequence[Mapping[str, Any]]) -> list[Tree]:
+    """Those of a message's Patients to whom what it is about refers: a mother may be beside her child, or be there alone."""
+    about = (e["resource"] for e in entries if e["resource"]["resourceType"] in _ABOUT_A_PATIENT)
+    said = (
+        next((each.get("for" if each["resourceType"] == "Task" else "subject") for each in about), None) or {}
+    )
+    meant = {id(e["resource"]) for e in entries if e.get("fullUrl") == said.get("reference", "")}
+    led_to = [each for each in patients if id(each) in meant]
+    named = set(identifiers(said))
+    return led_to or [each for each in patients if not named or not named.isdisjoint(identifiers(each))]
+
+
+_ABOUT_A_PATIENT = frozenset({"Task", "ServiceRequest", "Encounter"})
 
 
 def _entries(said: Said, view: View) -> Sequence[Mapping[str, Any]]:

@@ -71,6 +71,8 @@ async def test_a_baby_is_asked_for_by_number_and_only_the_mother_is_described(hu
     asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), by_number))
     assert str(asked) == "accepted"
     assert "for" not in (await hub.inbox("RH8"))[-1].of("Task")
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    assert QUILLFEATHER.family not in (await at_exeter.get("/Patient")).text
 
 
 async def test_an_earlier_stay_in_the_emergency_department_is_not_where_the_patient_leaves_from(
