@@ -20,15 +20,15 @@ def hub(tmp_path, bootstrap_servers, database_url):
         yield found
 
 
-async def make_anew(hub: LiveHub, topic: str) -> None:
+async def make_anew(hub: LiveHub, topic: str, partitions: int = 1) -> None:
     admin = AdminClient({"bootstrap.servers": hub.bootstrap_servers})
     admin.delete_topics([topic])[topic].result()
     await hub.until(lambda: _is_gone(admin, topic), "the topic to be gone")
-    create_topics(hub.bootstrap_servers, [topic], partitions=1)
+    create_topics(hub.bootstrap_servers, [topic], partitions=partitions)
 
 
-async def others_write(hub: LiveHub, topic: str, records: int) -> None:
-    headers = [("event-id", b"another"), ("outbox-seq", b"77000")]
+async def others_write(hub: LiveHub, topic: str, records: int, number: bytes = b"77000") -> None:
+    headers = [("event-id", b"another"), ("outbox-seq", number)]
     producer = AIOKafkaProducer(bootstrap_servers=hub.bootstrap_servers)
     await producer.start()
     for _ in range(records):
@@ -89,6 +89,67 @@ async def test_an_inbox_made_anew_is_an_incident_and_what_was_not_read_is_sent_a
     assert not await is_open()
     [entry] = await hub.audit("detail::json ->> 'because' = 'deleted by mistake' and code = 'delivery-retry'")
     assert orjson.loads(entry["detail"])["rows"] == 2
+
+
+async def ask(hub: LiveHub, *numbers: int) -> None:
+    taken_in = len(await hub.rows("select event_id from message"))
+    await hub.produce(*((hub.one, _request(hub, number)) for number in numbers))
+    await hub.until_taken_in(taken_in + len(numbers))
+    await hub.until_delivered()
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 1), (2, 5)])
+async def test_it_is_noticed_under_a_running_dispatcher_however_much_is_sent_next(hub, old, new):
+    """The new records reach the offsets of the old ones at once, which would hide that those are gone."""
+    topic = hub.two.profile.inbox_topic
+    await make_anew(hub, topic)
+    hub.start("worker")
+    hub.start("dispatcher")
+    await ask(hub, *range(old))
+    await make_anew(hub, topic)
+    await ask(hub, *range(old, old + new))
+
+    async def said() -> list:
+        return await hub.rows("select detail::text from incident where kind = 'sent-records-gone'")
+
+    [incident] = await hub.until(said, "an incident")
+    assert orjson.loads(incident["detail"])["offset"] > old - 2
+    assert sorted(await numbers_in(hub, topic)) == sorted(set(await numbers_in(hub, topic)))
+    assert len(await numbers_in(hub, topic)) == new
+    hub.run("resend", "--trust", hub.two.profile.ods, "--after", "0", "--because", "made anew", "--yes")
+    await hub.until_delivered()
+    assert len(set(await numbers_in(hub, topic))) == len(await numbers_in(hub, topic)) == old + new
+
+
+async def test_what_lay_in_partitions_that_a_topic_has_no_longer_is_gone_too(hub):
+    topic = hub.two.profile.inbox_topic
+    await make_anew(hub, topic, partitions=3)
+    hub.start("worker")
+    dispatcher = hub.start("dispatcher")
+    await ask(hub, *range(15))
+    used = {
+        row["sent_partition"]
+        for row in await hub.rows("select sent_partition from outbox where topic = $1", topic)
+    }
+    assert len(used) > 1
+    dispatcher.stop()
+    await make_anew(hub, topic, partitions=1)
+    hub.start("dispatcher")
+    await ask(hub, 15)
+
+    rows = await hub.rows("select subject from incident where kind = 'sent-records-gone'")
+    assert {row["subject"].split(" ")[0] for row in rows} == {f"{topic}/{each}" for each in used}
+    hub.run("resend", "--trust", hub.two.profile.ods, "--after", "0", "--because", "made anew", "--yes")
+    await hub.until_delivered()
+    assert len(set(await numbers_in(hub, topic))) == len(await numbers_in(hub, topic)) == 16
+
+
+async def test_an_odd_record_in_an_inbox_stops_nobody(hub):
+    topic = hub.two.profile.inbox_topic
+    await others_write(hub, topic, 1, number=b"9" * 20)
+    hub.start("worker")
+    hub.start("dispatcher")
+    await ask(hub, 1)
 
 
 async def test_an_inbox_that_has_grown_past_what_was_known_is_not_taken_for_the_old_one(hub):

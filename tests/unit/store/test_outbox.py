@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from hub.domain.delivery import Placed
-from hub.store import outbox
+from hub.store import outbox, resending
 from hub.store.engine import open_engine
+from hub.store.queries import NotFoundError
 from hub.store.tables import audit_pending, delivery_attempt, metadata
 from hub.store.tables import outbox as table
 
@@ -315,3 +316,35 @@ async def test_nothing_waits(engine):
         await connection.execute(update(table).values(state="sent"))
 
     assert await outbox.waiting(engine) == []
+
+
+async def test_what_is_sent_again_goes_by_the_order_of_sending(engine):
+    """Number 2 was sent before number 1: whoever has read 2 lacks 1. What was fetched or posted never lay in a topic."""
+    await fill(engine, *(row(n, f"t{n}") for n in range(1, 6)))
+    await outbox.mark_sent(engine, [placed(2, 0)], NOW)
+    await outbox.mark_sent(engine, [placed(1, 1), placed(3, 2)], LATER)
+    await outbox.fetched(engine, "RA9", [4], "client", LATER)
+    await outbox.mark_sent(engine, [placed(5, 5, partition=-1)], LATER)
+
+    async def after(number):
+        return [each.seq for each in await resending.sent_after(engine, "RA9", [INBOX], number, NOW)]
+
+    assert await after(2) == [1, 3]
+    assert await after(1) == [3]
+    assert await after(0) == [2, 1, 3]
+    with pytest.raises(NotFoundError):
+        await after(77)
+    await outbox.forget_places(engine, "RA9", [placed(3, 2)], LATER)
+    assert await after(0) == [2, 1, 3]
+    assert await outbox.last_sent(engine, INBOX) == []
+
+
+async def test_two_people_who_send_again_at_once_send_once(engine):
+    await fill(engine, row(1), row(2))
+    await outbox.mark_sent(engine, [placed(1), placed(2)], NOW)
+    gone = await resending.sent_after(engine, "RA9", [INBOX], 0, NOW)
+    more = ("RA9", [INBOX], gone, "made anew", LATER, "duty")
+    assert await resending.send_again(engine, *more) == 2
+    await outbox.mark_sent(engine, [placed(1), placed(2)], LATER)
+    assert await resending.send_again(engine, *more) == 0
+    assert await seqs(engine) == []
