@@ -132,21 +132,40 @@ def _each_identifier(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _nhs_number(
     source: Mapping[str, Any], at: str, draft: Draft, check: Literal["enforce", "flag"]
 ) -> tuple[NhsNumber | None, str | None]:
-    for each in _each_identifier(source):
-        if each.get("system") != NHS_NUMBER or not each.get("value") or each.get("use") == "old":
-            continue
-        number = parse_nhs_number(each["value"])
-        verification = _verification(each)
+    """The NHS number that is the person's now, and its status: one that can be used before one that cannot. Raises RefusedError."""
+    found = [
+        (parse_nhs_number(each["value"]), _verification(each))
+        for each in _each_identifier(source)
+        if each.get("system") == NHS_NUMBER and each.get("value") and _is_current(each, draft)
+    ]
+    usable = [(number, said) for number, said in found if number.valid and said in _USABLE]
+    if len({number.digits for number, _ in usable}) > 1:
+        raise RefusedError(
+            Why.PATIENT_UNIDENTIFIED,
+            at,
+            "It holds two NHS numbers, and says of neither that it is an old one.",
+        )
+    for number, verification in usable[:1] or found[:1]:
         if number.repeated:
             raise RefusedError(Why.NHS_NUMBER_REPEATED_DIGITS, at)
         if not number.valid:
             if check == "enforce":
                 raise RefusedError(Why.NHS_NUMBER_INVALID, at)
             draft.flags.append(Flag(FlagCode.NHS_NUMBER_INVALID, at))
-        elif verification not in {None, "01"}:
+        elif verification not in _USABLE:
             draft.flags.append(Flag(FlagCode.NHS_NUMBER_UNVERIFIED, at))
         return number, verification
     return None, None
+
+
+_USABLE = frozenset({None, "01"})
+
+
+def _is_current(identifier: Mapping[str, Any], draft: Draft) -> bool:
+    """Neither called old nor out of its period: the day it ends is its last. FHIR dates may be a year or a month."""
+    ended = str((identifier.get("period") or {}).get("end", ""))[:10]
+    today = draft.received.received_at.date().isoformat()
+    return identifier.get("use") != "old" and not (ended and ended < today[: len(ended)])
 
 
 def _superseded(source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
@@ -195,8 +214,8 @@ def _keys_of(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
         for each in _each_identifier(source)
         if each.get("system") == NHS_NUMBER
         and each.get("value")
-        and each.get("use") != "old"
-        and _verification(each) in {None, "01"}
+        and _is_current(each, draft)
+        and _verification(each) in _USABLE
     )
     return (
         *(PersonKey(NHS_AUTHORITY, number.digits) for number in numbers if number.valid),

@@ -365,3 +365,50 @@ async def test_a_mothers_nhs_number_in_her_babys_record_is_a_question(hub, torba
     outcome = await torbay.send(edited(left, without_birth_date))
     assert (outcome.disposition, outcome.why) == NO_MATCH
     assert await hub.state(asked.transfer_id) == "requested"
+
+
+_NOT_VERIFIED = {
+    "extension": [
+        {
+            "url": "https://fhir.hl7.org.uk/StructureDefinition/Extension-UKCore-NHSNumberVerificationStatus",
+            "valueCodeableConcept": {"coding": [{"code": "02"}]},
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "becomes"),
+    [
+        ({}, "quarantined"),
+        ({"period": {"end": "2027"}}, "quarantined"),
+        ({"period": {"end": "2020-01-01"}}, "accepted"),
+        ({"period": {"end": "2026-10"}}, "accepted"),
+        (_NOT_VERIFIED, "accepted"),
+    ],
+    ids=[
+        "both are current",
+        "its period goes on",
+        "it has ended",
+        "it ended last month",
+        "it is not verified",
+    ],
+)
+async def test_a_patient_with_two_nhs_numbers_is_known_by_the_one_that_counts(hub, torbay, more, becomes):
+    def with_another(tree):
+        another = {"system": NHS_NUMBER, "value": QUILLFEATHER.nhs_number, **more}
+        resources(tree, "Patient")[0]["identifier"].insert(0, another)
+
+    asked = await torbay.send(
+        edited(
+            torbay.epr.asks_to_transfer(
+                MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+            ),
+            with_another,
+        )
+    )
+    assert asked.disposition == becomes
+    keys = {row["value"] for row in await hub.rows(t.person_identifier)}
+    assert QUILLFEATHER.nhs_number not in keys
+    assert (MARSHWIGGLE.nhs_number in keys) is (becomes == "accepted")
+    assert asked.why == (None if becomes == "accepted" else "patient-unidentified")
