@@ -726,6 +726,10 @@ def _inferred_transfer(
 def _patient(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced:
     """A patient event moves no transfer unless it says that the patient has died, or no longer has."""
     transfers = known.transfers_of_person(person_id)
+    if (record := known.persons.get(person_id)) and record.merged_into is not None:
+        # It is being parted: what is said of it is not said of whom it was merged with.
+        own = {each.id for each in known.below(person_id)}
+        transfers = [t for t in transfers if t.person_id in own]
     deceased, trust = canonical.person.deceased, canonical.trust
     if deceased:
         fact = Fact(
@@ -745,12 +749,16 @@ def _patient(canonical: Canonical, person_id: PersonId, known: Known) -> Advance
 
 
 def identity_changed(canonical: Canonical, transfers: Iterable[Transfer], basis: str) -> Advanced:
-    """Who the patient is has changed: every open transfer keeps that as a fact, and both hospitals hear of it."""
+    """Who the patient is has changed: every open transfer keeps that as a fact, and both hospitals hear of it; so do those of one that ended with
+    a death, which may have been somebody else's.
+    """
     fact = Fact(
         canonical.event_id, Step.IDENTIFY, canonical.trust, Party.THIRD, canonical.occurred_at,
         canonical.received.received_at, canonical.sequence, f"{canonical.trust}'s records of the patient changed: {basis}",
     )  # fmt: skip
-    return _to_all(fact, [t for t in transfers if t.is_open])
+    return _to_all(
+        fact, [t for t in transfers if t.is_open or any(each.step is Step.DIE for each in t.facts)]
+    )
 
 
 def _to_all(fact: Fact, transfers: Iterable[Transfer]) -> Advanced:

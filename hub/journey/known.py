@@ -109,7 +109,11 @@ class Known:
         """All records of the same person, the one that stands for them first; none of somebody met just now."""
         if person_id not in self.persons:
             return []
-        found = [self.root(person_id)]
+        return self.below(self.root(person_id).id)
+
+    def below(self, person_id: PersonId) -> list[Person]:
+        """A record and those that are merged into it, whatever it is merged into itself."""
+        found = [self.persons[person_id]] if person_id in self.persons else []
         for each in found:
             found += [self.persons[part] for part in sorted(self._parts.get(each.id, ()))]
         return found

@@ -41,8 +41,7 @@ from hub.journey.encounter import (
     provider,
     stated_at,
 )
-from hub.journey.patient import _source as described_by
-from hub.journey.patient import person_ref
+from hub.journey.patient import described_by, person_ref
 from hub.journey.read import Read
 
 _PATIENT_TRIGGERS: Mapping[str, str] = {

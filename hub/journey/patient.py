@@ -26,7 +26,7 @@ def person_ref(
     draft: Draft, kind: Kind, subject: Entry, nhs_number_check: Literal["enforce", "flag"]
 ) -> PersonRef:
     """The patient, by the Patient resource or by a reference that carries an identifier. Raises RefusedError."""
-    source, at, is_patient = _source(draft, subject)
+    source, at, is_patient = described_by(draft, subject)
     number, verification = _nhs_number(source, at, draft, nhs_number_check)
     patient: Mapping[str, Any] = source if is_patient else {}
     trust, local = draft.received.trust, _local(draft, source)
@@ -58,7 +58,8 @@ def person_ref(
     return ref
 
 
-def _source(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
+def described_by(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
+    """What describes the person: the Patient or the reference, where it stands, and whether it is a Patient. Raises RefusedError."""
     if subject.resource["resourceType"] == "Patient":
         return subject.resource, f"{subject.path}.identifier", True
     name = "for" if subject.resource["resourceType"] == "Task" else "subject"

@@ -412,3 +412,36 @@ async def test_a_patient_with_two_nhs_numbers_is_known_by_the_one_that_counts(hu
     assert QUILLFEATHER.nhs_number not in keys
     assert (MARSHWIGGLE.nhs_number in keys) is (becomes == "accepted")
     assert asked.why == (None if becomes == "accepted" else "patient-unidentified")
+
+
+async def two_transfers_of_merged_twins(hub, torbay):
+    first, second = [
+        await torbay.send(without_nhs_number(ask(torbay, patient, number, stay)))
+        for patient, number, stay in ((MARSHWIGGLE, "TR-1", "V-1"), (TWIN, "TR-2", "V-2"))
+    ]
+    link = [{"type": "replaced-by", "other": record_of("RA9", MARSHWIGGLE)}]
+    hub.clock.later(minutes=1)
+    await torbay.send(without_nhs_number(tells(torbay, "A40", TWIN, active=False, link=link)))
+    hub.clock.later(minutes=1)
+    return first.transfer_id, second.transfer_id, link
+
+
+async def test_a_death_that_is_said_when_records_part_is_one_patients(hub, torbay):
+    first, second, _ = await two_transfers_of_merged_twins(hub, torbay)
+    await torbay.send(without_nhs_number(tells(torbay, "A37", TWIN, active=True, deceasedBoolean=True)))
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "cancelled")
+
+
+async def test_whose_transfer_ended_with_anothers_death_is_told_when_the_records_part(hub, torbay):
+    """While the records were merged the twin died, and both transfers ended. When they part, the living one's hospitals hear of it."""
+    first, second, link = await two_transfers_of_merged_twins(hub, torbay)
+    dead = tells(torbay, "A31", TWIN, active=False, link=link, deceasedBoolean=True)
+    await torbay.send(without_nhs_number(dead))
+    assert (await hub.state(first), await hub.state(second)) == ("cancelled", "cancelled")
+    hub.clock.later(minutes=1)
+    before = len(await hub.inbox("RH8"))
+    await torbay.send(without_nhs_number(tells(torbay, "A37", TWIN, active=True)))
+    told = (await hub.inbox("RH8"))[before:]
+    assert {
+        each.headers["transfer-id"] for each in told if each.event_type == "transfer.patient.identified"
+    } == {first, second}
