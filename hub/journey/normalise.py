@@ -240,11 +240,18 @@ def _patient_entry(draft: Draft, subject: Entry) -> Entry | None:
 
 def _own_first(draft: Draft, *own: Entry | None) -> Sequence[Entry]:
     """The message's entries; what it is about comes before what came with it, as most readers take the first of a type."""
-    entries, known = draft.resources.entries, {id(each.resource) for each in own if each is not None}
-    firsts = (draft.first(each.resource["resourceType"]) for each in own if each is not None)
-    if all(first is not None and id(first.resource) in known for first in firsts):
-        return entries
-    return sorted(entries, key=lambda entry: id(entry.resource) not in known)
+    first = draft.first
+    others = [
+        each
+        for each in own
+        if each is not None
+        and (found := first(each.resource["resourceType"])) is not None
+        and found.resource is not each.resource
+    ]
+    if not others:
+        return draft.resources.entries
+    known = {id(each.resource) for each in own if each is not None}
+    return sorted(draft.resources.entries, key=lambda entry: id(entry.resource) not in known)
 
 
 def _event(draft: Draft, kind: Kind, subject: Entry, encounter: Entry | None) -> str:
@@ -326,9 +333,16 @@ def _must_have_receiver(code: str | None, receiver: OdsCode | None, sender: OdsC
 
 def _must_agree_on(draft: Draft, request: Entry, receiver: OdsCode | None) -> None:
     """Who is asked is said twice, by the header and by the request. Where they mean two trusts, either could be the mistake."""
+    performers = request.resource.get("performer", ())
     destinations = (draft.header or {}).get("destination", ())
-    told = _trusts(draft, (each.get("receiver") for each in destinations), draft.header)
-    asked = _trusts(draft, request.resource.get("performer", ()), request.resource)
+    if len(destinations) + len(performers) < 2:
+        return
+    told = (
+        {receiver}
+        if len(destinations) == 1
+        else _trusts(draft, [each.get("receiver") for each in destinations], draft.header)
+    )
+    asked = _trusts(draft, performers, request.resource)
     others = (told or asked) - {receiver, draft.received.trust}
     if asked and receiver not in asked:
         others |= asked
