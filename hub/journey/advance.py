@@ -164,13 +164,17 @@ def _by_name(canonical: Canonical, known: Known) -> Transfer | Rejection | None:
     """By the request's identifier; by the conversation only if no request is named, because one conversation can be about several."""
     refs = canonical.refs
     found = _by_request(canonical, known)
-    if found or refs.requests or not refs.correlation_id:
+    if found or not refs.correlation_id:
         return _only(found)
     if canonical.kind in {Kind.REQUEST, Kind.ENCOUNTER, Kind.PATIENT}:
         return None
     meant = _only(_of_trust(known.transfers_of_correlation(refs.correlation_id), canonical))
-    if isinstance(meant, Transfer) and not _can_be_called(meant, canonical, known):
-        return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
+    if isinstance(meant, Transfer):
+        # A number of another system is the author's own, and says nothing of which request it is.
+        systems = {each.system for each in meant.requests}
+        is_another = any(each.system in systems for each in refs.requests)
+        if is_another or not _can_be_called(meant, canonical, known):
+            return None if refs.requests else Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
     return meant
 
 
@@ -654,9 +658,13 @@ def _infer(
     stay: Stay, canonical: Canonical, person_id: PersonId, transfers: Collection[Transfer], known: Known
 ) -> Advanced:
     """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
-    if any(is_related(stay, each) for each in transfers):
-        return Advanced()
     goal = leaves_for(stay)
+    # From the bed that a transfer brought the patient to, the next journey begins.
+    if any(
+        is_related(stay, each) and (goal is None or each.receiver != stay.trust or each.is_open)
+        for each in transfers
+    ):
+        return Advanced()
     if goal is not None:
         return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, known)
     if not arrives_from_elsewhere(stay):

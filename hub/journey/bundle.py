@@ -14,10 +14,10 @@ Sources: FHIR R4, Bundle and its invariants bdl-1 to bdl-4; FHIR R4, http#transa
 from collections.abc import Iterator
 from typing import Any
 
-from hub.domain.ids import time_ordered_id
+from hub.domain.ids import Identifier, time_ordered_id
 from hub.domain.message import Change, Received
 from hub.domain.rejection import Why
-from hub.fhir.tree import Entry, Resources, Tree
+from hub.fhir.tree import Entry, Resources, Tree, identifiers
 from hub.journey.draft import Draft, RefusedError
 
 _EXCHANGED = frozenset({"transaction", "batch", "searchset"})
@@ -114,14 +114,20 @@ def must_be_one(draft: Draft, subject: Entry) -> None:
 
 
 def _independent(draft: Draft, alike: list[Entry]) -> list[Entry]:
-    """Those that no other of them refers to: as the stay it is a part of, the request it stands in for or is based on."""
+    """Those that no other of them refers to: as the stay it is a part of, the request it stands in for or is based on, an order beside it."""
     context: set[int] = set()
+    named: set[Identifier] = set()
     for each in alike:
-        for name in ("partOf", "replaces", "basedOn"):
+        for name in ("partOf", "replaces", "basedOn", "supportingInfo"):
             said = each.resource.get(name, ())
             for reference in (said,) if isinstance(said, dict) else said:
                 context.add(id(draft.resources.resolve(reference, inside=each.resource)))
-    return [each for each in alike if id(each.resource) not in context]
+                named.update(identifiers(reference))
+    return [
+        each
+        for each in alike
+        if id(each.resource) not in context and named.isdisjoint(identifiers(each.resource))
+    ]
 
 
 def _mode(entry: Tree) -> Any:

@@ -25,7 +25,7 @@ from hub.fhir import headers
 from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify, somebody_new
-from hub.journey.known import FirstMessage, Known
+from hub.journey.known import LINKED, FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
 from hub.journey.route import event_type_of, news, receipt_for, told_to
@@ -134,15 +134,24 @@ def _decide(
     identified = (
         somebody_new(canonical, known)
         if choice.new_person
-        else identify(canonical, known, hint, chosen=choice.person_id is not None)
+        else identify(
+            canonical,
+            known,
+            hint,
+            chosen=choice.person_id is not None,
+            is_their_transfer=choice.transfer_id is not None,
+        )
     )
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
-    if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
-        return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id
-    advanced = advance(canonical, identified.person_id, named, known)
+    merges = {each.loser: each.survivor for each in identified.merged if each.survivor is not None}
+    is_new = identified.created is not None
+    with known.merged({} if is_new else merges):
+        if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
+            return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
+        advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical, person_id=whom)
     if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
@@ -502,5 +511,6 @@ def _remember_person(identified: Identified, trust: OdsCode, known: Known) -> No
         known.add_person(person)
     for each in identified.merged:
         loser = known.persons[each.loser]
-        loser.merged_into, loser.merged_by = each.survivor, trust
+        loser.merged_into = each.survivor
+        loser.merged_by = trust if each.basis == LINKED else None
         known.add_person(loser)

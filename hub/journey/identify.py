@@ -14,7 +14,7 @@ from hub.domain.ids import PersonId, PersonKey, made_by
 from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
 from hub.domain.value import value
-from hub.journey.known import Known, Person
+from hub.journey.known import LINKED, Known, Person
 
 _AT = "Patient.identifier"
 
@@ -58,11 +58,16 @@ class Identified:
 
 
 def identify(
-    canonical: Canonical, known: Known, hint: PersonId | None, *, chosen: bool = False
+    canonical: Canonical,
+    known: Known,
+    hint: PersonId | None,
+    *,
+    chosen: bool = False,
+    is_their_transfer: bool = False,
 ) -> Identified | Rejection:
     """The person a message is about. ``hint`` is the person of the transfer the message names, if it names one.
 
-    ``chosen``: a human has said that it is the person of the hint, and answers for it.
+    ``chosen``: a human has said that it is the person of the hint, and answers for it; ``is_their_transfer``: that it is the transfer.
     """
     if chosen and hint is not None:
         return _chosen(canonical, known, hint)
@@ -78,6 +83,8 @@ def identify(
         return _ask("The identifiers belong to different people.", found)
     person = superseding or traced or next(iter(found), None)
     named = known.root(hint) if hint else None
+    if named is not None and person is not None and (traced or superseding) and named in found:
+        named = person  # the message itself says that they are one
     if person is not None and named is not None and person.id != named.id:
         # Twins have one date of birth, and a Task is easily filed under the wrong request: that proves nothing.
         return _ask("The transfer named is another patient's record.", (person, named))
@@ -85,17 +92,26 @@ def identify(
         return _with_links(_created(canonical, known), canonical, known)
     who = named or person
     assert who is not None
-    doubt = _doubt(who, canonical, known, is_named=named is not None, superseding=superseding is not None)
+    doubt = _doubt(
+        who,
+        canonical,
+        known,
+        is_named=named is not None,
+        superseding=superseding is not None,
+        vouched=is_their_transfer,
+    )
     if doubt is not None:
         return doubt
-    own = _own_record(ref, known) or next((each for key in ref.keys if (each := known.record_of(key))), None)
+    own = _own_record(ref, who, known)
+    learned = _learned(who, person, canonical, known)
+    merged = _merges_of(found, person, "nhs-number-superseded" if superseding else "nhs-number-traced")
     return _with_links(
         Identified(
             who.id,
             record_id=own.id if own else None,
-            new_keys=_learned(who, person, canonical, known),
-            merged=_merges_of(found, person, "nhs-number-superseded" if superseding else "nhs-number-traced"),
-            superseded=superseding is not None,
+            new_keys=learned,
+            merged=merged,
+            superseded=superseding is not None and bool(merged or learned),
             sensitivity=_sensitivity(own or who, canonical),
         ),
         canonical,
@@ -191,11 +207,11 @@ def _merges_of(found: list[Person], person: Person | None, basis: str) -> tuple[
 
 
 def _doubt(
-    who: Person, canonical: Canonical, known: Known, *, is_named: bool, superseding: bool
+    who: Person, canonical: Canonical, known: Known, *, is_named: bool, superseding: bool, vouched: bool
 ) -> Rejection | None:
     """What speaks against its being this person. An unknown patient's details are guesses and prove nothing; the hospital's number is none."""
     ref = canonical.person
-    if _is_another_of_the_hospital(who, ref, known) and not superseding:
+    if _is_another_of_the_hospital(who, ref, known) and not superseding and not vouched:
         return _ask("The hospital knows this person by another number.", (who,))
     if ref.unknown:
         return None
@@ -287,7 +303,9 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
     ref = canonical.person
     if canonical.kind is not Kind.PATIENT:
         return identified
-    this = identified.created or _own_record(ref, known) or known.root(identified.person_id)
+    this = identified.created or known.root(identified.person_id)
+    if identified.created is None:
+        this = _own_record(ref, this, known) or this
     merged = list(identified.merged)
     for link in ref.links:
         if link.kind not in {"replaced-by", "replaces"}:
@@ -312,7 +330,7 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
             loser, survivor, known
         ):
             return _ask("The records to be merged have different dates of birth or NHS numbers.", others)
-        merged.append(Merged(_root_id(loser, known), _root_id(survivor, known), "patient-link"))
+        merged.append(Merged(_root_id(loser, known), _root_id(survivor, known), LINKED))
     if not merged and _is_unmerge(canonical, this):
         merged.append(Merged(this.id, None, "unlinked"))
     if not merged and canonical.event_type == "patient.unmerged" and len(known.group(this.id)) > 1:
@@ -325,9 +343,11 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
     return replace(identified, person_id=person_id, merged=tuple(merged))
 
 
-def _own_record(ref: PersonRef, known: Known) -> Person | None:
-    """The record that has the message's own hospital numbers, whatever it was merged into."""
-    return next((person for key in ref.local if (person := known.record_of(key))), None)
+def _own_record(ref: PersonRef, who: Person, known: Known) -> Person | None:
+    """Of the person's records the one that the message's identifiers lead to, the hospital's own numbers first."""
+    theirs = {each.id for each in known.group(who.id)}
+    keys = (*ref.numbers, *ref.local, *ref.keys)
+    return next((each for key in keys if (each := known.record_of(key)) and each.id in theirs), None)
 
 
 def _root_id(person: Person, known: Known) -> PersonId:

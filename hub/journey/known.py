@@ -2,7 +2,8 @@
 the batch is decided as if it came alone after this one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -11,6 +12,9 @@ from hub.domain.message import Stay
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import Transfer
 from hub.domain.value import value
+
+LINKED = "patient-link"
+"""The basis of a merge that a record says (FHIR Patient.link)."""
 
 
 @value
@@ -42,7 +46,7 @@ class Person:
     restricted_by: OdsCode | None = None
     """Which trust said so; None: not known."""
     merged_by: OdsCode | None = None
-    """Which trust said last that it is merged."""
+    """Which trust said last that it is merged, where a record said it: what a record says it can take back. What a number showed it cannot."""
 
     @property
     def nhs_numbers(self) -> set[str]:
@@ -92,6 +96,21 @@ class Known:
         """It belongs to a transfer now."""
         for stays in self.stays.values():
             stays.pop(event_id, None)
+
+    @contextmanager
+    def merged(self, merges: Mapping[PersonId, PersonId]) -> Iterator[None]:
+        """As if these records stood for others already, for as long as it lasts: who it is is decided before what it means."""
+        before = {loser: self.persons[loser].merged_into for loser in merges}
+        self._lead(merges)
+        try:
+            yield
+        finally:
+            self._lead(before)
+
+    def _lead(self, to: Mapping[PersonId, PersonId | None]) -> None:
+        for loser, survivor in to.items():
+            self.persons[loser].merged_into = survivor
+            self.add_person(self.persons[loser])
 
     def record_of(self, key: PersonKey) -> Person | None:
         """The record that has this key itself, whatever it was merged into."""

@@ -95,6 +95,8 @@ def _meaning(
     person = person_ref(draft, kind, subject, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)
     receiver = directory.trust_of(receiver_code) if receiver_code else None
+    if kind is Kind.ANSWER and len((draft.header or {}).get("destination", ())) > 1:
+        receiver = None  # one of them may be told in copy
     if kind is Kind.ENCOUNTER and entry is not None:
         _own_stay(draft, entry)
     if kind is Kind.REQUEST:
@@ -344,7 +346,7 @@ def _must_agree_on(draft: Draft, request: Entry, receiver: OdsCode | None) -> No
     )
     asked = _trusts(draft, performers, request.resource)
     others = (told or asked) - {receiver, draft.received.trust}
-    if asked and receiver not in asked:
+    if asked - {draft.received.trust} and receiver not in asked:
         others |= asked
     if others:
         raise RefusedError(
@@ -456,6 +458,7 @@ def _answered(draft: Draft, task: Entry) -> list[Mapping[str, Any]]:
         each
         for reference in (task.resource.get("focus"), *task.resource.get("basedOn", ()))
         for each in _with_target(draft, reference, task)
+        if not _is_no_request(reference, each)
     ]
     named = {each for holder in referred for each in identifiers(holder)}
     requests = [each.resource for each in draft.resources.of_type("ServiceRequest")]
@@ -463,6 +466,15 @@ def _answered(draft: Draft, task: Entry) -> list[Mapping[str, Any]]:
         *referred,
         *(each for each in requests if not named or not named.isdisjoint(identifiers(each))),
     ]
+
+
+_OTHERS = re.compile(r"(?:^|/)(?:Encounter|Patient|CarePlan|Task|Appointment|EpisodeOfCare)(?:/|\?)")
+
+
+def _is_no_request(reference: Mapping[str, Any] | None, each: Mapping[str, Any]) -> bool:
+    """Whether a Task's reference, or what it leads to, is something else by its own account: its numbers are no request's."""
+    said = each.get("resourceType") or each.get("type") or "ServiceRequest"
+    return said != "ServiceRequest" or bool(_OTHERS.search(str((reference or {}).get("reference", ""))))
 
 
 def _bare_numbers(draft: Draft, answer: Entry) -> tuple[str, ...]:

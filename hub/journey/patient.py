@@ -66,7 +66,8 @@ def described_by(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, 
     reference = subject.resource.get(name)
     patient = draft.resources.resolve(reference, inside=subject.resource)
     if patient is None:
-        patient = _described(draft, reference, f"{subject.path}.{name}")
+        # A Task's transfer says whom it is about, and may refer to a server of its own.
+        patient = _described(draft, reference, f"{subject.path}.{name}", is_strict=name == "subject")
     if patient is not None:
         return patient, "Patient.identifier", True
     if reference is None:
@@ -74,7 +75,7 @@ def described_by(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, 
     return reference, f"{subject.path}.{name}.identifier", False
 
 
-def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str) -> Tree | None:
+def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str, *, is_strict: bool) -> Tree | None:
     """The Patient that is meant where no reference leads to one: who has the number that the reference says, else the only one.
 
     A number or a resource id that no Patient of the message has is somebody else's, a mother's beside her child's: then nobody here is described.
@@ -91,7 +92,8 @@ def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str) -> Tr
         )
     only = next(iter(patients), None)
     identity = _identity_in(reference)
-    return None if only and identity and only.get("id", identity) != identity else only
+    is_another = is_strict and only is not None and identity and only.get("id", identity) != identity
+    return None if is_another else only
 
 
 def _identity_in(reference: Mapping[str, Any] | None) -> str:

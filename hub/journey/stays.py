@@ -195,6 +195,12 @@ def _may_have_brought(transfer: Transfer, stay: Stay) -> bool:
     began = began_at(stay)
     if began is not None and began >= transfer.requested_at:
         return True
+    # To a bed that was kept, or to one that was made ready days before; records often say only the day.
+    has_left = any(
+        each.step is Step.DEPART and each.occurred_at <= stay.occurred_at for each in counting(transfer.facts)
+    )
+    if has_left and stay.encounter.status == "in-progress":
+        return True
     sent = comes_from_hospital(stay.encounter) and stay.encounter.status != "finished"
     return sent and (began is None or began >= transfer.requested_at - BEFORE_REQUEST)
 
@@ -259,7 +265,10 @@ def precedes_its_end(stay: Stay, transfer: Transfer) -> bool:
     ended = entered_at(fold(transfer.facts))
     if ended is None or min(stay.occurred_at, began_at(stay) or stay.occurred_at) > ended + CLOCKS_DIFFER:
         return False
-    has_left = any(fact.step is Step.DEPART for fact in counting(transfer.facts))
+    # A departure by Task names no stay, and the stay's own word of it may come late.
+    has_left = any(
+        fact.step is Step.DEPART and fact.encounter is not None for fact in counting(transfer.facts)
+    )
     return not (has_left and transfer.party(stay.trust) is Party.SENDER)
 
 

@@ -13,7 +13,7 @@ from hub.domain.message import Canonical, EncounterRef, Position, Received, Stay
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import ASKING, HUB, UNASKED, Fact, Party, State, Step, Transfer
 from hub.journey.decide import Understood
-from hub.journey.known import FirstMessage, Known, Person
+from hub.journey.known import LINKED, FirstMessage, Known, Person
 from hub.store import tables as t
 from hub.store.bulk import among, is_postgresql
 from hub.store.packing import unpack
@@ -208,13 +208,13 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
     if merged:
         link, event = t.person_link.c, t.event.c
         said = await connection.execute(
-            select(link.person_id, event.trust)
+            select(link.person_id, link.kind, event.trust)
             .join_from(t.person_link, t.event, link.event_id == event.event_id)
             .where(among(link.person_id, merged, connection))
             .order_by(link.event_id)
         )
         for merge in said:
-            found[merge.person_id].merged_by = OdsCode(merge.trust)
+            found[merge.person_id].merged_by = OdsCode(merge.trust) if merge.kind == LINKED else None
     for each in found.values():
         known.add_person(each)
     return set(found)

@@ -90,9 +90,14 @@ class UnitOfWork:
         except NotWritableError as error:
             if len(understood) == 1:
                 return await self._take([_set_aside(understood[0], error)], next_after or {})
-            # The others must not suffer for it.
-            taken = [await self.take([each]) for each in understood[:-1]]
-            return _together([*taken, await self.take(understood[-1:], next_after=next_after)])
+            # The others must not suffer for it. A partition moves past its gap with the last of its messages.
+            last = {_partition(each.received): each for each in understood}
+            taken = []
+            for each in understood:
+                key = _partition(each.received)
+                gaps = {at: to for at, to in (next_after or {}).items() if at == key and last[key] is each}
+                taken.append(await self.take([each], next_after=gaps))
+            return _together(taken)
 
     async def _take(self, understood: Sequence[Understood], next_after: Mapping[PartitionKey, int]) -> Taken:
         attempts = count()

@@ -25,12 +25,15 @@ from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
 from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
+from tests.stories.test_mistaken_identity import *  # noqa: F403
 from tests.stories.test_people import *  # noqa: F403
 from tests.stories.test_quarantine import *  # noqa: F403
 from tests.stories.test_retention import *  # noqa: F403
 from tests.stories.test_sealed_log import *  # noqa: F403
 from tests.stories.test_subscriptions import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403
+from tests.stories.test_what_comes_along import *  # noqa: F403
+from tests.stories.test_which_transfer import *  # noqa: F403
 
 SERVICE = "a_service_of_the_hub"
 
