@@ -611,10 +611,16 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
         [t for t in related if t.is_open],
         [t for t in related if t.state is State.COMPLETED and not _is_told_again(stay, t)],
         [t for t in free if t.is_open],
-        related,
+        [t for t in related if not _begins_the_next(stay, t)],
         [t for t in free if t.state is State.COMPLETED and precedes_its_end(stay, t)],
     )
     return _bound_for(stay, next(filter(None, ranks), []))
+
+
+def _begins_the_next(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the patient leaves the bed that this transfer, which is over, brought them to, for another hospital."""
+    is_over = transfer.state is State.COMPLETED and transfer.party(stay.trust) is Party.RECEIVER
+    return is_over and leaves_for(stay) is not None
 
 
 def _is_told_again(stay: Stay, transfer: Transfer) -> bool:
@@ -659,11 +665,7 @@ def _infer(
 ) -> Advanced:
     """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
     goal = leaves_for(stay)
-    # From the bed that a transfer brought the patient to, the next journey begins.
-    if any(
-        is_related(stay, each) and (goal is None or each.receiver != stay.trust or each.is_open)
-        for each in transfers
-    ):
+    if any(is_related(stay, each) and not _begins_the_next(stay, each) for each in transfers):
         return Advanced()
     if goal is not None:
         return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, known)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, patient_number
-from hub.domain.ids import PersonId
+from hub.domain.ids import PersonId, TransferId
 from hub.domain.rejection import Disposition
 from hub.fhir.systems import NHS_NUMBER
 from hub.journey.decide import Choice
@@ -445,3 +445,87 @@ async def test_whose_transfer_ended_with_anothers_death_is_told_when_the_records
     assert {
         each.headers["transfer-id"] for each in told if each.event_type == "transfer.patient.identified"
     } == {first, second}
+
+
+async def test_what_is_said_of_one_twin_is_not_kept_with_the_other(hub, torbay):
+    """Their mother's number comes first in both records, and the second twin gets an NHS number."""
+    mothers = {"system": "https://ra9.example/Id/mother", "value": "4100001"}
+
+    def with_mothers(tree):
+        resources(tree, "Patient")[0]["identifier"].insert(0, mothers)
+
+    first = await torbay.send(edited(without_nhs_number(tells(torbay, "A28", MARSHWIGGLE)), with_mothers))
+    second = await torbay.send(edited(without_nhs_number(tells(torbay, "A28", TWIN)), with_mothers))
+    await hub.unit.retry(second.event_id, "duty", Choice(new_person=True))
+    hub.clock.later(minutes=1)
+    await torbay.send(edited(tells(torbay, "A31", TWIN), with_mothers))
+    assert TWIN.nhs_number in await known_by(hub, await person_of(hub, second))
+    assert TWIN.nhs_number not in await known_by(hub, await person_of(hub, first))
+
+
+async def test_a_record_that_a_number_showed_to_be_the_patients_stays_that_every_night(hub, torbay, exeter):
+    """Torbay asks before it knows the NHS number; when it is traced the records are one, and stay one, and the hospitals hear of it once."""
+    await exeter.send(tells(exeter, "A28", MARSHWIGGLE))
+    hub.clock.later(minutes=1)
+    asked = await torbay.send(without_nhs_number(ask(torbay)))
+    for _ in range(3):
+        hub.clock.later(hours=12)
+        await torbay.send(tells(torbay, "A31", MARSHWIGGLE, active=True))
+        assert sorted(row["merged_into"] is None for row in await hub.rows(t.person)) == [False, True]
+    told = await hub.told("RH8")
+    assert told.count("transfer.patient.identified") == 1
+
+    hub.clock.later(minutes=1)
+    update = torbay.epr.updates_request(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    assert str(await torbay.send(update)) == "accepted"
+    assert await hub.state(asked.transfer_id) == "requested"
+
+
+async def test_a_number_that_is_traced_by_an_update_or_a_departure_is_the_same_transfer(hub, torbay, exeter):
+    await exeter.send(tells(exeter, "A28", MARSHWIGGLE))
+    hub.clock.later(minutes=1)
+    asked = await torbay.send(without_nhs_number(ask(torbay)))
+    hub.clock.later(minutes=5)
+    left = await torbay.discharges(MARSHWIGGLE, encounter_number="V-1", to_site="RH801")
+    assert (str(left), left.transfer_id) == ("accepted", asked.transfer_id)
+    hub.clock.later(hours=1)
+    await exeter.admits(MARSHWIGGLE, encounter_number="W-1", ward="Taw", site="RH801")
+    assert await hub.state(asked.transfer_id) == "completed"
+    assert len(await hub.rows(t.transfer)) == 1
+
+
+async def test_that_an_nhs_number_was_replaced_is_told_once(hub, torbay, exeter):
+    await torbay.send(ask(torbay))
+    new = replace(MARSHWIGGLE, nhs_number=TWIN.nhs_number)
+
+    def replaces_the_old(tree):
+        old = {"system": NHS_NUMBER, "value": MARSHWIGGLE.nhs_number, "use": "old"}
+        resources(tree, "Patient")[0]["identifier"].append(old)
+
+    for _ in range(3):
+        hub.clock.later(hours=12)
+        outcome = await torbay.send(edited(tells(torbay, "A31", new), replaces_the_old))
+        assert str(outcome) == "accepted"
+    assert (await hub.told("RH8")).count("transfer.patient.identified") == 1
+
+
+async def test_a_human_who_names_the_transfer_answers_for_another_number_of_the_hospital(hub, torbay):
+    """An unknown man is known by name now, and has a new number."""
+    nobody = replace(MARSHWIGGLE, local={"RA9": "7700001"})
+
+    def without_birth_date(tree):
+        resources(tree, "Patient")[0].pop("birthDate", None)
+
+    asked = await torbay.send(edited(without_nhs_number(ask(torbay, nobody)), without_birth_date))
+    hub.clock.later(minutes=30)
+    update = torbay.epr.updates_request(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    outcome = await torbay.send(update)
+    assert (outcome.disposition, outcome.why) == NO_MATCH
+    retried = await hub.unit.retry(
+        outcome.event_id, "duty", Choice(transfer_id=TransferId(asked.transfer_id))
+    )
+    assert retried.disposition is Disposition.ACCEPTED

@@ -292,3 +292,10 @@ async def test_who_performs_may_be_a_site_of_the_receiver_or_nobody_that_the_hub
     asked = await torbay.send(edited(asks(torbay, QUILLFEATHER), _performed_by(*performers)))
     assert str(asked) == "accepted"
     assert await hub.told("RH8") == ["transfer.requested"]
+
+
+async def test_the_senders_own_team_as_performer_is_no_second_receiver(hub, torbay):
+    message = torbay.epr.asks_to_transfer(
+        QUILLFEATHER, to="RH8", request_number=NUMBER, encounter_number=STAY, at=hub.clock()
+    )
+    assert str(await torbay.send(edited(message, _performed_by("RA9")))) == "accepted"

@@ -510,3 +510,95 @@ async def test_whom_an_answer_goes_to_says_which_transfer_it_is_about(hub, torba
 
     assert said.transfer_id == asked
     assert (await hub.state(own), await hub.state(asked)) == ("requested", "rejected")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ordinary journeys that must go on
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_the_patient_returns_to_a_bed_that_was_kept(hub, torbay, exeter, is_asked):
+    """Torbay's patient goes to Exeter for two days, on leave from a stay that began a month ago, and comes back to it."""
+    began = hub.clock() - timedelta(days=30)
+    kept = {"encounter_number": "V-1", "period": {"start": began.isoformat()}}
+    await torbay.admits(MARSHWIGGLE, encounter_number="V-1", ward="A", source="19", method="21", at=began)
+    await torbay.reports("A21", MARSHWIGGLE, status="onleave", **kept)
+    hub.clock.later(hours=1)
+    await exeter.admits(MARSHWIGGLE, encounter_number="W-7", ward="Taw", source="19", method="21")
+    hub.clock.later(days=2)
+    if is_asked:
+        await ask(exeter, MARSHWIGGLE, to="RA9", number="X-1", stay="W-7")
+        hub.clock.later(minutes=9)
+        await answer(torbay, "accepted", MARSHWIGGLE, exeter, number="X-1")
+        hub.clock.later(hours=1)
+    left = await discharge(exeter, MARSHWIGGLE, to_site="RA901", stay="W-7")
+    hub.clock.later(hours=1)
+    await torbay.reports("A22", MARSHWIGGLE, status="in-progress", **kept)
+    assert await hub.state(left.transfer_id) == "completed"
+
+
+@pytest.mark.parametrize("goal", [("RK950", "RK9"), ("RA901", "RA9")])
+async def test_from_the_bed_that_one_transfer_brought_them_to_the_next_begins(
+    hub, torbay, exeter, plymouth, goal
+):
+    """Three days later Exeter sends the patient on, or home again, and nobody has asked."""
+    site, trust = goal
+    first = await on_the_way(hub, torbay, exeter, MARSHWIGGLE)
+    hub.clock.later(hours=1)
+    await admit(exeter, MARSHWIGGLE)
+    assert await hub.state(first) == "completed"
+    hub.clock.later(days=3)
+    left = await exeter.discharges(MARSHWIGGLE, encounter_number="W-7", to_site=site)
+    assert left.transfer_id not in {None, first}
+    assert (await hub.told(trust))[-1] == "transfer.departed"
+
+
+def refers(focus):
+    def change(tree):
+        [task] = resources(tree, "Task")
+        task.pop("basedOn", None)
+        task["focus"] = focus
+
+    return change
+
+
+async def test_a_number_of_the_answering_hospitals_own_says_nothing_against_the_conversation(
+    hub, torbay, exeter
+):
+    transfer = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    own = {"system": "https://fhir.royaldevon.example/Id/incoming-referral", "value": "IN-77"}
+    said = exeter.epr.answers(
+        MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+    await exeter.send(edited(said, refers({"type": "ServiceRequest", "identifier": own})))
+    assert await hub.state(transfer) == "accepted"
+
+
+async def test_a_task_about_a_stay_does_not_call_its_request_by_the_stays_number(hub, torbay, exeter):
+    transfer = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    stay = {"system": exeter.profile.identifier_systems.encounter, "value": "W-7"}
+    said = exeter.epr.answers(
+        MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+    await exeter.send(edited(said, refers({"type": "Encounter", "identifier": stay})))
+    assert await hub.state(transfer) == "accepted"
+
+
+async def test_an_answer_that_goes_to_another_in_copy_is_for_the_requester(hub, torbay, exeter):
+    transfer = await ask(torbay, MARSHWIGGLE)
+    hub.clock.later(minutes=5)
+    said = exeter.epr.answers(
+        MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+
+    def in_copy(tree):
+        [header] = resources(tree, "MessageHeader")
+        copy = {"system": "https://fhir.nhs.uk/Id/ods-organization-code", "value": "RK9"}
+        first = {"endpoint": "https://rk9.example", "receiver": {"identifier": copy}}
+        header["destination"] = [first, *header.get("destination", [])]
+
+    await exeter.send(edited(said, in_copy))
+    assert await hub.state(transfer) == "accepted"
