@@ -144,14 +144,30 @@ def _decide(
     )
     if isinstance(identified, Rejection):
         return _refused(understood, identified, journey, now, canonical)
+    merges = {each.loser: each.survivor for each in identified.merged if each.survivor is not None}
+    with known.merged({} if identified.created else merges):
+        return _act(
+            understood, canonical, identified, named, known, journey, now, by_hand=by_hand is not None
+        )
+
+
+def _act(
+    understood: Understood,
+    canonical: Canonical,
+    identified: Identified,
+    named: Transfer | None,
+    known: Known,
+    journey: Journey,
+    now: datetime,
+    *,
+    by_hand: bool,
+) -> Effects:
+    """What it does, of a person who is known."""
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id
-    merges = {each.loser: each.survivor for each in identified.merged if each.survivor is not None}
-    is_new = identified.created is not None
-    with known.merged({} if is_new else merges):
-        if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
-            return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
-        advanced = advance(canonical, identified.person_id, named, known)
+    if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
+        return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
+    advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical, person_id=whom)
     if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
@@ -161,7 +177,7 @@ def _decide(
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
     for to in told_to(canonical, advanced):
         # Somebody who has left: that nobody else is told, a human may decide.
-        if to not in journey.directory and by_hand is None:
+        if to not in journey.directory and not by_hand:
             unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{to} is a party of the transfer.")
             return _refused(understood, unknown, journey, now, canonical, person_id=whom)
     return _accepted(understood, canonical, identified, advanced, known, journey, now)

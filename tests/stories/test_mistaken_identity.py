@@ -529,3 +529,22 @@ async def test_a_human_who_names_the_transfer_answers_for_another_number_of_the_
         outcome.event_id, "duty", Choice(transfer_id=TransferId(asked.transfer_id))
     )
     assert retried.disposition is Disposition.ACCEPTED
+
+
+async def test_what_is_restricted_stays_so_in_the_very_message_that_shows_whose_it_is(hub, torbay, exeter):
+    """Torbay's record without an NHS number is restricted; with the departure the number is traced to a record of Exeter's that is not."""
+    restricted = {
+        "security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}]
+    }
+    await exeter.send(tells(exeter, "A28", MARSHWIGGLE))
+    await torbay.send(without_nhs_number(tells(torbay, "A28", MARSHWIGGLE, meta=restricted)))
+    hub.clock.later(minutes=1)
+    await torbay.send(without_nhs_number(ask(torbay)))
+    hub.clock.later(minutes=5)
+
+    def lives_somewhere(tree):
+        resources(tree, "Patient")[0]["address"] = [{"line": ["1 Hidden Street"]}]
+
+    left = torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", at=hub.clock(), to_site="RH801")
+    assert str(await torbay.send(edited(left, lives_somewhere))) == "accepted"
+    assert "Hidden" not in str(await hub.inbox("RH8"))
