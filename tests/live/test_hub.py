@@ -307,6 +307,7 @@ async def test_a_topic_made_anew_is_read_from_where_a_person_says_and_not_before
     assert not await hub.rows("select * from incident where closed_at is null")
 
 
+@pytest.mark.long
 async def test_a_refused_topic_ends_no_worker_that_has_nothing_else_to_do(hub):
     """More workers than partitions, and one topic made anew in which something lies: nobody is to read that, so nobody is late with it."""
     topic = hub.one.profile.events_topic
@@ -330,7 +331,7 @@ async def test_a_refused_topic_ends_no_worker_that_has_nothing_else_to_do(hub):
     assert [each.process.poll() for each in workers] == [None, None]
 
 
-@pytest.mark.parametrize("new", [2, 0])
+@pytest.mark.parametrize("new", [2, pytest.param(0, marks=pytest.mark.long)])
 async def test_a_position_that_is_set_back_takes_nothing_in_twice(hub, new):
     """Several batches are read again, and then what is new, or nothing: the worker comes past them, and lives."""
     topic = hub.one.profile.events_topic

@@ -40,7 +40,10 @@ async def numbers_in(hub: LiveHub, topic: str) -> list[int]:
     return [int(_header(record, "outbox-seq")) for record in await hub.on(topic)]
 
 
-@pytest.mark.parametrize("meanwhile", ["the dispatcher runs", "the dispatcher is stopped"])
+@pytest.mark.parametrize(
+    "meanwhile",
+    ["the dispatcher is stopped", pytest.param("the dispatcher runs", marks=pytest.mark.long)],
+)
 async def test_an_inbox_made_anew_is_an_incident_and_what_was_not_read_is_sent_again(hub, meanwhile):
     """The hospital had read one of three messages when its inbox was deleted by mistake."""
     two, topic = hub.two.profile, hub.two.profile.inbox_topic
@@ -98,7 +101,7 @@ async def ask(hub: LiveHub, *numbers: int) -> None:
     await hub.until_delivered()
 
 
-@pytest.mark.parametrize(("old", "new"), [(1, 1), (2, 5)])
+@pytest.mark.parametrize(("old", "new"), [(1, 1), pytest.param(2, 5, marks=pytest.mark.long)])
 async def test_it_is_noticed_under_a_running_dispatcher_however_much_is_sent_next(hub, old, new):
     """The new records reach the offsets of the old ones at once, which would hide that those are gone."""
     topic = hub.two.profile.inbox_topic
@@ -121,6 +124,7 @@ async def test_it_is_noticed_under_a_running_dispatcher_however_much_is_sent_nex
     assert len(set(await numbers_in(hub, topic))) == len(await numbers_in(hub, topic)) == old + new
 
 
+@pytest.mark.long
 async def test_what_lay_in_partitions_that_a_topic_has_no_longer_is_gone_too(hub):
     topic = hub.two.profile.inbox_topic
     await make_anew(hub, topic, partitions=3)
