@@ -161,7 +161,7 @@ def _by_request(canonical: Canonical, known: Known) -> dict[TransferId, Transfer
 
 
 def _by_name(canonical: Canonical, known: Known) -> Transfer | Rejection | None:
-    """By the request's identifier; by the conversation only if no request is named, because one conversation can be about several."""
+    """By the request's identifier; by the conversation only if no other request is named, because one conversation can be about several."""
     refs = canonical.refs
     found = _by_request(canonical, known)
     if found or not refs.correlation_id:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from hub.domain.ids import EventId, OdsCode, time_ordered_id
+from hub.domain.incident import ADVICE, IncidentKind
 from hub.domain.message import Position, Received
 from hub.domain.rejection import Disposition
 from hub.journey.decide import Understood
@@ -47,12 +48,6 @@ class Vitals:
     """When (monotonic) the event loop was last seen alive with a database that answers."""
     waiting_at: Mapping[PartitionKey, int]
     """The positions at which a message ought to be taken in soon, if there is one."""
-
-
-_SAY_FROM_WHERE = (
-    "The topic was made anew, or the database is from another day. This partition is not read. "
-    "Find out which; then `hub positions set` to the offset to read from."
-)
 
 
 class KafkaSource:
@@ -163,7 +158,11 @@ class KafkaSource:
         for key in sorted(strange):
             await self._positions.made_anew(key, held[key], there[key])
             self._log.error(
-                "topic.made_anew", topic=key[0], partition=key[1], offset=there[key], todo=_SAY_FROM_WHERE
+                "topic.made_anew",
+                topic=key[0],
+                partition=key[1],
+                offset=there[key],
+                todo=ADVICE[IncidentKind.TOPIC_MADE_ANEW],
             )
         self._refused |= strange
         return strange
@@ -204,7 +203,7 @@ class KafkaSource:
             partition=key[1],
             offset=position,
             end=end,
-            todo=_SAY_FROM_WHERE,
+            todo=ADVICE[IncidentKind.POSITION_ABOVE_END],
         )
         self._refused.add(key)
         self._next.pop(key, None)

@@ -154,6 +154,7 @@ async def test_an_odd_record_in_an_inbox_stops_nobody(hub):
     hub.start("worker")
     hub.start("dispatcher")
     await ask(hub, 1)
+    assert len(await hub.on(topic)) == 2
 
 
 async def test_an_inbox_that_has_grown_past_what_was_known_is_not_taken_for_the_old_one(hub):
