@@ -23,6 +23,7 @@ from hub.governance.disclosed import as_audit_events
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
+from hub.patience import steadily
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
@@ -360,12 +361,12 @@ async def run_facade(settings: HubSettings) -> None:
         _settle()
         stopped, server = _stopped_by_a_signal(), uvicorn.Server(config)
         stop = asyncio.create_task(stopped.wait())
-        telling = asyncio.create_task(
-            Notifier(facade, push_access(settings), max_s=settings.dispatch_backoff_max_s).run(stopped)
-        )
+        notifier = Notifier(facade, push_access(settings), max_s=settings.dispatch_backoff_max_s)
+        telling = asyncio.create_task(steadily(notifier.run(stopped)))
         # By its own way of serving it takes the signals itself, and ends with them although all went well.
         serving = asyncio.create_task(server._serve())  # noqa: SLF001
-        await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
+        # Whatever of them ends first ends the process: without its notifier the facade would look well and tell nobody.
+        await asyncio.wait({stop, serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopped.set()
         await asyncio.gather(serving, telling)

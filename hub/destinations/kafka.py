@@ -34,6 +34,7 @@ from hub.domain.delivery import (
     Scope,
     judge,
 )
+from hub.patience import within
 
 _BATCH_BYTES = 131_072
 """Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
@@ -45,6 +46,8 @@ _DIGITS_MAX = 18
 """A number that a database can hold."""
 _METADATA_S = 1.0
 """How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
+
+_LEAVE_S = 5.0
 
 _OPEN_TRANSACTION = Fault(
     Scope.RECEIVER,
@@ -111,16 +114,15 @@ class KafkaDestination:
                 "transaction_timeout_ms": 15_000,
             }
         try:
-            async with asyncio.timeout(self._patience_s):
-                self._producer = AIOKafkaProducer(
-                    **self._access.client_options(),
-                    **identity,
-                    client_id=f"hub-dispatcher-{self._receiver.lower()}",
-                    acks="all",
-                    max_batch_size=_BATCH_BYTES,
-                    request_timeout_ms=int(self._patience_s * 1000),
-                )
-                await self._producer.start()
+            self._producer = AIOKafkaProducer(
+                **self._access.client_options(),
+                **identity,
+                client_id=f"hub-dispatcher-{self._receiver.lower()}",
+                acks="all",
+                max_batch_size=_BATCH_BYTES,
+                request_timeout_ms=int(self._patience_s * 1000),
+            )
+            await within(self._patience_s, self._producer.start())
         except (KafkaError, OSError, TimeoutError) as error:
             _refuse(error)
 
@@ -129,31 +131,32 @@ class KafkaDestination:
 
         Raises DeliveryError: then it is not known whether they were sent.
         """
-        topic: str | None = None
+        for topic in dict.fromkeys(row.topic for row in rows):
+            try:
+                await within(self._patience_s, self._partitions(topic))
+            except (KafkaError, OSError, TimeoutError) as error:
+                _refuse(error, topic)
+        batches = self._packed(rows)
         try:
-            async with asyncio.timeout(self._patience_s):
-                for topic in dict.fromkeys(row.topic for row in rows):
-                    await self._partitions(topic)
-                topic = None
-                batches = self._packed(rows)
-                if self._transactions:
-                    await self._producer.begin_transaction()
-                for batch in batches:
-                    batch.done = await self._hand_over(batch)
-                await asyncio.wait([batch.done for batch in batches])
-                _raise_first(batches)
-                if self._transactions:
-                    await self._producer.commit_transaction()
-        except DeliveryError:
-            raise
+            await within(self._patience_s, self._send_as_one(batches))
         except (KafkaError, OSError, TimeoutError, AssertionError) as error:
             # AssertionError: aiokafka's answer to a state that its background task has left meanwhile.
-            _refuse(error, topic)
+            _refuse(error)
         if any(batch.done.result().offset < 0 for batch in batches):
             # The broker knew the batch already and does not say where it lies (DuplicateSequenceNumber).
             raise DeliveryError(judge("DuplicateSequenceNumber"))
         place = {each.seq: each for batch in batches for each in batch.placed()}
         return [place[row.seq] for row in rows]
+
+    async def _send_as_one(self, batches: Sequence["_Batch"]) -> None:
+        if self._transactions:
+            await self._producer.begin_transaction()
+        for batch in batches:
+            batch.done = await self._hand_over(batch)
+        await asyncio.wait([batch.done for batch in batches])
+        _raise_first(batches)
+        if self._transactions:
+            await self._producer.commit_transaction()
 
     def _packed(self, rows: Sequence[Outgoing]) -> list["_Batch"]:
         """The rows as batches of one partition each, in order. Raises DeliveryError for one that is too large to send."""
@@ -216,8 +219,8 @@ class KafkaDestination:
         wanted: list[TopicPartition] = []
         for topic in topics:
             try:
-                async with asyncio.timeout(self._patience_s):
-                    wanted += [TopicPartition(topic, part) for part in await self._partitions(topic)]
+                parts = await within(self._patience_s, self._partitions(topic))
+                wanted += [TopicPartition(topic, part) for part in parts]
             except (KafkaError, OSError, TimeoutError) as error:
                 fault = judge(_name(error), topic)
                 if fault.scope is not Scope.TOPIC:
@@ -236,17 +239,14 @@ class KafkaDestination:
             request_timeout_ms=int(self._patience_s * 1000),
         )
         try:
-            async with asyncio.timeout(self._patience_s):
-                await consumer.start()
+            await within(self._patience_s, consumer.start())
             await self._until_stable(consumer, wanted)
             found, gone = await self._behind(consumer, wanted, known)
             return ReadBack(found, closed, gone)
         except (KafkaError, OSError, TimeoutError) as error:
             _refuse(error)
         finally:
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(5):
-                    await consumer.stop()
+            await _stopped(consumer)
 
     async def _until_stable(self, consumer: Any, wanted: Sequence[TopicPartition]) -> None:
         """Until no transaction is open in these partitions: what lies behind one cannot be seen, and would be sent again."""
@@ -258,18 +258,15 @@ class KafkaDestination:
             request_timeout_ms=int(self._patience_s * 1000),
         )
         try:
-            async with asyncio.timeout(self._patience_s):
-                await looking.start()
+            await within(self._patience_s, looking.start())
             looking.assign(wanted)
             deadline = time.monotonic() + self._patience_s
-            while await looking.end_offsets(wanted) != (await self._bounds(consumer, wanted))[1]:
+            while await self._ends(looking, wanted) != (await self._bounds(consumer, wanted))[1]:
                 if time.monotonic() > deadline:
                     raise DeliveryError(_OPEN_TRANSACTION)
                 await asyncio.sleep(0.1)
         finally:
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(5):
-                    await looking.stop()
+            await _stopped(looking)
 
     async def _behind(
         self, consumer: Any, wanted: Sequence[TopicPartition], known: Iterable[Placed]
@@ -303,8 +300,12 @@ class KafkaDestination:
     ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
         """First and end offsets. With read_committed the end is the last stable offset."""
         consumer.assign(wanted)
-        async with asyncio.timeout(self._patience_s):
-            return await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted)
+        first = await within(self._patience_s, consumer.beginning_offsets(wanted))
+        return first, await self._ends(consumer, wanted)
+
+    async def _ends(self, consumer: Any, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        ends: dict[TopicPartition, int] = await within(self._patience_s, consumer.end_offsets(wanted))
+        return ends
 
     async def _read(
         self, consumer: Any, begin: Mapping[TopicPartition, int], end: Mapping[TopicPartition, int]
@@ -318,11 +319,12 @@ class KafkaDestination:
         found: list[Placed] = []
         moved_at, reached = time.monotonic(), behind
         while any(reached[part] < end[part] for part in behind):
-            records = await consumer.getmany(timeout_ms=100)
+            records = await within(self._patience_s, consumer.getmany(timeout_ms=100))
             for batch in records.values():
                 found += [placed for record in batch if (placed := _placed(record)) is not None]
-            async with asyncio.timeout(self._patience_s):
-                positions = {part: int(await consumer.position(part)) for part in behind}
+            positions = {
+                part: int(await within(self._patience_s, consumer.position(part))) for part in behind
+            }
             if positions != reached:
                 moved_at, reached = time.monotonic(), positions
             elif time.monotonic() - moved_at > self._patience_s:
@@ -330,7 +332,7 @@ class KafkaDestination:
         return found
 
     async def close(self) -> None:
-        """Let go of the connections, whatever state they are in; never raises, never takes longer than 5 s.
+        """Let go of the connections, whatever state they are in; never raises, and takes some seconds at most.
 
         Not `producer.stop()`: that flushes first, and a batch that cannot be sent is retried for ever.
         An open transaction is left to the next owner's fence, or to its short timeout.
@@ -341,13 +343,11 @@ class KafkaDestination:
         producer._closed = True  # noqa: SLF001 - what stop() does first
         manager, sender = producer._txn_manager, producer._sender  # noqa: SLF001
         task = sender.sender_task
+        if task is not None and not task.done():
+            with suppress(Exception):
+                await within(_LEAVE_S, sender.close())
         with suppress(Exception):
-            async with asyncio.timeout(5):
-                if task is not None and not task.done():
-                    await sender.close()
-        with suppress(Exception):
-            async with asyncio.timeout(5):
-                await producer.client.close()
+            await within(_LEAVE_S, producer.client.close())
         # Exceptions nobody asks about any more would be reported when they are collected.
         waiter = getattr(manager, "_transaction_waiter", None)
         for each in (task, waiter):
@@ -402,6 +402,12 @@ def _raise_first(batches: Sequence[_Batch]) -> None:
             topic = found[0][0].topic
             suspects = tuple(row.seq for batch, _ in found if batch.topic == topic for row in batch.rows)
             raise DeliveryError(found[0][1], suspects if scope is Scope.RECORD else ())
+
+
+async def _stopped(consumer: Any) -> None:
+    """What was read is known by now: however it goes, it is no failure of reading."""
+    with suppress(Exception):
+        await within(_LEAVE_S, consumer.stop())
 
 
 def _looked_at(future: "asyncio.Future[Any]") -> None:

@@ -25,12 +25,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope, backoff_s, judge
 from hub.domain.incident import ADVICE, IncidentKind
 from hub.domain.trust import Directory
+from hub.patience import let_go, outcome_of, steadily
 from hub.services.process_name import process_name
 from hub.services.together import Together
 from hub.store import outbox
 from hub.telemetry.log import Log, fault_of
 
 _T = TypeVar("_T")
+
+_STORE_WAIT_MAX_S = 5.0
+"""There is one store, and few ask for it: nobody's messages wait for another minute when it is back."""
 
 _HELD_POLL_S = 0.25
 """How often to look again when everything that waits is held back: no need to ask at full speed."""
@@ -155,9 +159,9 @@ class Dispatcher:
         """
         self._stop = stop
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
+            tasks.create_task(steadily(self._watch()))
             for receiver in self._receivers.values():
-                tasks.create_task(self._serve(receiver))
+                tasks.create_task(steadily(self._serve(receiver)))
 
     # One query for all receivers, so that being idle does not cost one query each.
 
@@ -169,7 +173,7 @@ class Dispatcher:
                 waiting = await self._store(outbox.receivers_with_pending(self._engine))
             except _StoreError as error:
                 failures += 1
-                wait_s = self._backoff(failures)
+                wait_s = min(self._backoff(failures), _STORE_WAIT_MAX_S)
                 self._log.warning("store.unavailable", fault=str(error), wait_s=round(wait_s, 2))
                 await self._sleep(wait_s)
                 continue
@@ -206,16 +210,17 @@ class Dispatcher:
 
     async def _own(self, receiver: _Receiver) -> None:
         """With the lease: deliver until it is lost or we are asked to stop."""
-        keeper = asyncio.create_task(self._keep_lease(receiver))
+        over = asyncio.Event()
+        keeper = asyncio.create_task(self._keep_lease(receiver, over))
         try:
             while self._has_lease(receiver):
                 wait_s = await self._one_life(receiver)
                 if wait_s:
                     await self._sleep(wait_s)
         finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            # Asked twice: on a connection that has just died another error can take a cancellation's place.
+            over.set()
+            await let_go(keeper)
             # Also when the store is the reason: the next owner need not wait for the lease to run out.
             receiver.leased_until = 0.0
             with suppress(_StoreError):
@@ -323,7 +328,7 @@ class Dispatcher:
             if not self._has_lease(receiver):
                 break
             receiver.sending = rows
-            placed = await destination.send(rows)
+            placed = await steadily(destination.send(rows))
             if went_back := await self._went_back(receiver, placed):
                 # Before it is written down: the new offsets would hide that the old ones are gone.
                 receiver.suspicious |= went_back
@@ -464,7 +469,7 @@ class Dispatcher:
 
     async def _after_store_error(self, receiver: _Receiver, error: _StoreError) -> None:
         receiver.failures += 1
-        wait_s = self._backoff(receiver.failures)
+        wait_s = min(self._backoff(receiver.failures), _STORE_WAIT_MAX_S)
         self._log.warning(
             "store.unavailable", receiver=receiver.ods, fault=str(error), wait_s=round(wait_s, 2)
         )
@@ -483,9 +488,11 @@ class Dispatcher:
         receiver.leased_until = asked + self._config.lease_s if held else 0.0
         return held
 
-    async def _keep_lease(self, receiver: _Receiver) -> None:
+    async def _keep_lease(self, receiver: _Receiver, over: asyncio.Event) -> None:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
+            if over.is_set():
+                return
             # An unusable store: go on trying, the belief runs out by itself.
             with suppress(_StoreError):
                 if not await self._take_lease(receiver):
@@ -500,7 +507,7 @@ class Dispatcher:
     async def _store(self, work: Awaitable[_T]) -> _T:
         """Anything the store or its driver raises becomes one thing: wait and go on."""
         try:
-            return await work
+            return await steadily(work)
         except Exception as error:
             raise _StoreError(fault_of(getattr(error, "orig", None) or error)) from error
 
@@ -539,13 +546,11 @@ class Dispatcher:
         try:
             await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
-                return task.result()
+                return outcome_of(task)
             raise _Stopped
         finally:
             stopping.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            await let_go(task)
 
 
 def to_next_beat(beat_s: float, now: float) -> float:

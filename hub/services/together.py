@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from hub.patience import steadily
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -38,7 +40,7 @@ class Together(Generic[Question, Answer]):
             await asyncio.sleep(self._gather_s)  # those that are as far as the first come along
             asked, self._asked = self._asked, []
             try:
-                answers = await self._answer([question for question, _ in asked])
+                answers = await steadily(self._answer([question for question, _ in asked]))
             except Exception as error:  # noqa: BLE001 - it is theirs who asked
                 for _, future in asked:
                     if not future.done():

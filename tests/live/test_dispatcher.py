@@ -19,9 +19,11 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import ProducerFenced
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import (
@@ -711,6 +713,61 @@ async def _some_sent(engine, ods):
         return any(row.state == "sent" for row in await rows_of(engine, ods))
     except Exception:
         return False
+
+
+async def test_a_cancellation_that_the_client_library_passes_on_ends_no_receivers_loop(
+    engine, bootstrap_servers, monkeypatch
+):
+    """aiokafka's consumer, stopped while a fetch has just begun, cancels whoever stops it: the hospital was never served again."""
+    theirs, another = new_ods(), new_ods()
+    create(bootstrap_servers, inbox(theirs), inbox(another))
+    stop_of_the_library, left = AIOKafkaConsumer.stop, [3]
+
+    async def stop(consumer):
+        if left[0]:
+            left[0] -= 1
+            consumer._fetcher._pending_tasks.add(asyncio.create_task(asyncio.sleep(60)))
+        await stop_of_the_library(consumer)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "stop", stop)
+    async with running(engine, bootstrap_servers, [theirs, another]):
+        await write(engine, theirs, "abc")
+        await write(engine, another, "abc")
+        await until(lambda: all_sent(engine, theirs, another))
+    assert left == [0]
+    for each in (theirs, another):
+        await assert_each_once_and_in_order(engine, bootstrap_servers, each)
+
+
+async def test_a_door_that_is_cancelled_by_somebody_else_is_tried_again(engine, bootstrap_servers):
+    """Wherever it happens: starting, reading back, or sending."""
+    theirs = new_ods()
+    create(bootstrap_servers, inbox(theirs))
+    left = ["send", "read_back", "start"]
+
+    def wrap(door):
+        def cancelled_at(name):
+            work = getattr(door, name)
+
+            async def call(*given):
+                answer = await work(*given)
+                if left and left[-1] == name:
+                    left.pop()
+                    raise asyncio.CancelledError
+                return answer
+
+            return call
+
+        return SimpleNamespace(
+            **{name: cancelled_at(name) for name in ("start", "read_back", "send", "close")}
+        )
+
+    async with running(engine, bootstrap_servers, [theirs], wrap=wrap) as log:
+        await write(engine, theirs, "abc")
+        await until(lambda: all_sent(engine, theirs))
+    assert not left
+    assert [line["fault"][:22] for line in log.of("fault")] == ["StrayCancellationError"] * 3
+    await assert_each_once_and_in_order(engine, bootstrap_servers, theirs)
 
 
 async def test_stopping_finishes_the_batch_and_gives_the_lease_back(engine, bootstrap_servers):

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from hub.patience import StrayCancellationError
 from hub.services.together import Together
 
 
@@ -72,3 +73,18 @@ async def test_who_gives_up_waiting_takes_nobody_along():
     desk.open.set()
 
     assert await stays == "B"
+
+
+async def test_a_round_that_somebody_else_cancels_is_told_to_those_who_were_in_it():
+    """They would have waited for ever."""
+
+    async def answer(questions):
+        if "bad" in questions:
+            raise asyncio.CancelledError
+        return questions
+
+    together = Together(answer)
+    with pytest.raises(StrayCancellationError):
+        await asyncio.wait_for(together.ask("bad"), 5)
+
+    assert await together.ask("a") == "a"
