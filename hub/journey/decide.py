@@ -23,6 +23,7 @@ from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import headers
 from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
+from hub.journey.disclose import KEPT_BACK
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify, somebody_new
 from hub.journey.known import LINKED, FirstMessage, Known
@@ -294,7 +295,7 @@ def _audit_accepted(
         told = {"routes": routes}
         entries.append(entry(Code.ROUTED, detail=told, transfer_id=transfer_id, counterpart=routes[0]["to"]))
     if sensitive and routed:
-        kept_back = {"kept_back": ["address", "telecom", "GP", "contacts"]}
+        kept_back = {"kept_back": list(KEPT_BACK)}
         entries.append(entry(Code.SENSITIVITY_APPLIED, detail=kept_back))
     return entries
 

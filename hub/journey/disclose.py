@@ -6,7 +6,8 @@ anything of a third trust's message, and whoever has no part in the transfer get
 restricted patient could be found by goes nowhere: addresses, telecom, GP, narratives (PDS, sensitive patients).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from hub.domain.transfer import Fact, Party, Step
@@ -58,6 +59,13 @@ _HIDDEN: Mapping[str, tuple[str, ...]] = {
 their home. A narrative repeats what the resource says, wherever it is.
 """
 
+_DIRECTORY = frozenset(
+    {"Organization", "Practitioner", "PractitionerRole", "HealthcareService", "Location", "Endpoint"}
+)
+
+KEPT_BACK = ("address", "telecom", "GP", "contacts", "position", "birthplace", "narratives")
+"""For the audit: what `kept_back` means."""
+
 
 def resources_for(
     resources: Sequence[Resource], author: Party, reader: Party, *, sensitive: bool
@@ -65,19 +73,66 @@ def resources_for(
     """The Bundle entries (``{"fullUrl", "resource"}``) of one party's message that another may see."""
     if author is reader or not {author, reader} <= _ENDS:
         return ()
-    found: Sequence[Resource] = resources
+    found: Sequence[Resource] = kept_back(resources) if sensitive else resources
     if reader is Party.SENDER:
         found = [
             {**entry, "resource": _reduced(entry["resource"])}
-            for entry in resources
+            for entry in found
             if entry["resource"]["resourceType"] in _FOR_SENDER
         ]
-    return kept_back(found) if sensitive else tuple(found)
+    return tuple(found)
 
 
 def kept_back(resources: Sequence[Resource]) -> tuple[Resource, ...]:
-    """The entries without what a sensitive patient could be found by."""
-    return tuple({**entry, "resource": hide(entry["resource"])} for entry in resources)
+    """The entries without what a sensitive patient could be found by, and without those that only this led to: the surgery is an
+    entry of its own, with its address.
+    """
+    shown = tuple({**entry, "resource": hide(entry["resource"])} for entry in resources)
+    alone = _led_to_by_what_is_hidden(resources, shown)
+    return tuple(each for each in shown if each["fullUrl"] not in alone)
+
+
+def _led_to_by_what_is_hidden(said: Sequence[Resource], shown: Sequence[Resource]) -> set[str]:
+    """Full URLs of people and places to which references led that are hidden, and no other does."""
+    urls = {name: entry["fullUrl"] for entry in said for name in _names(entry)}
+    led = {entry["fullUrl"]: _leads(entry, urls) for entry in said}
+    leads = {entry["fullUrl"]: _leads(entry, urls) for entry in shown}
+    directory = {e["fullUrl"] for e in said if e["resource"]["resourceType"] in _DIRECTORY}
+    hidden = {url for entry in said for url in led[entry["fullUrl"]] - leads[entry["fullUrl"]]}
+    behind = _reached(hidden & directory, led) & directory
+    return behind - _reached(led.keys() - behind, leads)
+
+
+def _reached(urls: AbstractSet[str], leads: Mapping[str, AbstractSet[str]]) -> set[str]:
+    reached: set[str] = set()
+    ahead = set(urls)
+    while ahead:
+        reached |= ahead
+        ahead = {url for each in ahead for url in leads[each]} - reached
+    return reached
+
+
+def _names(entry: Resource) -> Iterator[str]:
+    """What references call an entry."""
+    resource = entry["resource"]
+    yield entry["fullUrl"]
+    if "id" in resource:
+        yield f"{resource['resourceType']}/{resource['id']}"
+
+
+def _leads(entry: Resource, urls: Mapping[str, str]) -> set[str]:
+    return {urls[name] for name in _references(entry["resource"]) if name in urls}
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for each in node:
+            yield from _references(each)
+    elif isinstance(node, dict):
+        if isinstance(reference := node.get("reference"), str):
+            yield from (reference, "/".join(reference.rsplit("/", 2)[-2:]))
+        for each in node.values():
+            yield from _references(each)
 
 
 def shows_its_patient(fact: Fact) -> bool:
@@ -105,6 +160,8 @@ def hide(resource: Tree) -> Tree:
     if "extension" in shown:
         # Where they were born, or lived before.
         shown["extension"] = [each for each in shown["extension"] if "valueAddress" not in each]
-    if "contained" in shown:
-        shown["contained"] = [hide(each) for each in shown["contained"]]
+    if contained := shown.pop("contained", None):
+        itself = {"fullUrl": "", "resource": {**resource, "contained": []}}
+        inner = [{"fullUrl": f"#{each.get('id', '')}", "resource": each} for each in contained]
+        shown["contained"] = [each["resource"] for each in kept_back([itself, *inner])[1:]]
     return {name: value for name, value in shown.items() if value != []}

@@ -789,6 +789,13 @@ async def test_a_restricted_patient_leaves_no_address_behind(hub, torbay, exeter
         {"resourceType": "Location", "name": "Ambulance stop", "address": lane},
         {"resourceType": "RelatedPerson", "patient": {"display": "hers"}, **home},
     ]
+    # The surgery round the corner: an entry of its own, one that the message holds for another reason too, and a contained one.
+    surgery, ward, role = (f"urn:uuid:{uuid.uuid4()}" for _ in range(3))
+    doctors = {
+        surgery: {"resourceType": "Organization", "name": "Hidden Lane Surgery", "address": [lane]},
+        role: {"resourceType": "PractitionerRole", "organization": {"reference": surgery}},
+        ward: {"resourceType": "Practitioner", "name": [{"family": "Ottery"}]},
+    }
     born = {"url": "http://hl7.org/fhir/StructureDefinition/patient-birthPlace", "valueAddress": lane}
     narrative = {
         "status": "generated",
@@ -798,7 +805,12 @@ async def test_a_restricted_patient_leaves_no_address_behind(hub, torbay, exeter
     def restricted(tree, *, label=True):
         patient = resources(tree, "Patient")[0]
         patient.update(home | {"extension": [born], "text": narrative})
-        resources(tree, "ServiceRequest")[0]["text"] = narrative
+        patient["contained"] = [{"resourceType": "Organization", "id": "gp", "name": "Hidden Lane Surgery"}]
+        patient["generalPractitioner"] = [{"reference": each} for each in (role, ward, "#gp")]
+        request = resources(tree, "ServiceRequest")[0]
+        request["text"] = narrative
+        request["performer"] = [*request.get("performer", []), {"reference": ward}]
+        tree["entry"] += [{"fullUrl": url, "resource": each} for url, each in doctors.items()]
         for each in beside:
             tree["entry"].append({"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": each})
         if label:
@@ -819,6 +831,8 @@ async def test_a_restricted_patient_leaves_no_address_behind(hub, torbay, exeter
     assert all("Hidden" not in str(r.bundle) and "01632" not in str(r.bundle) for r in told)
     assert told[0].of("Patient")["name"]
     assert told[0].of("Location")["name"] == "Ambulance stop"
+    assert told[0].of("PractitionerRole") is None
+    assert told[0].of("Practitioner")["name"] == [{"family": "Ottery"}]
     assert "sensitivity-applied" in await hub.codes(asked)
 
 
