@@ -24,6 +24,7 @@ from hub.destinations.kafka import KafkaAccess
 from hub.domain.rejection import Disposition
 from hub.domain.trust import Directory, TrustProfile
 from hub.fhir import headers
+from hub.patience import StrayCancellationError, within
 
 # What the client library writes about a broker that is away is said by the command line, in one line.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -106,9 +107,8 @@ async def writing(access: KafkaAccess) -> AsyncIterator[Any]:
 
 
 async def _stop(client: Any) -> None:
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(5):
-            await client.stop()
+    with suppress(KafkaError, OSError, TimeoutError, StrayCancellationError):
+        await within(5, client.stop())
 
 
 # ---------------------------------------------------------------- send

@@ -34,7 +34,7 @@ from hub.domain.delivery import (
     Scope,
     judge,
 )
-from hub.patience import within
+from hub.patience import StrayCancellationError, within
 
 _BATCH_BYTES = 131_072
 """Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
@@ -123,7 +123,7 @@ class KafkaDestination:
                 request_timeout_ms=int(self._patience_s * 1000),
             )
             await within(self._patience_s, self._producer.start())
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
             _refuse(error)
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
@@ -134,12 +134,12 @@ class KafkaDestination:
         for topic in dict.fromkeys(row.topic for row in rows):
             try:
                 await within(self._patience_s, self._partitions(topic))
-            except (KafkaError, OSError, TimeoutError) as error:
+            except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
                 _refuse(error, topic)
         batches = self._packed(rows)
         try:
             await within(self._patience_s, self._send_as_one(batches))
-        except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+        except (KafkaError, OSError, TimeoutError, StrayCancellationError, AssertionError) as error:
             # AssertionError: aiokafka's answer to a state that its background task has left meanwhile.
             _refuse(error)
         if any(batch.done.result().offset < 0 for batch in batches):
@@ -221,7 +221,7 @@ class KafkaDestination:
             try:
                 parts = await within(self._patience_s, self._partitions(topic))
                 wanted += [TopicPartition(topic, part) for part in parts]
-            except (KafkaError, OSError, TimeoutError) as error:
+            except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
                 fault = judge(_name(error), topic)
                 if fault.scope is not Scope.TOPIC:
                     raise DeliveryError(fault) from None
@@ -243,7 +243,7 @@ class KafkaDestination:
             await self._until_stable(consumer, wanted)
             found, gone = await self._behind(consumer, wanted, known)
             return ReadBack(found, closed, gone)
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
             _refuse(error)
         finally:
             await _stopped(consumer)
@@ -405,9 +405,12 @@ def _raise_first(batches: Sequence[_Batch]) -> None:
 
 
 async def _stopped(consumer: Any) -> None:
-    """What was read is known by now: however it goes, it is no failure of reading."""
-    with suppress(Exception):
-        await within(_LEAVE_S, consumer.stop())
+    """What was read is known by now: however it goes, it is no failure of reading. The client is closed by itself: a consumer that
+    fails while it stops leaves it open for ever.
+    """
+    for leaving in (consumer.stop, consumer._client.close):  # noqa: SLF001
+        with suppress(Exception):
+            await within(_LEAVE_S, leaving())
 
 
 def _looked_at(future: "asyncio.Future[Any]") -> None:

@@ -5,6 +5,7 @@ X-Request-Id that it had, and a receiver that knows it says 409, which means del
 """
 
 import ssl
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import httpx
 
 from hub.domain.delivery import DeliveryError, Fault, Outgoing, Placed, ReadBack, Scope
 from hub.fhir import headers
+from hub.patience import within
 
 _IDS = uuid.UUID("5f0c2f7e-6a35-4f4b-9d0e-4d4f3d8a7c11")
 """The namespace of the messages' ids (RFC 9562, 5.5)."""
 _KEPT = (headers.CORRELATION_ID, headers.EVENT_ID, headers.TRANSFER_ID, headers.EVENT_TYPE, headers.SOURCE_ODS, headers.TRACEPARENT)  # fmt: skip
+_TOGETHER_S = 5.0
 _ADVICE_BY_STATUS = {
     401: "the receiver does not accept who the hub is: check the certificate that it was given (HUB_PUSH_CERTIFICATE_FILE)",
     403: "the receiver does not let the hub in: ask its integrators to register the hub",
@@ -72,11 +75,16 @@ class PushDestination:
         return ReadBack()
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
-        """In order, until one is not taken. Those before it are returned, and what was wrong is raised by the next call."""
+        """In order, until one is not taken or some seconds are over, so that what was taken is written down soon. Those before it are
+        returned, and what was wrong is raised by the next call.
+        """
         if self._failed is not None:
             raise self._failed
         placed: list[Placed] = []
+        until = time.monotonic() + _TOGETHER_S
         for row in rows:
+            if placed and time.monotonic() > until:
+                break
             try:
                 await self._post(row)
             except DeliveryError as error:
@@ -101,8 +109,10 @@ class PushDestination:
             "accept": "application/fhir+json",
         }
         try:
-            answer = await self._client.post(self._url, content=row.payload, headers=said)
-        except httpx.HTTPError as error:
+            # httpx limits each step of it; an answer that comes in drops would last for ever.
+            asked = self._client.post(self._url, content=row.payload, headers=said)
+            answer = await within(self._access.answer_s, asked)
+        except (httpx.HTTPError, TimeoutError) as error:
             advice = "the receiver does not answer at its address, or not in time: is it running, and is its certificate good?"
             raise DeliveryError(Fault(Scope.RECEIVER, type(error).__name__, advice)) from error
         if not answer.is_success and not _is_delivered(answer):

@@ -9,13 +9,13 @@ from hub.store import outbox
 
 
 async def untried(engine: AsyncEngine, directory: Directory, patience: timedelta, now: datetime) -> list[str]:
-    """The hospitals (ODS) to whom something is owed for longer than ``patience`` and nothing was even tried: no dispatcher runs.
+    """The hospitals (ODS) whose next message has been due for longer than ``patience`` and nobody tries: no dispatcher runs.
 
     What a hospital fetches by itself is its own affair. Raises what the database raises.
     """
     fetches = {each.ods for each in directory if each.doors.outward == "polled"}
     return [
-        row.receiver
-        for row in await outbox.waiting(engine)
-        if row.receiver not in fetches and row.attempts == 0 and now - row.oldest > patience
+        receiver
+        for receiver, due_at in await outbox.next_due(engine)
+        if receiver not in fetches and now - due_at > patience
     ]

@@ -41,11 +41,12 @@ class Together(Generic[Question, Answer]):
             asked, self._asked = self._asked, []
             try:
                 answers = await steadily(self._answer([question for question, _ in asked]))
+                answered = list(zip(asked, answers, strict=True))
             except Exception as error:  # noqa: BLE001 - it is theirs who asked
                 for _, future in asked:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            for (_, future), answer in zip(asked, answers, strict=True):
+            for (_, future), answer in answered:
                 if not future.done():
                     future.set_result(answer)

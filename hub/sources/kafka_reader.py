@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from hub.patience import StrayCancellationError, within
 from hub.sources.kafka_config import WorkerConfig
 from hub.store.intake import PartitionKey
 
@@ -37,17 +39,21 @@ class Reader:
 
     async def __aenter__(self) -> Self:
         try:
-            async with asyncio.timeout(self._config.patience_s):
-                await self._consumer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
-            await self._consumer.stop()
+            await within(self._config.patience_s, self._consumer.start())
+        except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
+            await self._stop()
             raise KafkaUnavailableError(type(error).__name__) from error
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._consumer.stop()
+        await self._stop()
+
+    async def _stop(self) -> None:
+        for leaving in (self._consumer.stop, self._consumer._client.close):  # noqa: SLF001 - a consumer that fails to stop leaves it open
+            with suppress(Exception):
+                await within(self._config.patience_s, leaving())
 
     async def bounds(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:
         """First and end offset of each partition. With read_committed the end is the last stable offset."""

@@ -35,7 +35,7 @@ class Watchdog(threading.Thread):
         """Until stopped."""
         try:
             asyncio.run(self._watch())
-        except Exception as error:  # noqa: BLE001 - a dead watchdog would be silence
+        except BaseException as error:  # noqa: BLE001 - a dead watchdog would be silence
             if not self._done.is_set():
                 self._log.error("fault", fault=fault_of(error))
                 self._leave(ExitCode.UNFORESEEN)

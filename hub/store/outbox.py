@@ -577,6 +577,20 @@ async def waiting(store: Store) -> list[Waiting]:
         ]
 
 
+async def next_due(store: Store) -> list[tuple[str, datetime]]:
+    """For each receiver for whom something waits, since when (or from when) the first of it may be sent. Whatever is tried for a
+    receiver is tried with that row. Reads the whole queue.
+    """
+    c = outbox.c
+    first = select(func.min(c.seq)).where(_PENDING).group_by(c.receiver)
+    due_at = func.coalesce(c.next_attempt_at, c.created_at)
+    async with _one_statement(store) as connection:
+        found = await connection.execute(
+            select(c.receiver, due_at).where(c.seq.in_(first)).order_by(c.receiver)
+        )
+        return [(receiver, at) for receiver, at in found]
+
+
 async def hold_lease(store: Store, name: str, holder: str, until: datetime, now: datetime) -> bool:
     """Take or renew a lease; whether ``holder`` has it now. One statement, so two cannot both get it.
 

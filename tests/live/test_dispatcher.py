@@ -25,7 +25,7 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import ProducerFenced
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -718,7 +718,7 @@ async def _some_sent(engine, ods):
 async def test_a_cancellation_that_the_client_library_passes_on_ends_no_receivers_loop(
     engine, bootstrap_servers, monkeypatch
 ):
-    """aiokafka's consumer, stopped while a fetch has just begun, cancels whoever stops it: the hospital was never served again."""
+    """aiokafka's consumer, stopped while a fetch sleeps, cancels whoever stops it: the hospital was never served again."""
     theirs, another = new_ods(), new_ods()
     create(bootstrap_servers, inbox(theirs), inbox(another))
     stop_of_the_library, left = AIOKafkaConsumer.stop, [3]
@@ -737,6 +737,42 @@ async def test_a_cancellation_that_the_client_library_passes_on_ends_no_receiver
     assert left == [0]
     for each in (theirs, another):
         await assert_each_once_and_in_order(engine, bootstrap_servers, each)
+
+
+async def test_a_broker_that_dies_while_it_is_read_back_is_a_failure_and_nothing_else():
+    """A fetch that failed sleeps before its next try, where the client's stop cancels it and is cancelled by it, one time in three."""
+    bystanders = asyncio.all_tasks()
+    broker = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "hub.demo.broker"], stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    try:
+        servers = broker.stdout.readline().decode().strip()
+        producer = Producer({"bootstrap.servers": servers})
+        producer.produce("inbox", b"x")
+        producer.flush(10)
+        have_read = set()
+
+        async def reads_back_again_and_again(number):
+            door = KafkaDestination(f"T{number}", KafkaAccess(servers), transactions=False, patience_s=3)
+            await door.start()
+            try:
+                while True:
+                    await door.read_back(["inbox"], ())
+                    have_read.add(number)
+            finally:
+                await door.close()
+
+        reading = [asyncio.create_task(reads_back_again_and_again(number)) for number in range(12)]
+        await until(lambda: asyncio.sleep(0, len(have_read) == len(reading)))
+        broker.kill()
+        done, _ = await asyncio.wait(reading, timeout=60)
+    finally:
+        broker.kill()
+        broker.wait()
+    assert len(done) == 12
+    assert [type(each.exception()) for each in done if not each.cancelled()] == [DeliveryError] * 12
+    left = [each for each in asyncio.all_tasks() - bystanders if "md_synchronizer" in repr(each.get_coro())]
+    assert not left, "clients that nobody closes any more"
 
 
 async def test_a_door_that_is_cancelled_by_somebody_else_is_tried_again(engine, bootstrap_servers):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE, QUILLFEATHER
 from hub.destinations.push import PushAccess, PushDestination
@@ -33,6 +34,7 @@ class Receiver:
     port: int
     answers: list = field(default_factory=list)
     refuse: set = field(default_factory=set)
+    drip_s: float = 0
     asked: list = field(default_factory=list)
     has: dict = field(default_factory=dict)
 
@@ -48,6 +50,8 @@ class Receiver:
         answer = self.answers.pop(0) if self.answers else 200
         if any(each in body for each in self.refuse):
             return Response(status_code=422)
+        if self.drip_s:
+            return StreamingResponse(self._drops())
         if answer == "redirect":
             return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
         if isinstance(answer, tuple):
@@ -58,6 +62,11 @@ class Receiver:
             return Response(status_code=409)
         self.has[request_id] = (event_type, said.get("transfer-id"))
         return Response(status_code=503 if answer == "store then drop" else 200)
+
+    async def _drops(self):
+        while self.drip_s:
+            yield b" "
+            await asyncio.sleep(self.drip_s)
 
 
 @contextlib.asynccontextmanager
@@ -162,6 +171,19 @@ async def test_a_server_that_asks_for_patience_gets_it(hub, torbay, receiver):
         await delivered(hub)
     first, second = (at for at, _, _ in receiver.asked)
     assert second - first >= 0.9
+
+
+async def test_a_server_whose_answer_never_ends_is_a_failure_that_people_see(hub, torbay, receiver):
+    await ask(torbay)
+    receiver.drip_s = 0.2
+    async with listening(receiver), dispatching(hub, receiver):
+        async with asyncio.timeout(20):
+            while (waiting := await waiting_for(hub, "RH8")).last_error is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert waiting.last_error.startswith("TimeoutError")
+        receiver.drip_s = 0
+        await delivered(hub)
+    assert len(receiver.has) == 1
 
 
 async def test_a_message_that_is_refused_holds_up_its_own_transfer_only(hub, torbay, receiver):
