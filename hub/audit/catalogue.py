@@ -172,7 +172,10 @@ CATALOGUE: Mapping[Code, Meaning] = {
     ),
     # Whom it is about
     Code.IDENTITY_MATCHED: Meaning(
-        _record("link"), _U, "Patient matched", "An identifier that was new was linked to a known patient."
+        _record("link"),
+        _U,
+        "Patient matched",
+        "An identifier or a date of birth that was new was linked to a known patient.",
     ),
     Code.IDENTITY_UNMATCHED: Meaning(
         _record("originate"),

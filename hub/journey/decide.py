@@ -341,9 +341,10 @@ def _audit_understood(
 
 def _audit_identity(identified: Identified) -> Iterator[tuple[Code, dict[str, object]]]:
     """What is new about who this is: kinds of identifiers and the hub's own ids, never a number."""
-    if identified.created or identified.new_keys:
+    if identified.created or identified.new_keys or identified.birth_date:
         code = Code.IDENTITY_UNMATCHED if identified.created else Code.IDENTITY_MATCHED
-        yield code, {"new_identifiers": sorted(key.authority for key in identified.new_keys)}
+        born = {"birth_date": "learned"} if identified.birth_date else {}
+        yield code, {"new_identifiers": sorted(key.authority for key in identified.new_keys), **born}
     if identified.superseded:
         yield Code.IDENTITY_SUPERSEDED, {}
     for each in identified.merged:
@@ -521,6 +522,7 @@ def _remember_person(identified: Identified, trust: OdsCode, known: Known) -> No
     person = known.persons[identified.record_id or identified.person_id]
     if identified.created is None:
         person.keys.update(identified.new_keys)
+        person.birth_date = person.birth_date or identified.birth_date
     if identified.sensitivity is not None:
         person.sensitivity = None if identified.sensitivity == "U" else identified.sensitivity
         person.restricted_by = trust if person.sensitivity else None

@@ -45,6 +45,8 @@ class Identified:
     """The record that the message's identifiers lead to, the author's own first: what the message says of the patient is kept there, so that it goes
     with it when merged records are parted again. None: the record that stands for the person.
     """
+    birth_date: str | None = None
+    """Of a record that was made without one, as its own hospital says it now."""
 
     @property
     def basis(self) -> str:
@@ -113,6 +115,7 @@ def identify(
             merged=merged,
             superseded=superseding is not None and bool(merged or learned),
             sensitivity=_sensitivity(own or who, canonical),
+            birth_date=_birth_date_learned(own, canonical),
         ),
         canonical,
         known,
@@ -151,7 +154,7 @@ def _created(canonical: Canonical, known: Known) -> Identified:
         person_id,
         Person(
             person_id,
-            ref.birth_date,
+            None if ref.unknown else ref.birth_date,
             at,
             set(keys),
             sensitivity=sensitivity,
@@ -215,7 +218,7 @@ def _doubt(
         return _ask("The hospital knows this person by another number.", (who,))
     if ref.unknown:
         return None
-    if not _compatible(who.birth_date, ref.birth_date):
+    if not all(_compatible(record.birth_date, ref.birth_date) for record in known.group(who.id)):
         return _ask("The date of birth differs from the one held for this person.", (who,))
     numbers = {number for record in known.group(who.id) for number in record.nhs_numbers}
     other_number = (
@@ -285,6 +288,16 @@ def _learned(who: Person, found: Person | None, canonical: Canonical, known: Kno
         return ()
     record = (ref.record,) if ref.record else ()
     return tuple(key for key in (*ref.keys, *record) if known.record_of(key) is None)
+
+
+def _birth_date_learned(own: Person | None, canonical: Canonical) -> str | None:
+    """The date of birth of a record that has none, where the hospital says it under its own number for its patient: no other trust, and under no
+    number that is only beside it. What is said of somebody whom nobody knows is a guess.
+    """
+    ref = canonical.person
+    if own is None or own.birth_date or ref.unknown or own.keys.isdisjoint(ref.numbers):
+        return None
+    return ref.birth_date
 
 
 def _sensitivity(who: Person, canonical: Canonical) -> str | None:

@@ -132,7 +132,7 @@ def _known_by(identified: Identified) -> str:
 
 
 async def _write_persons(connection: AsyncConnection, happened: Sequence[Happened]) -> None:
-    """Merges, partings and labels: rare, so a statement each."""
+    """Merges, partings, labels and dates of birth that are learned later: rare, so a statement each."""
     for each in happened:
         identified = each.identified
         for merged in identified.merged:
@@ -154,6 +154,12 @@ async def _write_persons(connection: AsyncConnection, happened: Sequence[Happene
                 update(t.person)
                 .where(t.person.c.person_id == _known_by(identified))
                 .values(sensitivity=label, restricted_by=each.canonical.trust if label else None)
+            )
+        if identified.birth_date:
+            await connection.execute(
+                update(t.person)
+                .where(t.person.c.person_id == _known_by(identified))
+                .values(birth_date=identified.birth_date)
             )
 
 

@@ -548,3 +548,93 @@ async def test_what_is_restricted_stays_so_in_the_very_message_that_shows_whose_
     left = torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", at=hub.clock(), to_site="RH801")
     assert str(await torbay.send(edited(left, lives_somewhere))) == "accepted"
     assert "Hidden" not in str(await hub.inbox("RH8"))
+
+
+def without_birth_date(message, **more):
+    def change(tree):
+        [patient] = resources(tree, "Patient")
+        patient.pop("birthDate")
+        patient.update(more)
+
+    return edited(without_nhs_number(message), change)
+
+
+_NOBODY_KNOWS = [
+    {"url": "http://hl7.org/fhir/StructureDefinition/patient-unknownIdentity", "valueBoolean": True}
+]
+_GUESSED = {"birthDate": "1980", "extension": _NOBODY_KNOWS}
+
+
+async def known_births(hub):
+    return [row["birth_date"] for row in await hub.rows(t.person)]
+
+
+@pytest.mark.parametrize("at_first", [{}, _GUESSED], ids=["no date of birth", "a guessed one"])
+async def test_an_unknown_man_has_a_date_of_birth_once_his_hospital_knows_him(hub, torbay, exeter, at_first):
+    """Torbay asks for him before anybody knows who he is; when it does, his admission at Exeter is his, by NHS number and date of birth."""
+    asked = await torbay.send(without_birth_date(ask(torbay), **at_first))
+    assert await known_births(hub) == [None]
+    hub.clock.later(hours=1)
+    update = torbay.epr.updates_request(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    assert str(await torbay.send(update)) == "accepted"
+    assert await known_births(hub) == [MARSHWIGGLE.birth_date.isoformat()]
+    [learned] = await hub.audit(code="identity-matched")
+    assert learned["detail"]["birth_date"] == "learned"
+
+    hub.clock.later(hours=1)
+    arrived = await exeter.admits(MARSHWIGGLE, encounter_number="W-1", ward="Taw", site="RH801")
+    assert (str(arrived), arrived.transfer_id) == ("accepted", asked.transfer_id)
+    assert await hub.state(asked.transfer_id) == "completed"
+
+    other = replace(MARSHWIGGLE, birth_date=QUILLFEATHER.birth_date)
+    contradicts = await torbay.send(tells(torbay, "A31", other))
+    assert (contradicts.disposition, contradicts.why) == NO_MATCH
+    assert await known_births(hub) == [MARSHWIGGLE.birth_date.isoformat()]
+
+
+async def test_a_date_of_birth_is_learned_from_the_records_own_hospital_only(hub, torbay, exeter):
+    """Exeter's answer names the transfer and gives a date of birth: it may be another patient's."""
+    asked = await torbay.send(without_birth_date(ask(torbay)))
+    hub.clock.later(minutes=5)
+    answered = await exeter.answers(
+        TWIN, "accepted", requester=TRUSTS["RA9"], request_number="TR-1", bed="Bed 4"
+    )
+    assert (str(answered), answered.transfer_id) == ("accepted", asked.transfer_id)
+    assert await known_births(hub) == [None]
+
+
+async def test_a_mothers_number_brings_her_baby_no_date_of_birth(hub, torbay):
+    """The baby's record holds its mother's number too, and hers comes with her own date of birth."""
+    mothers = {"system": "https://ra9.example/Id/mother", "value": "4100001"}
+
+    def with_mothers(tree):
+        resources(tree, "Patient")[0]["identifier"].append(mothers)
+
+    def only_mothers(tree):
+        resources(tree, "Patient")[0]["identifier"] = [mothers]
+
+    await torbay.send(edited(without_birth_date(tells(torbay, "A28", MARSHWIGGLE)), with_mothers))
+    await torbay.send(edited(tells(torbay, "A31", QUILLFEATHER), only_mothers))
+    assert await known_births(hub) == [None]
+
+
+async def test_a_guess_made_later_is_not_learned(hub, torbay):
+    await torbay.send(without_birth_date(tells(torbay, "A28", MARSHWIGGLE)))
+    hub.clock.later(minutes=1)
+    await torbay.send(without_birth_date(tells(torbay, "A31", MARSHWIGGLE), **_GUESSED))
+    assert await known_births(hub) == [None]
+
+
+async def test_a_date_of_birth_that_contradicts_a_merged_record_is_a_question(hub, torbay):
+    """The record that stands for the twin was made without one; the twin's own has one."""
+    await torbay.send(without_birth_date(tells(torbay, "A28", MARSHWIGGLE)))
+    await torbay.send(without_nhs_number(tells(torbay, "A28", TWIN)))
+    link = [{"type": "replaced-by", "other": record_of("RA9", MARSHWIGGLE)}]
+    hub.clock.later(minutes=1)
+    await torbay.send(without_nhs_number(tells(torbay, "A40", TWIN, active=False, link=link)))
+    hub.clock.later(minutes=1)
+    other = replace(MARSHWIGGLE, birth_date=QUILLFEATHER.birth_date)
+    said = await torbay.send(without_nhs_number(tells(torbay, "A31", other)))
+    assert (said.disposition, said.why) == NO_MATCH
