@@ -7,6 +7,7 @@ import typer
 from hub.commands import audit_log, audit_reports, join, prepare, run, untangle
 from hub.commands.clients import clients
 from hub.commands.governance import governance
+from hub.commands.people import people
 from hub.commands.retention import retention
 from hub.commands.terminal import group
 from hub.commands.transfers import transfers
@@ -66,6 +67,7 @@ _GROUPS: dict[str, dict[str, typer.Typer]] = {
     "Untangle": {
         "break-glass": untangle.glass,
         "quarantine": untangle.quarantine,
+        "people": people,
         "incidents": untangle.incidents,
         "brake": untangle.brake,
         "positions": untangle.positions,

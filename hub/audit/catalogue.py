@@ -198,6 +198,20 @@ CATALOGUE: Mapping[Code, Meaning] = {
     Code.IDENTITY_SUPERSEDED: Meaning(
         _record("amend"), _U, "NHS number superseded", "A patient's NHS number was replaced by another."
     ),
+    Code.IDENTITY_NUMBER_TAKEN: _operated(
+        "Number found not theirs",
+        "Somebody who runs the hub said that a number is not a patient's, or took that back.",
+        _U,
+        kind=_record("amend"),
+        of_patient=True,
+    ),
+    Code.IDENTITY_READ: _operated(
+        "Numbers read",
+        "Somebody who runs the hub read by which numbers a patient is known.",
+        _R,
+        kind=_record("access"),
+        of_patient=True,
+    ),
     Code.SENSITIVITY_CHANGED: Meaning(
         _record("amend"),
         _U,

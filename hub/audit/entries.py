@@ -39,6 +39,8 @@ class Code(StrEnum):
     IDENTITY_UNMERGED = "identity-unmerged"
     IDENTITY_CONFIRMED = "identity-confirmed"
     IDENTITY_SUPERSEDED = "identity-superseded"
+    IDENTITY_NUMBER_TAKEN = "identity-number-taken"
+    IDENTITY_READ = "identity-read"
     SENSITIVITY_CHANGED = "sensitivity-changed"
     SENSITIVITY_APPLIED = "sensitivity-applied"
     # What it does to a transfer

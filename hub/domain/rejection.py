@@ -127,7 +127,7 @@ RULINGS: dict[Why, Ruling] = {
     Why.NEEDS_CONFIRMATION: Ruling(
         _Q,
         _DUTY,
-        "A person must say who or which transfer is meant: `hub quarantine retry` with --transfer or --person. Nothing was moved by guess.",
+        "A person must say who or which transfer is meant: `hub quarantine retry` with --transfer or --person. Nothing was moved by guess. A number that a record has by mistake: `hub people not-theirs`.",
     ),
     Why.ENCOUNTER_UNIDENTIFIED: Ruling(_Q, _SENDER, "Give the Encounter an identifier with its system."),
     Why.NHS_NUMBER_INVALID: Ruling(

@@ -215,7 +215,8 @@ LIFECYCLE: tuple[Rule, ...] = (
     # The two hospitals' records do not tell one story: loud, and nothing moves.
     Rule(Step.DIVERGE, (_S, _R, _T), _stay(*_OPEN)),
     Rule(Step.CONFIRM, (_S, _R), _stay(*MOVING, State.COMPLETED, State.FAILED)),
-    Rule(Step.IDENTIFY, (_S, _R, _T), _stay(*State)),
+    # The hub's is a person's: the duty team takes a number from a record whose it is not.
+    Rule(Step.IDENTIFY, (_S, _R, _T, _H), _stay(*State)),
     Rule(Step.ESCALATE, (_H,), _stay(*_OPEN)),
     # Clocks never end clinical work; a person does, when the ladder has been climbed to its end.
     Rule(Step.EXPIRE, (_H,), _to(State.EXPIRED, State.DRAFT, *_BEFORE_LEAVING) | _stay(State.EXPIRED)),

@@ -766,9 +766,12 @@ def identity_changed(canonical: Canonical, transfers: Iterable[Transfer], basis:
         canonical.event_id, Step.IDENTIFY, canonical.trust, Party.THIRD, canonical.occurred_at,
         canonical.received.received_at, canonical.sequence, f"{canonical.trust}'s records of the patient changed: {basis}",
     )  # fmt: skip
-    return _to_all(
-        fact, [t for t in transfers if t.is_open or any(each.step is Step.DIE for each in t.facts)]
-    )
+    return _to_all(fact, filter(hears_who_it_is, transfers))
+
+
+def hears_who_it_is(transfer: Transfer) -> bool:
+    """Whether who the patient is still matters to its hospitals: it is open, or ended with a death."""
+    return transfer.is_open or any(fact.step is Step.DIE for fact in transfer.facts)
 
 
 def _to_all(fact: Fact, transfers: Iterable[Transfer]) -> Advanced:

@@ -2,7 +2,8 @@
 
 Found by an NHS number that is valid and not declared unverified, together with the date of birth, or by the hospital's
 own number, or because the transfer that the message names is theirs. Never by name. Two different answers, or one that
-contradicts what is held, is a question for a human: nothing is linked by guess (DOMAIN, person identity).
+contradicts what is held, is a question for a human: nothing is linked by guess (DOMAIN, person identity). So is a number of which
+a human has said that it is not this person's (`hub people not-theirs`): it is never learned again as if nothing had happened.
 
 Records that a trust says are one person's are merged: both stay, one stands for the other, and an unmerge parts them.
 """
@@ -79,12 +80,15 @@ def identify(
     if len(found) > 1:
         by_number = known.persons_of(ref.numbers)
         found = by_number if len(by_number) == 1 and known.persons_of(ref.strong_keys) == by_number else found
+    named = known.root(hint) if hint else None
+    meant = [*found, *([named] if named else [])]
+    if not known.not_theirs(meant).isdisjoint(ref.keys) and not is_their_transfer:
+        return _ask("It gives a number that was found not to be this person's.", meant)
     superseding = _superseding(ref, found, known)
     traced = _traced(canonical, found, known)
     if len(found) > 1 and not superseding and not traced:
         return _ask("The identifiers belong to different people.", found)
     person = superseding or traced or next(iter(found), None)
-    named = known.root(hint) if hint else None
     if named is not None and person is not None and (traced or superseding) and named in found:
         named = person  # the message itself says that they are one
     if person is not None and named is not None and person.id != named.id:
@@ -126,8 +130,14 @@ def _chosen(canonical: Canonical, known: Known, hint: PersonId) -> Identified | 
     if hint not in known.persons:
         return Rejection(Why.NEEDS_CONFIRMATION, _AT, "Nobody is known by the person id that was given.")
     who = known.root(hint)
-    free = tuple(key for key in canonical.person.keys if known.record_of(key) is None)
+    free = _free(canonical.person.keys, who, known)
     return Identified(who.id, new_keys=free, sensitivity=_sensitivity(who, canonical), confirmed=True)
+
+
+def _free(keys: Iterable[PersonKey], who: Person, known: Known) -> tuple[PersonKey, ...]:
+    """Those that nobody has, and that are not known to be somebody else's."""
+    not_theirs = known.not_theirs([who])
+    return tuple(key for key in keys if known.record_of(key) is None and key not in not_theirs)
 
 
 def somebody_new(canonical: Canonical, known: Known) -> Identified | Rejection:
@@ -168,7 +178,9 @@ def _superseding(ref: PersonRef, found: list[Person], known: Known) -> Person | 
     """The person whose NHS number the message says is replaced by the one it gives, if it says that of exactly one."""
     if not ref.superseded or not ref.usable_nhs_number:
         return None
-    holders = known.persons_of(ref.superseded)
+    # A hospital that has mended its record often keeps the wrong number there as an old one: it was never theirs.
+    not_theirs = known.not_theirs(found)
+    holders = known.persons_of(key for key in ref.superseded if key not in not_theirs)
     if len(holders) != 1 or any(each.id != holders[0].id and not _new_holder(each, ref) for each in found):
         return None
     return holders[0]
@@ -287,7 +299,7 @@ def _learned(who: Person, found: Person | None, canonical: Canonical, known: Kno
     if canonical.kind is Kind.ANSWER and found is None:
         return ()
     record = (ref.record,) if ref.record else ()
-    return tuple(key for key in (*ref.keys, *record) if known.record_of(key) is None)
+    return _free((*ref.keys, *record), who, known)
 
 
 def _birth_date_learned(own: Person | None, canonical: Canonical) -> str | None:
@@ -343,6 +355,10 @@ def _with_links(identified: Identified, canonical: Canonical, known: Known) -> I
             loser, survivor, known
         ):
             return _ask("The records to be merged have different dates of birth or NHS numbers.", others)
+        if _one_is_not_the_other(loser, survivor, known):
+            return _ask(
+                "A number of one of the records to be merged was found not to be the other's.", others
+            )
         merged.append(Merged(_root_id(loser, known), _root_id(survivor, known), LINKED))
     if not merged and _is_unmerge(canonical, this):
         merged.append(Merged(this.id, None, "unlinked"))
@@ -373,6 +389,17 @@ def _numbers_differ_of(one: Person, other: Person, known: Known) -> bool:
     if other.id not in known.persons:
         return _numbers_differ_of(other, one, known)
     return _numbers_differ(one, other, known)
+
+
+def _one_is_not_the_other(one: Person, other: Person, known: Known) -> bool:
+    """Whether one has a number of which a human has said that it is not the other's."""
+
+    def keys(person: Person) -> set[PersonKey]:
+        return {key for record in known.group(person.id) or [person] for key in record.keys}
+
+    return not (
+        keys(one).isdisjoint(known.not_theirs([other])) and keys(other).isdisjoint(known.not_theirs([one]))
+    )
 
 
 def _is_unmerge(canonical: Canonical, this: Person) -> bool:

@@ -47,6 +47,8 @@ class Person:
     """Which trust said so; None: not known."""
     merged_by: OdsCode | None = None
     """Which trust said last that it is merged, where a record said it: what a record says it can take back. What a number showed it cannot."""
+    not_theirs: set[PersonKey] = field(default_factory=set)
+    """Numbers of which a human has said that they are not this person's: whoever gives one for this record asks a question."""
 
     @property
     def nhs_numbers(self) -> set[str]:
@@ -141,6 +143,10 @@ class Known:
         """The different persons these keys lead to, by the records that stand for them."""
         found = {self.root(self._person_of_key[key]).id for key in keys if key in self._person_of_key}
         return [self.persons[each] for each in sorted(found)]
+
+    def not_theirs(self, persons: Iterable[Person]) -> set[PersonKey]:
+        """What a human has said not to be these persons', whichever of their records it was said of."""
+        return {key for each in persons for record in self.group(each.id) for key in record.not_theirs}
 
     def transfers_of_person(self, person_id: PersonId) -> list[Transfer]:
         """Of all the person's records."""

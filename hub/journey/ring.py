@@ -1,4 +1,4 @@
-"""When a clock runs out: the hub's own fact, told to both hospitals like any other. Pure; the store says what is due."""
+"""When a clock runs out, or the duty team acts: the hub's own fact, told to both hospitals like any other. Pure; the store says what is due."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from hub.journey.route import from_the_hub
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What one clock causes."""
+    """What one clock, or one act of the duty team's, causes."""
 
     taken: Taken
     outbox: tuple[Outgoing, ...]
@@ -46,6 +46,14 @@ def expire(transfer: Transfer, because: str, directory: Directory, now: datetime
     return rung if rung.taken.move.after is not None else None
 
 
+def number_taken(transfer: Transfer, whose: str, directory: Directory, now: datetime, by: str) -> Rung:
+    """A number was taken from the record of the transfer's patient, because it is somebody else's: the hospitals were told it. ``whose`` says what
+    kind of number, and never which; ``by`` is the operator.
+    """
+    why = f"the duty team took {whose} from the patient's record: it is not theirs. Check the numbers you hold for them."
+    return _hub_step(transfer, Step.IDENTIFY, now, why, directory, now, None, by)
+
+
 def _hub_step(
     transfer: Transfer,
     step: Step,
@@ -72,7 +80,7 @@ def _audit(taken: Taken, news: tuple[Outgoing, ...], now: datetime, by: str | No
         return AuditEntry(
             code,
             now,
-            "clock",
+            "cli" if by else "clock",
             trust=HUB,
             counterpart=counterpart,
             event_id=fact.event_id,

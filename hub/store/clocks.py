@@ -45,7 +45,7 @@ async def ring_due(engine: AsyncEngine, clocks: Clocks, directory: Directory, no
         rung = [
             each for transfer in transfers if (each := ring(transfer, clocks, directory, now)) is not None
         ]
-        await _write(connection, rung, clocks, now)
+        await write_rung(connection, rung, clocks, now)
         # Something has happened in the meantime: the row is behind, and would be found again for ever.
         ids = {each.taken.transfer.id for each in rung}
         await _set_due(connection, [each for each in transfers if each.id not in ids], clocks)
@@ -114,7 +114,7 @@ async def expire_transfer(
         rung = expire(transfer, because, directory, now, by)
         if rung is None:
             raise NotExpiredError(transfer_id)
-        await _write(connection, [rung], clocks, now)
+        await write_rung(connection, [rung], clocks, now)
 
 
 async def _locked(connection: AsyncConnection, persons: set[str], ids: set[str]) -> list[Transfer]:
@@ -132,7 +132,8 @@ async def _locked(connection: AsyncConnection, persons: set[str], ids: set[str])
     return await with_facts(connection, rows.all())
 
 
-async def _write(connection: AsyncConnection, rung: list[Rung], clocks: Clocks, now: datetime) -> None:
+async def write_rung(connection: AsyncConnection, rung: list[Rung], clocks: Clocks, now: datetime) -> None:
+    """Write the hub's own facts, what is told of them, and their audit."""
     await write_taken(connection, [each.taken for each in rung], clocks)
     outbox = [outbox_row(out, now) for each in rung for out in each.outbox]
     await insert_rows(connection, t.outbox, outbox)

@@ -51,8 +51,22 @@ async def lock_names(connection: AsyncConnection, batch: Sequence[Understood]) -
     names = {f"m|{first_key(u.received.trust, u.message_id)}" for u in batch}
     for meaning in (u.meaning for u in batch):
         if isinstance(meaning, Canonical):
-            names |= {f"p|{key.authority}|{key.value}" for key in meaning.person.lookup}
+            names |= {_name_of(key) for key in meaning.person.lookup}
             names |= {f"r|{each.system}|{each.value}" for each in meaning.refs.requests}
+    await _lock(connection, names)
+
+
+async def lock_key(connection: AsyncConnection, key: PersonKey) -> None:
+    """Lock a person identifier as a batch that has it would."""
+    if is_postgresql(connection):
+        await _lock(connection, [_name_of(key)])
+
+
+def _name_of(key: PersonKey) -> str:
+    return f"p|{key.authority}|{key.value}"
+
+
+async def _lock(connection: AsyncConnection, names: Iterable[str]) -> None:
     numbers = sorted(_number(name) for name in names)
     await connection.execute(
         text(
@@ -107,6 +121,14 @@ async def load_known(
         person_ids = await _persons(connection, person_ids, known)
         await _transfers(connection, person_ids, known)
         await _stays(connection, person_ids, known, now)
+    return known
+
+
+async def load_people(connection: AsyncConnection, persons: Iterable[str]) -> Known:
+    """These persons, as far as there are such, with all their records and transfers; locked, in key order, as a batch does."""
+    known = Known()
+    records = await _persons(connection, set(persons), known)
+    await _transfers(connection, records, known)
     return known
 
 
@@ -204,6 +226,13 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
     )
     for row in keys:
         found[row.person_id].keys.add(PersonKey(row.authority, row.value))
+    taken = t.person_not_theirs
+    for row in await connection.execute(
+        select(taken.c.person_id, taken.c.authority, taken.c.value).where(
+            among(taken.c.person_id, found, connection)
+        )
+    ):
+        found[row.person_id].not_theirs.add(PersonKey(row.authority, row.value))
     merged = [each.id for each in found.values() if each.merged_into]
     if merged:
         link, event = t.person_link.c, t.event.c

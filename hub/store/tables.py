@@ -153,6 +153,16 @@ person_identifier = Table(
     comment="nhs, or <ODS>|<system>: a hospital's numbers mean nothing outside it",
 )
 
+person_not_theirs = Table(
+    "person_not_theirs",
+    metadata,
+    _id("person_id", primary_key=True),
+    Column("authority", String(310), primary_key=True),
+    Column("value", String(255), primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
+    comment="Numbers that a person took from a record: who gives one for it asks a question. Who and why is in the audit",
+)
+
 person_link = Table(
     "person_link",
     metadata,

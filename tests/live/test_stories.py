@@ -34,6 +34,7 @@ from tests.stories.test_subscriptions import *  # noqa: F403
 from tests.stories.test_transfers import *  # noqa: F403
 from tests.stories.test_what_comes_along import *  # noqa: F403
 from tests.stories.test_which_transfer import *  # noqa: F403
+from tests.stories.test_wrong_number import *  # noqa: F403
 
 SERVICE = "a_service_of_the_hub"
 

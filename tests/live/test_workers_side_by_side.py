@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import select, text, update
 
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER, patient_number
+from hub.domain.ids import NHS_AUTHORITY, PersonKey
 from hub.domain.rejection import Disposition
 from hub.journey.known import Known
 from hub.sources.kafka_config import WorkerConfig
 from hub.sources.kafka_reader import Reader
 from hub.sources.kafka_source import KafkaSource
-from hub.store import queries, unit_of_work
+from hub.store import people, queries, unit_of_work
 from hub.store import tables as t
 from hub.store.load import _persons
 from hub.store.positions import StoredPositions
@@ -23,6 +24,7 @@ from hub.store.unit_of_work import UnitOfWork
 from tests.harness.kafka_server import create_topics
 from tests.live.test_stories import owner_url, store_url, stories_url  # noqa: F401 - fixtures
 from tests.stories.conftest import exeter, hub, torbay  # noqa: F401 - fixtures
+from tests.stories.test_mistaken_identity import tells, without_nhs_number
 
 pytestmark = pytest.mark.live
 
@@ -145,6 +147,55 @@ async def test_a_merge_that_is_committed_while_its_patient_is_waited_for_is_seen
         await somebody_waits(hub)
     assert await looking == {merged, survivor}
     assert known.persons[merged].merged_into == survivor
+
+
+async def take_the_number_of(hub, person):  # noqa: F811
+    key, directory = PersonKey(NHS_AUTHORITY, MARSHWIGGLE.nhs_number), hub.journey.directory
+    clocks, now = hub.journey.clocks, hub.clock()
+    return await people.take_number(hub.engine, person, key, "phoned", directory, clocks, now, "duty")
+
+
+async def numbers(hub):  # noqa: F811
+    return {row["value"] for row in await hub.rows(t.person_identifier)}
+
+
+async def test_a_number_that_a_worker_is_about_to_learn_is_taken_as_well(held, torbay):  # noqa: F811
+    """The duty team waits for the batch, and sees what it learned."""
+    hub = held.hub  # noqa: F811
+    await hub.take([torbay.record(without_nhs_number(tells(torbay, "A28", MARSHWIGGLE)))])
+    hub.clock.later(minutes=1)
+    [his] = [each["person_id"] for each in await hub.rows(t.person)]
+    await held.before("_write_positions", [torbay.record(tells(torbay, "A31", MARSHWIGGLE))])
+    taking = asyncio.create_task(take_the_number_of(hub, his))
+    await somebody_waits(hub)
+    assert not taking.done()
+    await held.goes_on()
+    assert (await taking).record.id == his
+    assert MARSHWIGGLE.nhs_number not in await numbers(hub)
+
+
+async def test_a_message_that_comes_while_a_number_is_taken_is_a_question(hub, torbay, monkeypatch):  # noqa: F811
+    """The worker waits for the duty team, and then knows what was said."""
+    await hub.take([good(torbay, 0, MARSHWIGGLE)])
+    [his] = [each["person_id"] for each in await hub.rows(t.person)]
+    right, there, on = people.write_rung, asyncio.Event(), asyncio.Event()
+
+    async def waits(*args):
+        there.set()
+        await on.wait()
+        await right(*args)
+
+    monkeypatch.setattr(people, "write_rung", waits)
+    taking = asyncio.create_task(take_the_number_of(hub, his))
+    async with asyncio.timeout(PATIENCE_S):
+        await there.wait()
+    hub.clock.later(minutes=1)
+    claims = asyncio.create_task(hub.take([good(torbay, 0, MARSHWIGGLE)]))
+    await somebody_waits(hub)
+    on.set()
+    await taking
+    assert (await claims).dispositions == {Disposition.QUARANTINED: 1}
+    assert MARSHWIGGLE.nhs_number not in await numbers(hub)
 
 
 async def somebody_waits(hub):  # noqa: F811
