@@ -8,6 +8,7 @@ import typer
 from hub import wiring
 from hub.commands.terminal import AsJson, Because, Failure, fail, group, run_it, settings_now, show
 from hub.domain.ids import NHS_AUTHORITY, PersonKey, parse_nhs_number
+from hub.domain.transfer import Transfer
 from hub.settings import HubSettings
 from hub.store import people as store
 from hub.store.people import Case, Row
@@ -130,7 +131,11 @@ def _would(case: Case, key: PersonKey, *, back: bool, done: bool) -> list[str]:
         f"From record {record.id} {what} {'was' if done else 'would be'} taken; it {'is' if done else 'would be'} known by: {left}.",
         *(
             f"  transfer {each.id}  {each.sender} → {each.receiver}  {each.state}: "
-            + (f"both {'are' if done else 'would be'} told" if each.id in told else "over, nobody is told")
+            + (
+                f"{_parties(each)} {'told' if done else 'would be told'}"
+                if each.id in told
+                else "over, nobody is told"
+            )
             for each in case.transfers
         ),
         "Phone these hospitals: what they were told before still shows the number, and they may have kept it."
@@ -138,3 +143,8 @@ def _would(case: Case, key: PersonKey, *, back: bool, done: bool) -> list[str]:
         else "It has no transfers.",
         *([] if done else ["Nothing was changed. To do it: --yes"]),
     ]
+
+
+def _parties(transfer: Transfer) -> str:
+    """Who has a part in it: the receiver has none in what it was never asked."""
+    return " and ".join(each for each in (transfer.sender, transfer.receiver) if transfer.party(each))

@@ -89,6 +89,8 @@ def identify(
     if len(found) > 1 and not superseding and not traced:
         return _ask("The identifiers belong to different people.", found)
     person = superseding or traced or next(iter(found), None)
+    if person is not None and any(_one_is_not_the_other(each, person, known) for each in found):
+        return _ask("A number of one of these records was found not to be the other's.", (*found, person))
     if named is not None and person is not None and (traced or superseding) and named in found:
         named = person  # the message itself says that they are one
     if person is not None and named is not None and person.id != named.id:

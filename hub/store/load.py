@@ -5,7 +5,19 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, FromClause, and_, bindparam, or_, select, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    and_,
+    bindparam,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
@@ -219,20 +231,15 @@ async def _persons(connection: AsyncConnection, person_ids: set[str], known: Kno
         )
         found = {row.person_id: _person(row) for row in rows}
         group = await _merged_with(connection, group)
-    keys = await connection.execute(
-        select(identifier.c.person_id, identifier.c.authority, identifier.c.value).where(
-            among(identifier.c.person_id, found, connection)
+    theirs, not_theirs = (
+        select(each.c.person_id, each.c.authority, each.c.value, literal(said).label("theirs")).where(
+            among(each.c.person_id, found, connection)
         )
+        for each, said in ((identifier, True), (t.person_not_theirs, False))
     )
-    for row in keys:
-        found[row.person_id].keys.add(PersonKey(row.authority, row.value))
-    taken = t.person_not_theirs
-    for row in await connection.execute(
-        select(taken.c.person_id, taken.c.authority, taken.c.value).where(
-            among(taken.c.person_id, found, connection)
-        )
-    ):
-        found[row.person_id].not_theirs.add(PersonKey(row.authority, row.value))
+    for row in await connection.execute(union_all(theirs, not_theirs)):
+        each = found[row.person_id]
+        (each.keys if row.theirs else each.not_theirs).add(PersonKey(row.authority, row.value))
     merged = [each.id for each in found.values() if each.merged_into]
     if merged:
         link, event = t.person_link.c, t.event.c

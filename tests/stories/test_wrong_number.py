@@ -228,6 +228,33 @@ async def test_their_records_are_not_merged_afterwards(hub, torbay, exeter, mist
     assert await records(hub) == {his: None, hers: None}
 
 
+async def test_a_traced_number_does_not_bring_back_what_was_taken(hub, torbay, exeter, duty):
+    """Exeter's hospital number was found to be hers, not his. She is traced to his NHS number by a message that gives another of her numbers."""
+    number = QUILLFEATHER.local["RH8"]
+    await torbay.send(tells(torbay, "A28", MARSHWIGGLE))
+    his = await person_of(
+        hub, await exeter.send(tells(exeter, "A28", replace(MARSHWIGGLE, local={"RH8": number})))
+    )
+    await mend(duty, his, "--trust", "RH8", "--yes", number=number)
+    attendance = {"system": "https://rh8.example/Id/attendance", "value": "ED-5"}
+
+    def attends(tree):
+        resources(tree, "Patient")[0]["identifier"].append(attendance)
+
+    def only_attends(tree):
+        [patient] = resources(tree, "Patient")
+        patient["identifier"] = [each for each in patient["identifier"] if each["system"] == NHS_NUMBER]
+        patient["identifier"].append(attendance)
+        verified(tree)
+
+    hers = await exeter.send(edited(without_nhs_number(tells(exeter, "A31", LIKE_HIM)), attends))
+    assert (str(hers), await person_of(hub, hers) != his) == ("accepted", True)
+    hub.clock.later(minutes=1)
+    traced = await exeter.send(edited(tells(exeter, "A31", MARSHWIGGLE), only_attends))
+    assert (traced.disposition, traced.why) == NO_MATCH
+    assert set((await records(hub)).values()) == {None}
+
+
 async def test_of_merged_records_the_one_that_has_the_number_loses_it_and_parts_without_it(
     hub, torbay, mistaken, duty
 ):
