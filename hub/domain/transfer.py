@@ -92,6 +92,9 @@ ENDED = frozenset(
 )
 """The transfer is over. Only what happens to the patient's body can still lead out (a departure after a cancellation)."""
 
+LEFT_AFTER_ALL = (State.REDIRECTED, State.CANCELLED, State.ENTERED_IN_ERROR, State.EXPIRED)
+"""The ends that a departure leads out of."""
+
 UNASKED = (State.DRAFT, State.CANCELLED, State.ENTERED_IN_ERROR, State.EXPIRED)
 """The states in which it can be that the receiver was never asked: a draft, and what a draft can end as."""
 ASKING = frozenset({Step.REQUEST, Step.DEPART, Step.ARRIVE, Step.ADMIT})
@@ -181,22 +184,24 @@ LIFECYCLE: tuple[Rule, ...] = (
         _to(State.TRANSPORT_BOOKED, State.BED_ALLOCATED)
         | _stay(State.TRANSPORT_BOOKED, State.ACCEPTED, State.AWAITING_BED, *MOVING),
     ),
-    # What happens to the patient's body cannot be refused. From None the transfer is inferred: nobody asked for it.
+    # What happens to the patient's body cannot be refused. From None the transfer is inferred: nobody asked for it. From a draft
+    # the receiver's word counts once the request is made: it has no part in it before.
     Rule(
         Step.DEPART,
         (_S,),
-        _to(State.IN_TRANSIT, None, State.DRAFT, *_BEFORE_LEAVING, State.CANCELLED, State.EXPIRED)
+        _to(State.IN_TRANSIT, None, State.DRAFT, *_BEFORE_LEAVING, *LEFT_AFTER_ALL)
         | _stay(*MOVING, State.COMPLETED),
     ),
     Rule(
         Step.ARRIVE,
         (_R,),
-        _to(State.ARRIVED, None, *_BEFORE_LEAVING, State.IN_TRANSIT) | _stay(State.ARRIVED, State.COMPLETED),
+        _to(State.ARRIVED, None, State.DRAFT, *_BEFORE_LEAVING, State.IN_TRANSIT)
+        | _stay(State.ARRIVED, State.COMPLETED),
     ),
     Rule(
         Step.ADMIT,
         (_R,),
-        _to(State.COMPLETED, None, *_BEFORE_LEAVING, *MOVING) | _stay(State.COMPLETED),
+        _to(State.COMPLETED, None, State.DRAFT, *_BEFORE_LEAVING, *MOVING) | _stay(State.COMPLETED),
     ),
     # Treat-and-return: back where they came from. Without an arrival the journey was turned back.
     Rule(

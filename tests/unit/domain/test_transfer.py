@@ -177,7 +177,7 @@ def test_only_the_patients_body_leads_out_of_an_end(state):
     left_by = {rule.step for rule in LIFECYCLE if rule.moves.get(state, state) is not state}
 
     assert left_by <= {Step.DEPART}
-    assert bool(left_by) == (state in {State.CANCELLED, State.EXPIRED})
+    assert bool(left_by) == (state not in {State.COMPLETED, State.FAILED})
 
 
 def test_no_party_has_two_rules_for_one_step():
