@@ -209,7 +209,7 @@ class EncounterRef:
     """A stay, an attendance: what of it can move a transfer.
 
     ``key`` is ``<ODS>|<system>|<value>``. ``destination`` is the trust a discharge says the patient
-    goes to; ``destination_code`` is that code as sent, site or trust. ``disposition``, ``discharge_method``, ``source``
+    goes to, ``origin`` the one that an admission says they came from; ``destination_code`` is the code as sent, site or trust. ``disposition``, ``discharge_method``, ``source``
     and ``admission_method`` are national codes (NHS Data Dictionary).
     """
 
@@ -222,6 +222,7 @@ class EncounterRef:
     discharge_method: str | None = None
     source: str | None = None
     admission_method: str | None = None
+    origin: OdsCode | None = None
 
 
 @value

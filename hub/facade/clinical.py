@@ -12,7 +12,7 @@ from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree, identifiers
-from hub.journey.disclose import kept_back, resources_for, shows_its_patient
+from hub.journey.disclose import is_shown, kept_back, resources_for
 from hub.store.search import Said
 
 
@@ -134,7 +134,7 @@ def _told(
     oldest first, with when it came.
     """
     transfer, found = view.transfer, []
-    others = {each.event_id for each in transfer.facts if not shows_its_patient(each)}
+    others = {each.event_id for each in transfer.facts if not is_shown(each)}
     for each in view.said:
         if each.trust != author or each.event_id in others:
             continue

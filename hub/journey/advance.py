@@ -14,6 +14,7 @@ from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Flag, FlagCode, Kind, Stay
 from hub.domain.rejection import Rejection, Why
 from hub.domain.transfer import (
+    LEFT_AFTER_ALL,
     PHYSICAL,
     STEP_OF_BARS_ENCOUNTER,
     STEP_OF_TASK,
@@ -24,6 +25,7 @@ from hub.domain.transfer import (
     State,
     Step,
     Transfer,
+    counting,
     entered_at,
     fold,
 )
@@ -32,9 +34,14 @@ from hub.journey.known import Known
 from hub.journey.stays import (
     AFTER_END,
     CLOCKS_DIFFER,
+    NO_BED,
+    TREAT_AND_RETURN,
+    Meaning,
     arrives_from_elsewhere,
+    came_from_another,
     expects_patient,
     fact_of,
+    gone_elsewhere,
     has_said,
     is_anothers,
     is_in_time,
@@ -51,7 +58,8 @@ is not on the list might be a name: it stays in the message."""
 
 _NEEDS_REASON = frozenset({Step.REJECT, Step.FAIL})
 _NOT_ACCEPTED = frozenset(
-    {State.DRAFT, State.REQUESTED, State.RECEIVED, State.INFO_REQUESTED, State.REJECTED, State.CANCELLED}
+    {State.DRAFT, State.REQUESTED, State.RECEIVED, State.INFO_REQUESTED, State.REJECTED}
+    | {State.CANCELLED, State.REDIRECTED, State.ENTERED_IN_ERROR}
 )
 
 
@@ -91,11 +99,15 @@ class Taken:
 
     @property
     def moved_without_acceptance(self) -> bool:
-        return self.fact.step is Step.DEPART and self.move.before in _NOT_ACCEPTED
+        departs = self.fact.step is Step.DEPART and not self.transfer.inferred
+        return departs and self.move.before in _NOT_ACCEPTED
 
     @property
     def corrects(self) -> bool:
         """Whether the state is now another than the fact by itself would have made it, or something was taken back."""
+        if self.fact.step is Step.REQUEST and self.before is State.DRAFT:
+            # The receiver hears of it for the first time.
+            return False
         changed = self.before is not None and self.transfer.state is not self.before
         return changed and (self.fact.step is Step.RETRACT or self.move.after is not self.transfer.state)
 
@@ -293,7 +305,7 @@ def advance(
     by_receiver = party is Party.RECEIVER and step in {Step.CANCEL, Step.REDIRECT}
     if (step in _NEEDS_REASON or by_receiver) and not canonical.reason:
         return Rejection(Why.REASON_MISSING, "Task.statusReason")
-    return _apply(canonical, transfer, step)
+    return _apply(canonical, transfer, step, known)
 
 
 def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | Rejection:
@@ -413,7 +425,7 @@ def _fact(canonical: Canonical, transfer: Transfer, step: Step, because: str) ->
     )
 
 
-def _apply(canonical: Canonical, transfer: Transfer, step: Step) -> Advanced | Rejection:
+def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -> Advanced | Rejection:
     """Add an explicit step; one that cannot be taken in its place in the story is refused."""
     before = transfer.state
     told, move = transfer.with_fact(_fact(canonical, transfer, step, _because(canonical, transfer, step)))
@@ -425,7 +437,12 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step) -> Advanced | R
         )
     if step in {Step.REQUEST, Step.UPDATE}:
         told = _with_wishes(told, canonical)
-    taken = Taken(told, before, (move.fact,), move)
+    if (before, told.state) == (State.DRAFT, State.REQUESTED):
+        # While it was being written the patient may have come.
+        told = replace(told, requested_at=canonical.occurred_at)
+        person = transfer.person_id
+        told = _adopt(told, known.stays_of_person(person), known.transfers_of_person(person))
+    taken = Taken(told, before, told.facts[len(transfer.facts) :], move)
     return Advanced((taken,), flags=taken.flags)
 
 
@@ -454,7 +471,8 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         return replaced
     inferred = _inferred(canonical, person_id, known)
     if inferred is not None:
-        confirmed = _apply(canonical, replace(inferred, requested_at=canonical.occurred_at), Step.REQUEST)
+        asked = replace(inferred, requested_at=canonical.occurred_at)
+        confirmed = _apply(canonical, asked, Step.REQUEST, known)
         if not isinstance(confirmed, Rejection):
             return confirmed
     blank = Transfer(
@@ -489,7 +507,7 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
     created = Taken(adopted, None, adopted.facts, move, created=True)
     if replaced is None:
         return Advanced((created,), flags=created.flags)
-    redirected = _apply(canonical, replaced, Step.REDIRECT)
+    redirected = _apply(canonical, replaced, Step.REDIRECT, known)
     if isinstance(redirected, Rejection):
         return redirected
     return Advanced((created, *redirected.taken), flags=created.flags)
@@ -581,11 +599,19 @@ def _stay(
     death = [t for t in affected if (m := meaning_of(stay, t)) is not None and m.step is Step.DIE]
     if death:
         return _all(stay, death)
+    taken_back = _taken_back(stay, transfers)
+    if len(taken_back) > 1 and (named is None or named in taken_back):
+        return _all(stay, taken_back)
     chosen = [named] if named is not None else _candidates(stay, transfers)
+    if len(chosen) > 1 and all(_means(stay, t, Step.DIVERGE) for t in chosen):
+        return _all(stay, chosen)
     if len(chosen) > 1:
         return _ask(chosen)
     if chosen:
-        return _take_stay(stay, chosen[0], known, named=named is not None)
+        took = _take_stay(stay, chosen[0], known, named=named is not None)
+        if any(t.fact.step is Step.DIVERGE for t in took.taken) and came_from_another(stay, chosen[0]):
+            return _together(_infer(stay, canonical, person_id, transfers, known), took)
+        return _together(took, _left_behind(stay, took, transfers, named=named is not None))
     alarmed = [t for t in affected if t.party(stay.trust) is None and meaning_of(stay, t) is not None]
     if alarmed:
         return _all(stay, alarmed)
@@ -603,7 +629,10 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
     possible = [
         t
         for t in transfers
-        if t.party(stay.trust) is not None and is_in_time(stay, t) and meaning_of(stay, t) is not None
+        if t.party(stay.trust) is not None
+        and is_in_time(stay, t)
+        and (meaning := meaning_of(stay, t)) is not None
+        and not _is_no_business(stay, t, meaning)
     ]
     related = [t for t in possible if is_related(stay, t)]
     free = [t for t in possible if not is_related(stay, t) and not is_anothers(stay, t, transfers)]
@@ -614,13 +643,43 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
         [t for t in related if not _begins_the_next(stay, t)],
         [t for t in free if t.state is State.COMPLETED and precedes_its_end(stay, t)],
     )
-    return _bound_for(stay, next(filter(None, ranks), []))
+    found = next(filter(None, ranks), [])
+    return (
+        _bound(stay, found)
+        or _bound(stay, [*(t for t in free if t.is_open), *_former(stay, related)])
+        or found
+    )
+
+
+def _is_no_business(stay: Stay, transfer: Transfer, meaning: Meaning) -> bool:
+    """Whether it is not for this transfer to hear where the patient went: it is over, or its receiver was not asked or has refused
+    and the record names another hospital. What was sent elsewhere or was an error is left for only by its receiver's name.
+    """
+    if meaning.step is Step.DEPART:
+        return transfer.state in {State.REDIRECTED, State.ENTERED_IN_ERROR} and leaves_for(stay) is None
+    if meaning.step is not Step.DIVERGE or transfer.state is State.COMPLETED:
+        return False
+    return not transfer.is_open or (leaves_for(stay) is not None and not expects_patient(transfer))
+
+
+def _former(stay: Stay, related: Collection[Transfer]) -> list[Transfer]:
+    """Those that were withdrawn or sent elsewhere, and that the patient can leave by after all: nobody has received them from this stay."""
+    if any(t.sender == stay.trust and t.state in {State.ARRIVED, State.COMPLETED} for t in related):
+        return []
+    return [t for t in related if t.state in LEFT_AFTER_ALL]
 
 
 def _begins_the_next(stay: Stay, transfer: Transfer) -> bool:
-    """Whether the patient leaves the bed that this transfer, which is over, brought them to, for another hospital."""
-    is_over = transfer.state is State.COMPLETED and transfer.party(stay.trust) is Party.RECEIVER
-    return is_over and leaves_for(stay) is not None
+    """Whether the patient leaves for another hospital by another transfer than this one, which is over: from the bed that it brought
+    them to, or anew after it had failed.
+    """
+    if leaves_for(stay) is None:
+        return False
+    if transfer.state is not State.FAILED:
+        return transfer.state is State.COMPLETED and transfer.party(stay.trust) is Party.RECEIVER
+    failed_at = entered_at(fold(transfer.facts))
+    is_new = stay.event_type == "encounter.discharged" and transfer.sender == stay.trust
+    return is_new and failed_at is not None and stay.occurred_at > failed_at
 
 
 def _is_told_again(stay: Stay, transfer: Transfer) -> bool:
@@ -629,10 +688,55 @@ def _is_told_again(stay: Stay, transfer: Transfer) -> bool:
     return meaning is not None and has_said(stay, transfer, {meaning.step})
 
 
-def _bound_for(stay: Stay, transfers: list[Transfer]) -> list[Transfer]:
-    """Of several transfers, the one to where a discharge says that the patient goes."""
-    goal = leaves_for(stay)
-    return [t for t in transfers if t.sender == stay.trust and t.receiver == goal] or transfers
+def _bound(stay: Stay, transfers: Iterable[Transfer]) -> list[Transfer]:
+    """Those that go from where to where a discharge or an admission says that the patient goes."""
+    ways = {(stay.trust, leaves_for(stay)), (stay.encounter.origin, stay.trust)}
+    return [t for t in transfers if (t.sender, t.receiver) in ways]
+
+
+def _means(stay: Stay, transfer: Transfer, step: Step) -> bool:
+    meaning = meaning_of(stay, transfer)
+    return meaning is not None and meaning.step is step
+
+
+def _taken_back(stay: Stay, transfers: Iterable[Transfer]) -> list[Transfer]:
+    """What is taken back is taken back wherever it was said."""
+    still = (t for t in transfers if (t.is_open or t.state is State.COMPLETED) and is_in_time(stay, t))
+    return [t for t in still if _means(stay, t, Step.RETRACT)]
+
+
+def _left_behind(stay: Stay, took: Advanced, transfers: Collection[Transfer], *, named: bool) -> Advanced:
+    """The sender's other requests, where the patient is still expected who has gone to this one's hospital."""
+    [gone] = took.taken or [None]
+    if gone is None or not _is_gone(stay, gone, named=named):
+        return Advanced()
+    by, ways = gone.transfer, {fact.encounter for fact in gone.transfer.facts if fact.step is Step.DEPART}
+    left = []
+    for other in transfers:
+        is_theirs = other.sender == by.sender and other.receiver != by.receiver and expects_patient(other)
+        if not is_theirs or not is_in_time(stay, other):
+            continue
+        if stay.occurred_at < other.requested_at - CLOCKS_DIFFER:
+            continue
+        if not is_related(stay, other) and is_anothers(stay, other, transfers):
+            continue
+        has_heard = any(f.step is Step.DIVERGE and f.encounter in ways for f in counting(other.facts))
+        meaning = None if has_heard else gone_elsewhere(stay, other)
+        if meaning is not None:
+            left.append(_taken(stay, other, meaning))
+    return Advanced(tuple(left), flags=_flags(left))
+
+
+def _is_gone(stay: Stay, gone: Taken, *, named: bool) -> bool:
+    """Whether it is said for certain, and not for a while, that the patient went to this transfer's hospital."""
+    if gone.fact.step is Step.DEPART:
+        return named or leaves_for(stay) == gone.transfer.receiver
+    return gone.fact.step is Step.ADMIT and gone.transfer.kind != TREAT_AND_RETURN
+
+
+def _together(first: Advanced, second: Advanced) -> Advanced:
+    flags = tuple(dict.fromkeys((*first.flags, *second.flags)))
+    return Advanced((*first.taken, *second.taken), first.shared, flags)
 
 
 def _take_stay(stay: Stay, transfer: Transfer, known: Known, *, named: bool) -> Advanced:
@@ -655,9 +759,17 @@ def _all(stay: Stay, transfers: Iterable[Transfer]) -> Advanced:
     for transfer in transfers:
         meaning = meaning_of(stay, transfer)
         assert meaning is not None, "they were chosen by it"
-        told, move = transfer.with_fact(fact_of(stay, meaning, transfer))
-        taken.append(Taken(told, transfer.state, (move.fact,), move))
-    return Advanced(tuple(taken), flags=tuple(dict.fromkeys(flag for each in taken for flag in each.flags)))
+        taken.append(_taken(stay, transfer, meaning))
+    return Advanced(tuple(taken), flags=_flags(taken))
+
+
+def _taken(stay: Stay, transfer: Transfer, meaning: Meaning) -> Taken:
+    told, move = transfer.with_fact(fact_of(stay, meaning, transfer))
+    return Taken(told, transfer.state, (move.fact,), move)
+
+
+def _flags(taken: Iterable[Taken]) -> tuple[Flag, ...]:
+    return tuple(dict.fromkeys(flag for each in taken for flag in each.flags))
 
 
 def _infer(
@@ -665,11 +777,10 @@ def _infer(
 ) -> Advanced:
     """Nobody asked, and yet one record sends the patient to another hospital, or says that another hospital sent them."""
     goal = leaves_for(stay)
-    if any(is_related(stay, each) and not _begins_the_next(stay, each) for each in transfers):
-        return Advanced()
-    if goal is not None:
+    related = [t for t in transfers if is_related(stay, t) and not _begins_the_next(stay, t)]
+    if goal is not None and not any(_has_departure(stay, each, goal) for each in related):
         return _inferred_transfer(canonical, stay, person_id, stay.trust, goal, stay.encounter.key, known)
-    if not arrives_from_elsewhere(stay):
+    if related or goal is not None or not arrives_from_elsewhere(stay):
         return Advanced()
     earlier = known.stays_of_person(person_id)
     origins = {each.trust: each.encounter.key for each in _might_have_sent(stay, earlier, transfers)}
@@ -682,9 +793,16 @@ def _infer(
     return _inferred_transfer(canonical, stay, person_id, sender, stay.trust, key, known)
 
 
+def _has_departure(stay: Stay, transfer: Transfer, goal: OdsCode) -> bool:
+    """Whether the departure is this transfer's, which knows the stay: it is expected there, was received there, or was told already."""
+    if expects_patient(transfer) or transfer.state is State.COMPLETED:
+        return True
+    return transfer.receiver == goal and has_said(stay, transfer, {Step.DEPART})
+
+
 def _might_have_sent(arrival: Stay, earlier: Iterable[Stay], transfers: Collection[Transfer]) -> list[Stay]:
     """The last word on each stay at another hospital, where it is not over or ended with a move to this one, and nobody has left
-    it by a transfer.
+    it by a transfer; of the hospital that the arrival names, if it names one.
     """
     last: dict[str | None, Stay] = {
         each.encounter.key: each for each in earlier if each.trust != arrival.trust
@@ -694,7 +812,8 @@ def _might_have_sent(arrival: Stay, earlier: Iterable[Stay], transfers: Collecti
         for each in last.values()
         if each.occurred_at <= arrival.occurred_at
         and not any(has_said(each, t, {Step.DEPART}) for t in transfers)
-        and each.encounter.encounter_class not in {None, "AMB", "VR", "HH"}
+        and arrival.encounter.origin in {None, arrival.trust, each.trust}
+        and each.encounter.encounter_class not in {None, *NO_BED}
         and (
             each.encounter.status in {"in-progress", "onleave"}
             or (each.encounter.status == "finished" and each.encounter.destination == arrival.trust)

@@ -18,7 +18,7 @@ from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
-from hub.domain.transfer import Transfer
+from hub.domain.transfer import State, Transfer
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import headers
@@ -512,8 +512,13 @@ def _remember(effects: Effects, known: Known) -> None:
         for fact in taken.facts:
             known.remove_stay(fact.event_id)
     # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not.
-    if happened.canonical.stay is not None and happened.transfer_id is None:
-        known.add_stay(happened.identified.person_id, happened.canonical.stay)
+    # What a draft's receiver told is still to be looked at when the request is made.
+    stay, about = happened.canonical.stay, first_taken.transfer if first_taken else None
+    is_drafts = (
+        about is not None and about.state is State.DRAFT and about.receiver == happened.canonical.trust
+    )
+    if stay is not None and (happened.transfer_id is None or is_drafts):
+        known.add_stay(happened.identified.person_id, stay)
 
 
 def _remember_person(identified: Identified, trust: OdsCode, known: Known) -> None:

@@ -135,10 +135,12 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(each)
 
 
-def shows_its_patient(fact: Fact) -> bool:
-    """Whether the patient whom the fact's message shows is the transfer's. When records are merged or parted, the hospitals
-    of all of them are told, and the message shows one: not theirs, for some.
+def is_shown(fact: Fact) -> bool:
+    """Whether the other end may see the fact's message. When records are merged or parted, the hospitals of all of them are told,
+    and the message shows one patient: not theirs, for some. Who does not get the patient need know no more than that.
     """
+    if fact.step is Step.DIVERGE:
+        return False
     return fact.step is not Step.IDENTIFY or fact.because.endswith("nhs-number-superseded")
 
 

@@ -91,6 +91,7 @@ def encounter_ref(draft: Draft, entry: Entry, kind: Kind) -> EncounterRef:
     hospitalization = resource.get("hospitalization") or {}
     found = draft.organisation_codes(hospitalization.get("destination"), inside=resource)
     destination = found[0] if found else None
+    origin = next(iter(draft.organisation_codes(hospitalization.get("origin"), inside=resource)), None)
     return EncounterRef(
         key=f"{draft.received.trust}|{own.system}|{own.value}" if own else None,
         status=resource["status"],
@@ -101,6 +102,7 @@ def encounter_ref(draft: Draft, entry: Entry, kind: Kind) -> EncounterRef:
         discharge_method=_short(_extension(hospitalization, "dischargemethod")),
         source=_short(code_of(hospitalization.get("admitSource"))),
         admission_method=_short(_extension(hospitalization, "admissionmethod")),
+        origin=draft.directory.trust_of(origin) if origin else None,
     )
 
 

@@ -15,7 +15,7 @@ from hub.domain.trust import Directory
 from hub.fhir import headers
 from hub.fhir.outgoing import Occasion, receipt, transfer_news
 from hub.journey.advance import Advanced, Taken
-from hub.journey.disclose import Resource, resources_for, shows_its_patient
+from hub.journey.disclose import Resource, is_shown, resources_for
 from hub.journey.effects import Outgoing
 
 _ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
@@ -87,7 +87,7 @@ def _outgoing(
     taken: Taken | None,
 ) -> Outgoing:
     resources: tuple[Resource, ...] = ()
-    if taken is None or shows_its_patient(taken.fact):
+    if taken is None or is_shown(taken.fact):
         resources = resources_for(
             canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
         )

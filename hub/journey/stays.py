@@ -5,6 +5,7 @@ were told before it by the same function.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hub.domain.ids import OdsCode
@@ -15,6 +16,9 @@ from hub.domain.value import value
 INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS", "OBSENC"})
 """Encounter classes that mean a bed (v3-ActCode); an outpatient attendance completes no transfer."""
 EMERGENCY = "EMER"
+PREADMISSION = "PRENC"
+"""What is done before a stay that is planned: nobody has arrived."""
+NO_BED = frozenset({"AMB", "VR", "HH", PREADMISSION})
 
 _UNDER_WAY = frozenset({"in-progress", "finished", "onleave"})
 _ARRIVED = frozenset({"arrived", "triaged"})
@@ -28,6 +32,9 @@ _NOT_OVER = frozenset({"98", "8"})
 _DIED_METHODS = frozenset({"4", "5"})
 # ADMISSION METHOD CODE (HOSPITAL PROVIDER SPELL): transfers of patients from another provider (2A: from its emergency department).
 _TRANSFER_METHODS = frozenset({"2A", "2B", "81"})
+# Waiting list, booked, planned: by definition no transfers.
+_ELECTIVE_METHODS = frozenset({"11", "12", "13"})
+_FROM_HOME = "19"
 
 BEFORE_REQUEST = timedelta(days=1)
 """Encounter events older than the request by more than this belong to another story."""
@@ -37,10 +44,13 @@ AFTER_END = timedelta(days=7)
 CLOCKS_DIFFER = timedelta(hours=1)
 """Two hospitals' clocks may differ by this much (as much as the hub believes a clock to be ahead)."""
 
-_TREAT_AND_RETURN = "treat-and-return"
+SOON = timedelta(days=7)
+"""A bed that is planned for later than this is not the one for a transfer."""
+
+TREAT_AND_RETURN = "treat-and-return"
 
 _TAKEN_BACK: dict[str, frozenset[Step]] = {
-    "encounter.admit.cancelled": frozenset({Step.ADMIT, Step.ARRIVE, Step.ALLOCATE_BED}),
+    "encounter.admit.cancelled": frozenset({Step.ADMIT, Step.ARRIVE, Step.ALLOCATE_BED, Step.DIVERGE}),
     "encounter.discharge.cancelled": frozenset({Step.DEPART, Step.DIE, Step.DIVERGE}),
     "encounter.loa.cancelled": frozenset({Step.DEPART, Step.RETURN}),
     "encounter.cancelled": frozenset(
@@ -71,15 +81,47 @@ def meaning_of(stay: Stay, transfer: Transfer, *, named: bool = False) -> Meanin
     if stay.deceased or _has_died(stay.encounter):
         died = f"{stay.trust}'s record says that the patient has died"
         return Meaning(Step.DIE, died, stay.occurred_at)
-    if party is None:
-        return _once(stay, transfer, _at_third(stay))
     taken_back = _TAKEN_BACK.get(stay.event_type)
     if taken_back is not None:
         return _taken_back(stay, transfer, taken_back)
+    if party is None:
+        return _once(stay, transfer, _at_third(stay))
     if party is Party.SENDER:
         return _once(stay, transfer, _at_sender(stay, transfer))
-    found = _at_receiver(stay, transfer) if named or _may_have_brought(transfer, stay) else None
+    if named:
+        return _at_receiver(stay, transfer)
+    if not _may_have_brought(transfer, stay):
+        return None
+    found = _at_receiver(stay, transfer)
+    if found is not None and came_from_another(stay, transfer):
+        found = _from_another(stay, transfer, found)
     return _once(stay, transfer, found)
+
+
+def _from_another(stay: Stay, transfer: Transfer, found: Meaning) -> Meaning | None:
+    """The patient is here, and another hospital than the transfer's sent them: both must know, and nothing moves."""
+    if found.step is Step.ALLOCATE_BED:
+        return None
+    because = f"{stay.trust}'s record says that {_ANOTHER} {transfer.sender} sent the patient"
+    return replace(found, step=Step.DIVERGE, because=because)
+
+
+_ANOTHER = "another hospital than"
+
+
+def came_from_another(stay: Stay, transfer: Transfer) -> bool:
+    """Whether an admission says that the patient came from another trust than the transfer's sender."""
+    return stay.encounter.origin not in {None, stay.trust, transfer.sender}
+
+
+def gone_elsewhere(stay: Stay, transfer: Transfer) -> Meaning | None:
+    """What it means for this transfer that the patient has gone to another hospital, by another transfer of the same sender."""
+    found = meaning_of(stay, transfer)
+    if found is not None and found.step is Step.DEPART:
+        # The record does not say to where; a human does.
+        because = f"{stay.trust}'s patient has left for another hospital, not {transfer.receiver}"
+        return _once(stay, transfer, replace(found, step=Step.DIVERGE, because=because))
+    return found if found is not None and found.step is Step.DIVERGE else None
 
 
 def _once(stay: Stay, transfer: Transfer, found: Meaning | None) -> Meaning | None:
@@ -118,11 +160,11 @@ def _at_sender(stay: Stay, transfer: Transfer) -> Meaning | None:
     has_bed = encounter.encounter_class in INPATIENT or encounter.encounter_class == EMERGENCY
     if transfer.origin_encounter is None and not has_bed:
         return None
-    if transfer.kind == _TREAT_AND_RETURN and stay.event_type == "encounter.loa.start":
+    if transfer.kind == TREAT_AND_RETURN and stay.event_type == "encounter.loa.start":
         return Meaning(
             Step.DEPART, f"{trust}'s patient has gone on leave, to be treated elsewhere", stay.occurred_at
         )
-    if transfer.kind == _TREAT_AND_RETURN and stay.event_type == "encounter.loa.end":
+    if transfer.kind == TREAT_AND_RETURN and stay.event_type == "encounter.loa.end":
         return Meaning(Step.RETURN, f"{trust}'s patient is back from leave", stay.occurred_at)
     if stay.event_type in _GOES_BACK and _goes_back(stay, transfer):
         assert stay.stated_at is not None
@@ -180,7 +222,10 @@ def _at_receiver(stay: Stay, transfer: Transfer) -> Meaning | None:
     if encounter.encounter_class in INPATIENT and encounter.status in _UNDER_WAY:
         return Meaning(Step.ADMIT, f"{trust}'s own encounter of the patient has begun", stay.occurred_at)
     arrived = encounter.status in _UNDER_WAY | _ARRIVED
-    if arrived and (encounter.encounter_class == EMERGENCY or stay.event_type == "encounter.registered"):
+    at_the_door = stay.event_type == "encounter.registered" and (
+        encounter.encounter_class not in NO_BED or _is_sent(stay, transfer)
+    )
+    if arrived and (encounter.encounter_class == EMERGENCY or at_the_door):
         return Meaning(Step.ARRIVE, f"{trust} has registered the patient's arrival", stay.occurred_at)
     return None
 
@@ -190,19 +235,59 @@ def _may_have_brought(transfer: Transfer, stay: Stay) -> bool:
     the request, or not long before it with a patient whom a hospital had sent. Records are sent again with every change to them,
     and are coded weeks after the stay.
     """
-    if stay.event_type == "encounter.preadmitted" or is_related(stay, transfer):
+    if stay.event_type == "encounter.preadmitted":
+        return not _is_booked_for_itself(stay)
+    if _was_from_another(stay, transfer):
+        return False
+    if is_related(stay, transfer):
         return True
     began = began_at(stay)
-    if began is not None and began >= transfer.requested_at:
-        return True
     # To a bed that was kept, or to one that was made ready days before; records often say only the day.
-    has_left = any(
-        each.step is Step.DEPART and each.occurred_at <= stay.occurred_at for each in counting(transfer.facts)
-    )
+    has_left = _has_left(stay, transfer)
     if has_left and stay.encounter.status == "in-progress":
+        return True
+    if not has_left and _is_elective(stay.encounter):
+        return False
+    if began is not None and began >= transfer.requested_at:
         return True
     sent = comes_from_hospital(stay.encounter) and stay.encounter.status != "finished"
     return sent and (began is None or began >= transfer.requested_at - BEFORE_REQUEST)
+
+
+def _has_left(stay: Stay, transfer: Transfer) -> bool:
+    return any(
+        each.step is Step.DEPART and each.occurred_at <= stay.occurred_at for each in counting(transfer.facts)
+    )
+
+
+def _is_sent(stay: Stay, transfer: Transfer) -> bool:
+    """Whether an attendance without a bed can be the patient's arrival: they are on the way, or a hospital has sent them; an
+    outpatient clinic sees them in between, and what is done before a planned stay is none.
+    """
+    if stay.encounter.encounter_class == PREADMISSION:
+        return False
+    return _has_left(stay, transfer) or comes_from_hospital(stay.encounter)
+
+
+def _is_elective(encounter: EncounterRef) -> bool:
+    """Whether an admission was arranged for itself, and no hospital has sent the patient."""
+    return encounter.admission_method in _ELECTIVE_METHODS and not comes_from_hospital(encounter)
+
+
+def _is_booked_for_itself(stay: Stay) -> bool:
+    """Whether a stay that is still to come is one that the patient is on a list for, and not the transfer's bed."""
+    encounter = stay.encounter
+    from_home = encounter.source == _FROM_HOME and not comes_from_hospital(encounter)
+    far_off = stay.began_at is not None and stay.began_at > stay.occurred_at + SOON
+    return from_home or far_off or _is_elective(encounter)
+
+
+def _was_from_another(stay: Stay, transfer: Transfer) -> bool:
+    """Whether the stay's record has said that another hospital sent the patient, and does not now say that this one did."""
+    own = [each for each in counting(transfer.facts) if each.encounter == stay.encounter.key]
+    said = any(each.step is Step.DIVERGE and _ANOTHER in each.because for each in own)
+    is_here = any(each.step in {Step.ARRIVE, Step.ADMIT} for each in own)
+    return said and not is_here and stay.encounter.origin != transfer.sender
 
 
 def began_at(stay: Stay) -> datetime | None:

@@ -300,28 +300,34 @@ async def _transfers(connection: AsyncConnection, person_ids: set[str], known: K
 
 
 async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known, now: datetime) -> None:
-    """The persons' stays that belong to no transfer yet, as long as a request may still come for them."""
+    """The persons' stays that belong to no transfer yet, as long as a request may still come for them; a draft's request too."""
     e = t.event
-    rows = await connection.execute(
-        select(
-            e.c.event_id,
-            e.c.person_id,
-            e.c.trust,
-            e.c.event_type,
-            e.c.occurred_at,
-            e.c.received_at,
-            e.c.sequence,
-            e.c.stay,
-        ).where(
-            among(e.c.person_id, person_ids, connection),
-            e.c.transfer_id.is_(None),
-            e.c.received_at > now - STAYS_KEPT,
-            e.c.encounter_key.is_not(None),
+    drafts = {each.id for each in known.transfers.values() if each.state is State.DRAFT}
+    ways = [e.c.transfer_id.is_(None), *([among(e.c.transfer_id, drafts, connection)] if drafts else [])]
+    for way in ways:
+        rows = await connection.execute(
+            select(
+                e.c.event_id,
+                e.c.person_id,
+                e.c.trust,
+                e.c.event_type,
+                e.c.occurred_at,
+                e.c.received_at,
+                e.c.sequence,
+                e.c.stay,
+                e.c.transfer_id,
+            ).where(
+                among(e.c.person_id, person_ids, connection),
+                way,
+                e.c.received_at > now - STAYS_KEPT,
+                e.c.encounter_key.is_not(None),
+            )
         )
-    )
-    for row in rows:
-        if row.stay is not None:
-            known.add_stay(row.person_id, _stay(row))
+        for row in rows:
+            if row.stay is not None and (
+                row.transfer_id is None or known.transfers[row.transfer_id].receiver == row.trust
+            ):
+                known.add_stay(row.person_id, _stay(row))
 
 
 def _stay(row: Any) -> Stay:
