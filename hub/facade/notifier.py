@@ -99,6 +99,8 @@ class Notifier:
             self._facade.log.warning("store.unavailable", fault=fault_of(error))
         except _NotTakenError as error:
             await self._wait_after(wish, str(error))
+        except _EndedError:
+            return
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the telling of others
             self._facade.log.error("fault", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
             await self._wait_after(wish, "a fault in the hub")
@@ -144,7 +146,9 @@ class Notifier:
             await subscriptions.took(engine, wish, now)
 
     async def _post(self, wish: Subscription, bundle: Tree) -> None:
-        """Raises _NotTakenError."""
+        """Raises _NotTakenError, _EndedError."""
+        if not await subscriptions.may_be_told(self._facade.engine, wish.id):
+            raise _EndedError
         url = wish.resource["channel"]["endpoint"]
         # Looked at again each time: a host can have been taken out of the profile since.
         trusts = self._facade.directory
@@ -174,6 +178,10 @@ def _wants_heartbeat(wish: Subscription, now: datetime) -> bool:
 
 class _NotTakenError(Exception):
     """The receiver said no, or may not be asked. The text holds nothing of a message."""
+
+
+class _EndedError(Exception):
+    """It was switched off, or its client was revoked, while it was being told."""
 
 
 async def shown_with(

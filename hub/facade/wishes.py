@@ -79,6 +79,7 @@ async def update_subscription(
         status=resource["status"],
         ends_at=subscribing.ends_at(resource),
         error=None,
+        client_id=caller.client_id,
     )
     await subscriptions.change(facade.engine, changed, facade.now())
     return fhir(subscribing.shown(changed))

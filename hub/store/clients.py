@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import OdsCode
+from hub.store import subscriptions
 from hub.store.bulk import insert_ignoring
 from hub.store.queries import NotFoundError
 from hub.store.tables import client as table
@@ -69,12 +70,18 @@ async def rotate(
 
     Raises NotFoundError if no client that is not revoked has this id.
     """
-    await _update(engine, client_id, {"keys": keys}, "client-keys-rotated", now, by)
+    async with engine.begin() as connection:
+        await _update(connection, client_id, {"keys": keys}, "client-keys-rotated", now, by)
 
 
 async def revoke(engine: AsyncEngine, client_id: str, now: datetime, by: str | None = None) -> None:
-    """Shut a client out, tokens it holds included; audited. A facade hears of it within a second. Raises NotFoundError."""
-    await _update(engine, client_id, {"revoked_at": now}, "client-revoked", now, by)
+    """Shut a client out, tokens it holds and subscriptions it made included; audited. A facade hears of it within a second.
+
+    Raises NotFoundError.
+    """
+    async with engine.begin() as connection:
+        await _update(connection, client_id, {"revoked_at": now}, "client-revoked", now, by)
+        await subscriptions.end_of_client(connection, client_id, now)
 
 
 async def use_assertion(
@@ -89,18 +96,22 @@ async def use_assertion(
 
 
 async def _update(
-    engine: AsyncEngine, client_id: str, values: Mapping[str, Any], what: str, now: datetime, by: str | None
+    connection: AsyncConnection,
+    client_id: str,
+    values: Mapping[str, Any],
+    what: str,
+    now: datetime,
+    by: str | None,
 ) -> None:
-    async with engine.begin() as connection:
-        trust = await connection.scalar(
-            update(table)
-            .where(_c.client_id == client_id, _c.revoked_at.is_(None))
-            .values(**values)
-            .returning(_c.trust)
-        )
-        if trust is None:
-            raise NotFoundError(client_id)
-        await _changed(connection, client_id, trust, what, now, by)
+    trust = await connection.scalar(
+        update(table)
+        .where(_c.client_id == client_id, _c.revoked_at.is_(None))
+        .values(**values)
+        .returning(_c.trust)
+    )
+    if trust is None:
+        raise NotFoundError(client_id)
+    await _changed(connection, client_id, trust, what, now, by)
 
 
 async def _changed(

@@ -17,6 +17,7 @@ from hub.domain.ids import OdsCode
 from hub.domain.incident import IncidentKind
 from hub.store.bulk import update_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
+from hub.store.tables import client
 from hub.store.tables import subscription as table
 from hub.store.tables import subscription_event, transfer
 from hub.store.write import write_audit
@@ -89,6 +90,7 @@ async def change(engine: AsyncEngine, wish: Subscription, now: datetime) -> None
             update(table)
             .where(_s.subscription_id == wish.id)
             .values(
+                client_id=wish.client_id,
                 resource=dict(wish.resource),
                 wanted=dict(wish.wanted),
                 status=wish.status,
@@ -119,12 +121,39 @@ async def all_of(engine: AsyncEngine, trust: str) -> list[Subscription]:
         return [_subscription(row) for row in await connection.execute(query)]
 
 
+REVOKED = "The client that asked for it was revoked. Another client of the trust can put it, with status requested, in its own name."
+
+
+async def end_of_client(connection: AsyncConnection, client_id: str, now: datetime) -> None:
+    """Switch off what a client asked for that is shut out, with the reason; audited. Events and numbers stay, as for any that ends."""
+    rows = await connection.execute(
+        update(table)
+        .where(_s.client_id == client_id, _s.status != "off")
+        .values(status="off", error=REVOKED, next_attempt_at=None)
+        .returning(*table.c)
+    )
+    for wish in map(_subscription, rows.all()):
+        await _changed(connection, wish, "subscription-off", now, "cli", why="client-revoked")
+        await _well_again(connection, wish.id, now, "ended")
+
+
+async def may_be_told(engine: AsyncEngine, subscription_id: str) -> bool:
+    """Whether it is still on, and so is its client: asked before each notification, because that can have changed since the last."""
+    query = select(_s.subscription_id).where(_s.subscription_id == subscription_id, _s.status != "off", _IS_IN)
+    async with engine.connect() as connection:
+        return await connection.scalar(query) is not None
+
+
+_IS_IN = ~exists().where(client.c.client_id == _s.client_id, client.c.revoked_at.is_not(None))
+"""Not a revoked client's: one made in the last second of its client's token can be on."""
+
+
 async def to_tell(engine: AsyncEngine, now: datetime) -> list[tuple[Subscription, bool]]:
     """Those that are not off and need not be left alone at ``now``, each with whether something waits for it."""
     unnumbered = exists().where(_e.subscription_id == _s.subscription_id, _e.number.is_(None))
     waits = or_(_s.told_number < _s.last_number, unnumbered).label("waits")
     query = select(table, waits).where(
-        _s.status != "off", or_(_s.next_attempt_at.is_(None), _s.next_attempt_at <= now)
+        _s.status != "off", _IS_IN, or_(_s.next_attempt_at.is_(None), _s.next_attempt_at <= now)
     )
     async with engine.connect() as connection:
         return [(_subscription(row), bool(row.waits)) for row in await connection.execute(query)]
@@ -253,10 +282,17 @@ async def _well_again(connection: AsyncConnection, subscription_id: str, now: da
         await close_incident(connection, found, why, "notifier", now)
 
 
-async def _changed(connection: AsyncConnection, wish: Subscription, what: str, now: datetime) -> None:
-    detail = {"change": what, "subscription": wish.id}
+async def _changed(
+    connection: AsyncConnection,
+    wish: Subscription,
+    what: str,
+    now: datetime,
+    system: str = "rest",
+    **more: str,
+) -> None:
+    detail = {"change": what, "subscription": wish.id, **more}
     entry = AuditEntry(
-        Code.CONFIG_CHANGED, now, "rest", trust=wish.trust, client_id=wish.client_id, detail=detail
+        Code.CONFIG_CHANGED, now, system, trust=wish.trust, client_id=wish.client_id, detail=detail
     )
     await write_audit(connection, [entry])
 

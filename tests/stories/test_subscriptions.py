@@ -17,6 +17,7 @@ from hub.domain.trust import Directory
 from hub.facade.notifier import Notifier
 from hub.facade.subscribing import TOPIC
 from hub.governance import reports
+from hub.store import clients
 from hub.store import tables as t
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_facade import asked
@@ -417,3 +418,49 @@ async def test_filters_that_are_not_known_are_refused(hub, at_exeter, board):
         assert said.status_code in {400, 422}, text
     unknown = await at_exeter.get(f"/Subscription/{uuid.uuid4()}/$events")
     assert (unknown.status_code, issue(unknown)[0]) == (404, "REC_NOT_FOUND")
+
+
+async def test_what_a_revoked_client_asked_for_is_told_no_more(
+    hub, torbay, at_torbay, at_exeter, facade, board, notifier
+):
+    """Its subscription goes off with it and says why; another of the trust's clients can take it over, as itself."""
+    made = (await subscribes(at_exeter, wish(board.url, content="full-resource"))).json()
+    await notifier.once()
+    await clients.revoke(hub.engine, at_exeter.client.id, hub.clock(), "hub-team")
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    assert board.kinds() == ["handshake"]
+    [entry] = [e for e in await hub.audit(code="config-changed") if e["detail"].get("why") == "client-revoked"]
+    assert (entry["detail"]["subscription"], entry["trust"]) == (made["id"], "RH8")
+    other = await (await System.join(facade, "RH8")).signed_in()
+    path = f"/Subscription/{made['id']}"
+    shown = (await other.get(path)).json()
+    assert (shown["status"], "was revoked" in shown["error"]) == ("off", True)
+    again = await subscribes(other, wish(board.url) | {"id": made["id"]}, "PUT", path)
+    assert again.status_code == 200
+    await notifier.once()
+    assert board.kinds() == ["handshake", "handshake"]
+
+
+async def test_a_client_revoked_while_it_is_being_told_hears_no_more(
+    hub, torbay, at_torbay, at_exeter, facade, board, notifier
+):
+    """Not even by a subscription that it made in the last second of its token."""
+    made = (await subscribes(at_exeter, wish(board.url, max_count=1))).json()
+    await notifier.once()
+    await asked(hub, torbay, at_torbay)
+    await asked(hub, torbay, at_torbay, patient=FENNIMOSS, number="TR-2", stay="V-2")
+    board.waits = asyncio.Event()
+    telling = asyncio.create_task(notifier.once())
+    while len(board.asked) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await clients.revoke(hub.engine, at_exeter.client.id, hub.clock())
+    board.waits.set()
+    await telling
+    assert board.numbers() == [1]
+    async with hub.engine.begin() as connection:
+        await connection.execute(
+            t.subscription.update().where(t.subscription.c.subscription_id == made["id"]).values(status="active")
+        )
+    await notifier.once()
+    assert board.numbers() == [1]
