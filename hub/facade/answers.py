@@ -9,6 +9,7 @@ from fastapi import Request, Response
 
 from hub.facade.capability import FHIR_JSON
 from hub.facade.errors import bad_request
+from hub.facade.searching import IDS_MAX, VALUES_MAX, not_too_many, too_many
 from hub.fhir import decimals
 from hub.fhir.tree import Tree
 
@@ -49,19 +50,22 @@ def tree_of(body: bytes) -> Tree | None:
 
 
 def asked_with(request: Request, body: bytes) -> tuple[list[tuple[str, str]], bool]:
-    """The parameters of a search that hold something, from the address and from a form, and whether those that are not known are an
-    error (`Prefer: handling=strict`). Raises FacadeError (400).
+    """The parameters of a search, from the address and from a form, and whether those that are not known are an error
+    (`Prefer: handling=strict`). Raises FacadeError (400).
     """
     parameters = list(request.query_params.multi_items())
     if request.method == "POST":
+        if body.count(b"&") >= VALUES_MAX + IDS_MAX:
+            raise too_many()
         try:
             parameters += parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body))
         except ValueError:
             raise bad_request("Send the parameters as application/x-www-form-urlencoded.") from None
         if any("\x00" in value for _, value in parameters):
             raise bad_request("A value holds U+0000, which nothing here has.")
+    not_too_many(parameters)
     strict = "handling=strict" in request.headers.get("prefer", "").replace(" ", "").lower()
-    return [each for each in parameters if each[1]], strict
+    return parameters, strict
 
 
 def parameters_of(body: bytes) -> list[Tree]:

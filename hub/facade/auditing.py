@@ -127,6 +127,9 @@ def question(parameters: Sequence[tuple[str, str]], product: str, *, strict: boo
     """Read a search. ``product`` is the hub's own id, which is the source of every event. Raises FacadeError (400)."""
     found, ignored = Question(Asked(limit=searching.COUNT)), []
     for name, value in parameters:
+        if not value:
+            searching.must_hold_something(_RESOURCE, name)
+            continue
         known = _meaning(name)
         if known is None:
             ignored.append(name)
@@ -140,22 +143,25 @@ def question(parameters: Sequence[tuple[str, str]], product: str, *, strict: boo
 
 
 def _meaning(name: str) -> str | None:
-    """A parameter without `:identifier`, which references need; a source may be without, as a part of the hub."""
-    plain = name.removesuffix(":identifier").removesuffix(".identifier")
+    """A parameter without `:identifier`, which references need; a source may be without, as a part of the hub. Raises FacadeError (400)."""
+    plain = searching.plain_name(name)
     if plain in RESULTS - {"_include"}:
         return plain if plain == name else None
-    if plain not in SEARCHED[_RESOURCE] or (plain != "source" and (plain in _REFERENCES) == (plain == name)):
-        return None
-    return plain
+    by_identifier = name in {f"{plain}:identifier", f"{plain}.identifier"}
+    if plain in SEARCHED[_RESOURCE] and (
+        by_identifier if plain in _REFERENCES else name == plain or (by_identifier and plain == "source")
+    ):
+        return plain
+    searching.must_not_be_meant(_RESOURCE, name)
+    return None
 
 
 def _understood(found: Question, known: str, name: str, value: str, product: str) -> Question:
     wanted = found.wanted
-    if known == "_summary" or (known == "_count" and value == "0"):
+    if known == "_summary" or searching.is_none_wanted(known, value):
         # _count=0 asks for the same (R4, search, 3.1.1.5.4).
-        return (
-            replace(found, wanted=replace(wanted, limit=0), total=True) if value in {"count", "0"} else found
-        )
+        is_count = value == "count" or known == "_count"
+        return replace(found, wanted=replace(wanted, limit=0), total=True) if is_count else found
     if known == "_total":
         return replace(found, total=found.total or value in {"accurate", "estimate"})
     if known == "_format":

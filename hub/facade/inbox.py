@@ -6,7 +6,7 @@ from fastapi import Request, Response
 
 from hub.facade import errors, searching
 from hub.facade.access import Sees, sees
-from hub.facade.answers import fhir, parameters_of, searchset
+from hub.facade.answers import asked_with, fhir, parameters_of, searchset
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, gone, information, not_found
 from hub.facade.service import Facade
@@ -113,7 +113,10 @@ async def search_message_header(
 ) -> Response:
     """The headers of your inbox's messages, waiting or had, the last first; `focus` narrows to one transfer."""
     del body
-    said = request.query_params
+    parameters, strict = asked_with(request, b"")
+    said, ignored = searching.plainly(
+        served.resource, parameters, strict=strict, more={"_count", "_page"}
+    )
     count = _count(said.get("_count", str(searching.COUNT)))
     before = said.get("_page", "")
     if before and _seq(before) is None:
@@ -138,7 +141,7 @@ async def search_message_header(
         parameters=sorted({*said} & {"focus", "_count"}),
     )
     address = f"{facade.base}/MessageHeader"
-    kept = [(name, value) for name, value in said.multi_items() if name in {"focus", "_count"}]
+    kept = [(name, value) for name, value in said.items() if name in {"focus", "_count"}]
     links = [{"relation": "self", "url": f"{address}?{urlencode(kept)}" if kept else address}]
     if len(rows) > count:
         following = [*kept, ("_page", str(rows[count - 1].seq))]
@@ -146,7 +149,7 @@ async def search_message_header(
     bundle = searchset(shown, facade.base, links=links)
     if aged := {r.transfer_id for r in visible if r.payload is None}:
         bundle.setdefault("entry", []).append(searching.warning(errors.aged_out(len(aged))))
-    return fhir(bundle)
+    return fhir(searching.with_ignored(bundle, ignored))
 
 
 def _header(payload: bytes, seq: int, transfer_id: str) -> Tree:
@@ -156,9 +159,10 @@ def _header(payload: bytes, seq: int, transfer_id: str) -> Tree:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= searching.COUNT_MAX:
+    count = searching.whole_number("_count", text)
+    if not 1 <= count <= searching.COUNT_MAX:
         raise bad_request(f"_count must be a number from 1 to {searching.COUNT_MAX}.", "_count", "value")
-    return int(text)
+    return count
 
 
 def _named_messages(body: bytes) -> list[int]:

@@ -59,7 +59,7 @@ async def search_transfers(
 ) -> Response:
     """Tasks, ServiceRequests or Patients: each is looked for as a transfer, and shown as what was asked for."""
     parameters, strict = asked_with(request, body)
-    asked = searching.question(served.resource, parameters, strict=strict)
+    asked = searching.question(served.resource, parameters, strict=strict, base=facade.base)
     found: list[Transfer] = []
     more = False
     if not asked.count_only:

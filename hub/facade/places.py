@@ -1,12 +1,13 @@
 """The trusts that have joined and the places they run, as their profiles say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import Request, Response
 
 from hub.domain.ids import OdsCode
 from hub.domain.trust import TrustProfile
-from hub.facade.answers import fhir, searchset
+from hub.facade import searching
+from hub.facade.answers import asked_with, fhir, searchset
 from hub.facade.capability import Served
 from hub.facade.errors import not_found
 from hub.facade.service import Facade
@@ -18,9 +19,10 @@ from hub.fhir.tree import Tree
 async def search_organization(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
-    del body, caller, served
-    found = _named(request, _organisations(facade))
-    return fhir(searchset(found, facade.base, total=len(found)))
+    del caller
+    said, ignored = _asked(request, body, served)
+    found = _named(said, _organisations(facade))
+    return fhir(searching.with_ignored(searchset(found, facade.base, total=len(found)), ignored))
 
 
 async def read_organization(
@@ -33,12 +35,13 @@ async def read_organization(
 async def search_location(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
-    del body, caller, served
-    found = _named(request, _sites(facade))
-    if organisation := request.query_params.get("organization"):
+    del caller
+    said, ignored = _asked(request, body, served)
+    found = _named(said, _sites(facade))
+    if organisation := said.get("organization"):
         owners = {f"Organization/{each.rpartition('/')[2].upper()}" for each in organisation.split(",")}
         found = [each for each in found if each["managingOrganization"]["reference"] in owners]
-    return fhir(searchset(found, facade.base, total=len(found)))
+    return fhir(searching.with_ignored(searchset(found, facade.base, total=len(found)), ignored))
 
 
 async def read_location(
@@ -48,9 +51,14 @@ async def read_location(
     return _only(request, _sites(facade))
 
 
-def _named(request: Request, found: Sequence[Tree]) -> list[Tree]:
+def _asked(request: Request, body: bytes, served: Served) -> tuple[Mapping[str, str], Sequence[str]]:
+    parameters, strict = asked_with(request, body)
+    return searching.plainly(served.resource, parameters, strict=strict)
+
+
+def _named(said: Mapping[str, str], found: Sequence[Tree]) -> list[Tree]:
     """Those that are asked for by code (`identifier`) and by how the name begins (`name`)."""
-    wanted, name = request.query_params.get("identifier"), request.query_params.get("name", "").lower()
+    wanted, name = said.get("identifier"), said.get("name", "").lower()
     codes = {each.rpartition("|")[2].upper() for each in wanted.split(",")} if wanted else None
     return [
         each

@@ -17,10 +17,17 @@ from hub.fhir.tree import Tree
 from hub.store.search import Token, Wanted
 
 COUNT, COUNT_MAX = 50, 200
+VALUES_MAX, IDS_MAX = 100, 500
+"""So many values one search may hold in all, and so many ids (`_id`), which cost less. What many values are made of grows faster than
+they do, and nobody asks for a thousand patients at once.
+"""
 
 _CHANGED = ("date", "When the transfer last changed; prefixes eq, gt, ge, lt, le")
 _RECORDED = ("date", "When it was recorded; prefixes eq, gt, ge, lt, le")
-_PATIENT = ("reference", "patient:identifier=system|value: an NHS number, or your own hospital's number")
+_PATIENT = (
+    "reference",
+    "patient:identifier=system|value: an NHS number, or your own hospital's number; patient=Patient/{id}: the hub's id",
+)
 _SENDER = ("reference", "requester:identifier=system|ODS code: the sending trust")
 
 SEARCHED: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -107,7 +114,10 @@ INCLUDES: Mapping[str, frozenset[str]] = {
 RESULTS = frozenset({"_count", "_sort", "_summary", "_total", "_include", "_page", "_format"})
 """Parameters that say how the answer should look."""
 
-_REFERENCES = frozenset({"patient", "subject", "requester", "owner", "performer"})
+_PATIENTS = frozenset({"patient", "subject"})
+_REFERENCES = _PATIENTS | {"requester", "owner", "performer"}
+_WHOM = frozenset({"patient", "subject", "for"})
+"""Whoever says one of these means one patient, whatever is searched: never passed over, because then others would be shown."""
 _STATUS_OF: Mapping[str, Mapping[State, str]] = {"Task": TASK_STATUS, "ServiceRequest": REQUEST_STATUS}
 
 
@@ -124,8 +134,11 @@ class Question:
     total: bool = False
 
 
-def question(resource: str, parameters: Sequence[tuple[str, str]], *, strict: bool) -> Question:
-    """Read a search for resources of one type. ``strict``: `Prefer: handling=strict`, what is not known is an error.
+def question(
+    resource: str, parameters: Sequence[tuple[str, str]], *, strict: bool, base: str = ""
+) -> Question:
+    """Read a search for resources of one type. ``strict``: `Prefer: handling=strict`, what is not known is an error. ``base`` is how
+    references to what is here may begin.
 
     Raises FacadeError (400).
     """
@@ -133,17 +146,22 @@ def question(resource: str, parameters: Sequence[tuple[str, str]], *, strict: bo
     includes: set[str] = set()
     count_only = total = False
     for name, value in parameters:
+        if not value:
+            must_hold_something(resource, name)
+            continue
         known = _meaning(resource, name)
         if known is None or (known == "_include" and value not in INCLUDES.get(resource, ())):
             ignored.append(name)
             continue
         if known != "_page":
             asked.append((name, value))
-        if known in _REFERENCES:
+        if known in _PATIENTS and not name.endswith("identifier"):
+            wanted = replace(wanted, records=(*wanted.records, *_patient_ids(name, value, base)))
+        elif known in _REFERENCES:
             wanted = _referring(wanted, known, name, value)
-        elif known == "_summary" or (known == "_count" and value == "0"):
+        elif known == "_summary" or is_none_wanted(known, value):
             # _count=0 asks for the same (R4, search, 3.1.1.5.4).
-            count_only = value in {"count", "0"}
+            count_only = value == "count" or known == "_count"
         elif known == "_total":
             total = value in {"accurate", "estimate"}
         elif known == "_include":
@@ -166,13 +184,88 @@ def not_known(resource: str, parameters: Iterable[str]) -> FacadeError:
 
 
 def _meaning(resource: str, name: str) -> str | None:
-    """A parameter's name without `:identifier`, which references need and others do not have; None: not known."""
-    plain = name.removesuffix(":identifier").removesuffix(".identifier")
+    """A parameter's name without how it is asked by; None: not known. Raises FacadeError (400)."""
+    plain = plain_name(name)
     if plain in RESULTS:
         return plain if plain == name else None
-    if plain not in SEARCHED[resource] or (plain in _REFERENCES) == (plain == name):
-        return None
-    return plain
+    if plain in SEARCHED[resource] and name in _forms(plain):
+        return plain
+    must_not_be_meant(resource, name)
+    return None
+
+
+def _forms(plain: str) -> frozenset[str]:
+    """How a parameter may be written: references by identifier, patients by the hub's id too, others as they are."""
+    if plain not in _REFERENCES:
+        return frozenset({plain})
+    by_identifier = {f"{plain}:identifier", f"{plain}.identifier"}
+    if plain not in _PATIENTS:
+        return frozenset(by_identifier)
+    return frozenset({*by_identifier, plain, f"{plain}:Patient", f"{plain}:Patient.identifier"})
+
+
+def not_too_many(parameters: Sequence[tuple[str, str]]) -> None:
+    """That a search holds no more values than it may, counted before anything is made of them. Raises FacadeError (400)."""
+    ids = sum(1 + value.count(",") for name, value in parameters if name == "_id")
+    others = sum(1 + value.count(",") for name, value in parameters if name != "_id")
+    if ids > IDS_MAX or others > VALUES_MAX:
+        raise too_many()
+
+
+def too_many() -> FacadeError:
+    return bad_request(
+        f"A search may hold {VALUES_MAX} values in all, those between commas counted each, and {IDS_MAX} more for _id: ask in parts.",
+        "",
+        "too-costly",
+    )
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without modifier or chain."""
+    return name.partition(":")[0].partition(".")[0]
+
+
+def must_not_be_meant(resource: str, name: str) -> None:
+    """A parameter that is served, but not as it is asked by here, or that names a patient, is never passed over, even where others
+    are (R4, search, 3.1.1.4.4 and .5): the answer would hold what was not asked for. Raises FacadeError (400).
+    """
+    plain = plain_name(name)
+    if plain in SEARCHED[resource]:
+        meant = SEARCHED[resource][plain][1]
+        raise bad_request(f"{plain} is not searched by in this way. {plain}: {meant}.", plain, "not-supported")
+    if plain in _WHOM:
+        raise bad_request(f"{resource} is not searched by {plain}.", plain, "not-supported")
+
+
+def must_hold_something(resource: str, name: str) -> None:
+    """That a parameter without a value is none of those that narrow. Raises FacadeError (400)."""
+    plain = plain_name(name)
+    if plain in SEARCHED[resource] or plain in _WHOM:
+        raise bad_request(f"{plain} is empty: give it a value, or leave it out.", plain, "value")
+
+
+def plainly(
+    resource: str, parameters: Sequence[tuple[str, str]], *, strict: bool, more: Iterable[str] = ()
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """A search by parameters that are given once and as they are: what each holds, and which are not known. ``more`` are known besides.
+
+    Raises FacadeError (400).
+    """
+    found: dict[str, str] = {}
+    ignored = []
+    for name, value in parameters:
+        if not value:
+            must_hold_something(resource, name)
+        elif name in found:
+            raise bad_request(f"Give {plain_name(name)} once.", plain_name(name), "not-supported")
+        elif name in SEARCHED[resource] or name in {"_format", *more}:
+            found[name] = value
+        else:
+            must_not_be_meant(resource, name)
+            ignored.append(name)
+    if ignored and strict:
+        raise not_known(resource, ignored)
+    return found, tuple(ignored)
 
 
 class Understood(Protocol):
@@ -214,17 +307,24 @@ def page(
         for mode, resources in (("match", found), ("include", included))
         for each in resources
     ]
-    if question.ignored:
+    if entries:
+        bundle["entry"] = entries
+    with_ignored(bundle, question.ignored)
+    if aged_out:
+        bundle.setdefault("entry", []).append(warning(errors.aged_out(aged_out)))
+    return bundle
+
+
+def with_ignored(bundle: Tree, names: Sequence[str]) -> Tree:
+    """The same searchset, which says which parameters were passed over."""
+    if names:
         issue = {
             "severity": "warning",
             "code": "not-supported",
-            "diagnostics": f"Ignored, because they are not known here: {_names(question.ignored)}.",
+            "diagnostics": f"Ignored, because they are not known here: {_names(names)}.",
         }
-        entries.append(warning({"resourceType": "OperationOutcome", "issue": [issue]}))
-    if aged_out:
-        entries.append(warning(errors.aged_out(aged_out)))
-    if entries:
-        bundle["entry"] = entries
+        outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+        bundle.setdefault("entry", []).append(warning(outcome))
     return bundle
 
 
@@ -272,11 +372,38 @@ def _narrowed(wanted: Wanted, resource: str, name: str, value: str) -> Wanted:
     return replace(wanted, after=place_after(value))
 
 
+def whole_number(name: str, value: str) -> int:
+    """A whole number, however many noughts it begins with and however large. Raises FacadeError (400)."""
+    if not value.isascii() or not value.isdigit():
+        raise bad_request(f"{name} must be a whole number.", name, "value")
+    # Nothing that is counted here has more digits, and Python reads no number of thousands of them.
+    digits = value.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _DIGITS_MAX else 10**_DIGITS_MAX
+
+
+_DIGITS_MAX = 18
+
+
 def count_of(value: str) -> int:
     """What `_count` says, as far as one page holds so many. Raises FacadeError (400)."""
-    if not value.isascii() or not value.isdigit():
-        raise bad_request("_count must be a whole number.", "_count", "value")
-    return min(max(int(value[:9]), 1), COUNT_MAX)
+    return min(max(whole_number("_count", value), 1), COUNT_MAX)
+
+
+def is_none_wanted(known: str, value: str) -> bool:
+    """Whether it says `_count=0`."""
+    return known == "_count" and not value.strip("0")
+
+
+def _patient_ids(name: str, value: str, base: str) -> list[str]:
+    """The ids in references to patients of the hub. Raises FacadeError (400)."""
+    said = [each.removeprefix(f"{base}/").removeprefix("Patient/") for each in value.split(",")]
+    if any("/" in each or "|" in each for each in said):
+        raise bad_request(
+            f"{name} is Patient/{{id}}, the hub's id of the patient; by a number: {plain_name(name)}:identifier=system|value.",
+            plain_name(name),
+            "value",
+        )
+    return said
 
 
 def _referring(wanted: Wanted, known: str, name: str, value: str) -> Wanted:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from hub.domain.trust import TrustProfile
 from hub.facade.errors import FacadeError, bad_request
-from hub.facade.searching import question
+from hub.facade.searching import not_too_many, question
 from hub.fhir.outgoing import instant
 from hub.fhir.systems import HUB
 from hub.fhir.tree import Tree
@@ -81,9 +81,10 @@ def _filters(resource: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(each, dict) and each.get("url") == _FILTER
     ]
     found: dict[str, Any] = {"states": None, "senders": [], "receivers": []}
-    for text in texts:
-        kind, _, query = str(text).partition("?")
-        parameters = parse_qsl(query, keep_blank_values=True)
+    asked = [str(text).partition("?") for text in texts]
+    said = [parse_qsl(query, keep_blank_values=True) for _, _, query in asked]
+    not_too_many([each for parameters in said for each in parameters])
+    for (kind, _, _), parameters in zip(asked, said, strict=True):
         if (
             kind != "Task"
             or not parameters

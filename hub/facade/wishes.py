@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from hub.facade import subscribing
-from hub.facade.answers import fhir, searchset, tree_of
+from hub.facade import searching, subscribing
+from hub.facade.answers import asked_with, fhir, searchset, tree_of
 from hub.facade.capability import Served
 from hub.facade.errors import FacadeError, bad_request, information, not_found
 from hub.facade.notifier import notification_of, shown_with
@@ -52,9 +52,10 @@ async def read_subscription(
 async def search_subscription(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
-    del body, served
     caller.must_be_a_system(_WHY)
-    wanted = request.query_params.get("status")
+    parameters, strict = asked_with(request, body)
+    said, ignored = searching.plainly(served.resource, parameters, strict=strict)
+    wanted = said.get("status")
     found = [
         each
         for each in await subscriptions.all_of(facade.engine, caller.trust)
@@ -62,7 +63,8 @@ async def search_subscription(
     ]
     links = [{"relation": "self", "url": f"{facade.base}/Subscription"}]
     shown = [subscribing.shown(each) for each in found]
-    return fhir(searchset(shown, facade.base, links=links, total=len(shown)))
+    bundle = searchset(shown, facade.base, links=links, total=len(shown))
+    return fhir(searching.with_ignored(bundle, ignored))
 
 
 async def update_subscription(

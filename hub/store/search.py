@@ -34,11 +34,13 @@ class Token:
 class Wanted:
     """What is looked for. Each field that holds something narrows; inside a field any of its values will do.
 
+    ``persons`` are records as they are; ``records`` stand for whoever was merged with them too, as ``patients`` by number do.
     ``changed`` are half-open ranges (from, before) in UTC, each of which must hold. ``after`` is the last of the page before.
     """
 
     ids: Sequence[str] = ()
     persons: Sequence[str] = ()
+    records: Sequence[str] = ()
     identifiers: Sequence[Token] = ()
     patients: Sequence[Token] = ()
     states: Sequence[State] | None = None
@@ -185,6 +187,9 @@ class _Found:
 async def _looked_up(connection: AsyncConnection, trust: OdsCode, wanted: Wanted) -> _Found:
     transfers = await _transfers(connection, wanted.identifiers) if wanted.identifiers else None
     persons = await persons_named(connection, trust, wanted.patients) if wanted.patients else None
+    if wanted.records:
+        records = await one_record(connection, set(wanted.records))
+        persons = records if persons is None else persons & records
     return _Found(transfers, persons)
 
 
