@@ -202,6 +202,12 @@ class HubSettings(BaseSettings):
         "http://127.0.0.1:8080", "URL", "The facade as its callers know it: the audience of their assertions."
     )
     facade_answer_s: float = _of(5, "seconds", "A message that takes longer is answered 408 (BaRS).", gt=0)
+    facade_body_s: float = _of(
+        15,
+        "seconds",
+        "A request whose body takes longer to arrive is answered 408: a slow line sends 1 MB in 10.",
+        gt=0,
+    )
     facade_requests_per_s: float = _of(
         500, "requests", "Of each client in a second; more are answered 429.", ge=1
     )

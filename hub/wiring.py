@@ -332,6 +332,8 @@ def facade_of(settings: HubSettings, engine: AsyncEngine) -> "Facade":
         settings.facade_answer_s,
         settings.facade_requests_per_s,
         settings.watchdog_s,
+        body_s=settings.facade_body_s,
+        depth_max=settings.message_depth_max,
     )
     unit = unit_of_work(settings, engine, trusts, "serve")
     return Facade(

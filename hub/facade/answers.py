@@ -26,9 +26,9 @@ def is_unchanged(said: Mapping[str, str], resource: Tree) -> bool:
         return known.strip() == "*" or _etag(resource) in {each.strip() for each in known.split(",")}
     try:
         since = parsedate_to_datetime(said.get("if-modified-since", ""))
-    except ValueError:
+        return _changed_at(resource) <= (since if since.tzinfo else since.replace(tzinfo=UTC))
+    except (ValueError, OverflowError, TypeError):
         return False
-    return _changed_at(resource) <= (since if since.tzinfo else since.replace(tzinfo=UTC))
 
 
 def _etag(resource: Tree) -> str:

@@ -16,8 +16,9 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from hub import __version__
 from hub.dialects.fhir_xml_writer import NotInXmlError, write_xml
@@ -35,10 +36,12 @@ from hub.facade.capability import (
 from hub.facade.errors import FacadeError, bad_request
 from hub.facade.interactions import HANDLERS
 from hub.facade.service import Facade
-from hub.facade.sign_in import sign_in
+from hub.facade.sign_in import sign_in, unread
 from hub.fhir import decimals
+from hub.fhir.tree import deeper_than, has_many_brackets
 from hub.services.health import untried
 from hub.store.intake import StoreUnavailableError
+from hub.store.unit_of_work import database_fault, is_refusal
 from hub.telemetry.log import fault_of
 
 _FORM = "application/x-www-form-urlencoded"
@@ -59,6 +62,8 @@ _USABLE: Mapping[str, frozenset[str]] = {
     "patch_task": frozenset({JSON_PATCH}),
 }
 """What an interaction takes, where that is not a resource."""
+_JUDGED_BY_THE_JOURNEY = frozenset({"process_message", "create_bundle", "update_encounter"})
+"""Their bytes go to the journey whatever they are, so that what is wrong with them is kept and told as over Kafka."""
 _ANY = frozenset({"*/*", "application/*", "text/*", ""})
 _TOKEN_BYTES_MAX = 20_000
 
@@ -71,6 +76,8 @@ def make_app(facade: Facade) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # A redirect would go to whatever host the request names, with the address and what it asks for, before anybody is known.
+        redirect_slashes=False,
     )
     registry = CollectorRegistry()
     requests = Counter("hub_http_requests", "Requests answered", ["interaction", "status"], registry=registry)
@@ -109,7 +116,7 @@ def make_app(facade: Facade) -> FastAPI:
     async def capabilities(request: Request) -> Response:
         statement = fhir(capability_statement(facade.base, started_at))
         try:
-            return _told(request, _as_xml(statement) if _wants_xml(request) else statement)
+            return _told(request, _in_xml(facade, statement) if _wants_xml(request) else statement)
         except FacadeError as error:
             return _told(request, _refusal(error))
 
@@ -137,10 +144,11 @@ def make_app(facade: Facade) -> FastAPI:
     )
     async def token(request: Request) -> Response:
         try:
-            form = await _read(request, _TOKEN_BYTES_MAX)
-        except FacadeError:
-            form = b""
-        status, said = await sign_in(facade, form)
+            form = await _read(request, _TOKEN_BYTES_MAX, facade.limits.body_s)
+        except FacadeError as error:
+            status, said = error.status, unread(error)
+        else:
+            status, said = await sign_in(facade, form)
         requests.labels("token", status).inc()
         return Response(
             orjson.dumps(said), status, media_type="application/json", headers={"Cache-Control": "no-store"}
@@ -216,38 +224,57 @@ async def _answered(facade: Facade, request: Request, served: Served) -> Respons
     try:
         xml = _wants_xml(request)
         caller = await facade.caller(request)
-        try:
-            caller.must(served.resource, served.verb)
-        except FacadeError:
-            await facade.denied(caller, served, "scope")
-            raise
-        _can_be_stored([*request.path_params.values(), *request.query_params.values()])
+        await facade.must(caller, served, served.resource, served.verb)
+        _can_be_stored(
+            [*request.path_params.values(), *request.query_params.keys(), *request.query_params.values()]
+        )
         body = await _body(facade, request, served) if served.body else b""
         response = await HANDLERS[served.name](facade, request, caller, served, body)
     except FacadeError as error:
         response = _refusal(error)
     except (StoreUnavailableError, OSError, TimeoutError, SQLAlchemyError) as error:
-        facade.log.error("store.unavailable", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
-        response = _refusal(
-            FacadeError(
-                503,
-                "REC_UNAVAILABLE",
-                "transient",
-                "The hub's database does not answer; nothing was taken in. Send the same again, with the same id.",
-                headers={"Retry-After": "5"},
-            )
-        )
+        response = _refusal(_of_the_store(facade, error))
     except Exception as error:  # noqa: BLE001 - a bug of ours is an answer too
-        facade.log.error("fault", fault=fault_of(error))  # noqa: TRY400 - a trace can quote a message
-        response = _refusal(
-            FacadeError(
-                500,
-                "REC_SERVER_ERROR",
-                "exception",
-                "A fault in the hub; its team was told by the log. Try again later.",
-            )
+        response = _refusal(_fault(facade, error))
+    return _told(request, _in_xml(facade, response) if xml and response.body else response)
+
+
+def _of_the_store(facade: Facade, error: Exception) -> FacadeError:
+    """503, which says to send again; but 422 where the database is well and refuses a value, which no repeating mends."""
+    if isinstance(error, DBAPIError) and is_refusal(error):
+        facade.log.warning("facade.value-refused", fault=database_fault(error))
+        return FacadeError(
+            422,
+            "SEND_UNPROCESSABLE_ENTITY",
+            "value",
+            "A value of the request cannot be kept or looked for: it is too large, or holds what no text here has. Mend it.",
         )
-    return _told(request, _as_xml(response) if xml and response.body else response)
+    facade.log.error("store.unavailable", fault=fault_of(error))  # - a trace can quote a message
+    return FacadeError(
+        503,
+        "REC_UNAVAILABLE",
+        "transient",
+        "The hub's database does not answer; nothing was taken in. Send the same again, with the same id.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def _fault(facade: Facade, error: Exception) -> FacadeError:
+    facade.log.error("fault", fault=fault_of(error))  # - a trace can quote a message
+    return FacadeError(
+        500,
+        "REC_SERVER_ERROR",
+        "exception",
+        "A fault in the hub; its team was told by the log. Try again later.",
+    )
+
+
+def _in_xml(facade: Facade, response: Response) -> Response:
+    """The same answer in XML; a fault of ours in writing it is an answer in JSON."""
+    try:
+        return _as_xml(response)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _refusal(_fault(facade, error))
 
 
 def _can_be_stored(texts: Iterable[str]) -> None:
@@ -303,25 +330,60 @@ async def _body(facade: Facade, request: Request, served: Served) -> bytes:
             f"Send {' or '.join(sorted(usable & {FHIR_JSON, FHIR_XML, JSON_PATCH, _FORM}))}, in UTF-8.",
             "Content-Type",
         )
-    body = await _read(request, facade.limits.body_bytes)
+    body = await _read(request, facade.limits.body_bytes, facade.limits.body_s)
     if not body and served.writes:
         raise bad_request("The request has no body.", "", "required")
+    if kind.strip() in _JSON_TYPES | {JSON_PATCH} and served.name not in _JUDGED_BY_THE_JOURNEY:
+        _can_be_read(body, facade.limits.depth_max)
+        if not served.writes and b"\\u0000" in body:
+            raise bad_request("The body holds U+0000, which no text here has.")
     return body
 
 
-async def _read(request: Request, most: int) -> bytes:
-    """The body, as far as it is not too large. Raises FacadeError (413)."""
+def _can_be_read(body: bytes, depth_max: int) -> None:
+    """That JSON is no deeper than the journey reads. Raises FacadeError (400)."""
+    if not has_many_brackets(body, depth_max):
+        return
+    try:
+        tree = decimals.loads(body)
+    except orjson.JSONDecodeError as error:
+        if not decimals.is_too_deep(error):
+            # Whoever needs a tree says what is wrong with this.
+            return
+    else:
+        if not deeper_than(tree, depth_max):
+            return
+    raise bad_request(
+        f"The body is nested too deeply: at most {depth_max} levels are read.", "", "too-costly"
+    )
+
+
+async def _read(request: Request, most: int, within_s: float) -> bytes:
+    """The body, as far as it is neither too large nor too slow. Raises FacadeError (400, 408, 413)."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise FacadeError(
-                413,
-                "SEND_BAD_REQUEST",
-                "too-long",
-                f"A request may have {most} bytes. Send documents by reference.",
-            )
-        parts.append(part)
+    try:
+        async with asyncio.timeout(within_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise FacadeError(
+                        413,
+                        "SEND_BAD_REQUEST",
+                        "too-long",
+                        f"A request may have {most} bytes. Send documents by reference.",
+                    )
+                parts.append(part)
+    except TimeoutError:
+        raise FacadeError(
+            408,
+            "SEND_BAD_REQUEST",
+            "timeout",
+            f"The request did not arrive within {within_s:g} seconds; nothing was taken in. Send the same again, with the same id.",
+            headers={"Connection": "close"},
+        ) from None
+    except ClientDisconnect:
+        # Nobody hears it: whoever sent has gone.
+        raise bad_request("The request ended before its body did.", "", "incomplete") from None
     return b"".join(parts)
 
 

@@ -36,7 +36,8 @@ async def update_encounter(
         raise bad_request("Name the stay: ?identifier=system|value.", "identifier", "required")
     stay = tree_of(body)
     if stay is not None:
-        named = [each for each in stay.get("identifier", ()) if isinstance(each, dict)]
+        said = stay.get("identifier")
+        named = [each for each in (said if isinstance(said, list) else ()) if isinstance(each, dict)]
         if not any(each.get("system") == system and each.get("value") == value for each in named):
             raise bad_request(
                 "The identifier of the address must be one of the Encounter's own.", "Encounter.identifier"
@@ -60,6 +61,8 @@ async def search_transfers(
     """Tasks, ServiceRequests or Patients: each is looked for as a transfer, and shown as what was asked for."""
     parameters, strict = asked_with(request, body)
     asked = searching.question(served.resource, parameters, strict=strict, base=facade.base)
+    for each in asked.includes:
+        await facade.must(caller, served, searching.INCLUDED[each], "r")
     found: list[Transfer] = []
     more = False
     if not asked.count_only:

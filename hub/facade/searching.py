@@ -111,6 +111,13 @@ INCLUDES: Mapping[str, frozenset[str]] = {
     "Task": frozenset({"Task:focus", "Task:patient"}),
     "ServiceRequest": frozenset({"ServiceRequest:patient", "ServiceRequest:subject"}),
 }
+INCLUDED: Mapping[str, str] = {
+    "Task:focus": "ServiceRequest",
+    "Task:patient": "Patient",
+    "ServiceRequest:patient": "Patient",
+    "ServiceRequest:subject": "Patient",
+}
+"""What comes along, of which type: a token must let its holder read that too."""
 RESULTS = frozenset({"_count", "_sort", "_summary", "_total", "_include", "_page", "_format"})
 """Parameters that say how the answer should look."""
 
@@ -232,7 +239,9 @@ def must_not_be_meant(resource: str, name: str) -> None:
     plain = plain_name(name)
     if plain in SEARCHED[resource]:
         meant = SEARCHED[resource][plain][1]
-        raise bad_request(f"{plain} is not searched by in this way. {plain}: {meant}.", plain, "not-supported")
+        raise bad_request(
+            f"{plain} is not searched by in this way. {plain}: {meant}.", plain, "not-supported"
+        )
     if plain in _WHOM:
         raise bad_request(f"{resource} is not searched by {plain}.", plain, "not-supported")
 
@@ -434,10 +443,12 @@ def _states(
 
 def token_of_identifier(identifier: object) -> Token | None:
     """A FHIR Identifier as a search token; None if it is none, or holds what no identifier has."""
-    if not isinstance(identifier, dict) or "\x00" in str(identifier):
+    if not isinstance(identifier, dict):
         return None
     system, value = identifier.get("system"), identifier.get("value")
     if not isinstance(value, str) or not isinstance(system, str | None):
+        return None
+    if "\x00" in value or "\x00" in (system or ""):
         return None
     return Token(canonical_system(system) if system else None, value)
 

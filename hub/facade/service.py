@@ -36,13 +36,15 @@ from hub.telemetry.log import Log, fault_of
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may ask for: units as the settings ``facade_*`` and ``message_bytes_max`` of `hub.settings`."""
+    """What one client may ask for: units as the settings ``facade_*`` and ``message_*_max`` of `hub.settings`."""
 
     body_bytes: int = 1_000_000
     answer_s: float = 5
     requests_per_s: float = 500
     untried_s: float = 60
     client_s: float = 1
+    body_s: float = 15
+    depth_max: int = 64
 
 
 @dataclass(slots=True)
@@ -133,6 +135,14 @@ class Facade:
                 headers={"Retry-After": "1"},
             )
         bucket.left -= 1
+
+    async def must(self, caller: Caller, served: Served, resource_type: str, verb: str) -> None:
+        """That the token holds this scope. Raises FacadeError (403); audited."""
+        try:
+            caller.must(resource_type, verb)
+        except FacadeError:
+            await self.denied(caller, served, "scope")
+            raise
 
     async def refused(self, why: str, caller: Caller | None = None) -> None:
         """Audit that somebody was not let in. A client's name is written only where a signature has proved it."""

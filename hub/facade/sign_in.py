@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from sqlalchemy.exc import SQLAlchemyError
 
 from hub.facade import tokens
+from hub.facade.errors import FacadeError
 from hub.facade.service import Facade
 from hub.facade.tokens import TokenError
 from hub.store import clients
@@ -65,6 +66,11 @@ async def _proved(facade: Facade, form: Mapping[str, str], now: datetime) -> tup
             "replayed", "This assertion was used before: make one with a new jti for each token."
         )
     return client, scopes
+
+
+def unread(error: FacadeError) -> Mapping[str, Any]:
+    """What is said where the request itself could not be read."""
+    return {"error": "invalid_request", "error_description": error.diagnostics}
 
 
 def _no(status: int, error: str, description: str) -> Answer:

@@ -6,7 +6,7 @@ Source: Subscriptions R5 Backport 1.1 for FHIR R4 (hl7.fhir.uv.subscriptions-bac
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,6 +14,7 @@ from hub.domain.trust import TrustProfile
 from hub.facade.errors import FacadeError, bad_request
 from hub.facade.searching import not_too_many, question
 from hub.fhir.outgoing import instant
+from hub.fhir.structure import check
 from hub.fhir.systems import HUB
 from hub.fhir.tree import Tree
 from hub.store.subscriptions import Event, Subscription
@@ -36,7 +37,7 @@ def wanted_of(resource: Mapping[str, Any], profile: TrustProfile) -> dict[str, A
     """Check a Subscription and read its filters. Raises FacadeError (400, 422) that names the element and what to do."""
     if resource.get("resourceType") != "Subscription":
         raise bad_request("Send a Subscription.", "resourceType")
-    if resource.get("status") not in {"requested", "off"}:
+    if resource.get("status") not in ("requested", "off"):
         raise _refused("status must be requested (the hub then shakes hands) or off.", "Subscription.status")
     if resource.get("criteria") != TOPIC:
         raise _refused(f"There is one topic: {TOPIC}.", "Subscription.criteria")
@@ -70,15 +71,21 @@ def wanted_of(resource: Mapping[str, Any], profile: TrustProfile) -> dict[str, A
                 f"The {name} must be a whole number from {least} to {most}.", "Subscription.channel.extension"
             )
     ends_at(resource)
-    return _filters(resource)
+    filters = _filters(resource)
+    # What is kept is shown again, to all systems of the trust: it must be a Subscription throughout. R4 asks for a reason, the hub does not.
+    for each in check(resource):
+        if each.code != "required":
+            raise FacadeError(
+                422, "SEND_UNPROCESSABLE_ENTITY", each.code, each.message, each.path or "Subscription"
+            )
+    return filters
 
 
 def _filters(resource: Mapping[str, Any]) -> dict[str, Any]:
-    element = resource.get("_criteria")
     texts = [
         each.get("valueString", "")
-        for each in (element.get("extension", []) if isinstance(element, dict) else [])
-        if isinstance(each, dict) and each.get("url") == _FILTER
+        for each in _extensions(resource.get("_criteria"))
+        if each.get("url") == _FILTER
     ]
     found: dict[str, Any] = {"states": None, "senders": [], "receivers": []}
     asked = [str(text).partition("?") for text in texts]
@@ -137,11 +144,11 @@ def ends_at(resource: Mapping[str, Any]) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(str(said))
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise _refused("end must be an instant, with its offset.", "Subscription.end")
-    return found
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise _refused("end must be an instant of the calendar, with its offset.", "Subscription.end")
 
 
 def content_of(resource: Mapping[str, Any]) -> str:
@@ -269,11 +276,15 @@ def status(
 
 
 def _extension(element: Any, url: str) -> Any:
-    extensions = element.get("extension") if isinstance(element, dict) else None
-    for each in extensions if isinstance(extensions, list) else []:
-        if isinstance(each, dict) and each.get("url") == url:
+    for each in _extensions(element):
+        if each.get("url") == url:
             return next((value for name, value in each.items() if name.startswith("value")), None)
     return None
+
+
+def _extensions(element: Any) -> list[Mapping[str, Any]]:
+    found = element.get("extension") if isinstance(element, dict) else None
+    return [each for each in (found if isinstance(found, list) else []) if isinstance(each, dict)]
 
 
 def _number(resource: Mapping[str, Any], url: str) -> int | None:

@@ -23,9 +23,10 @@ _WHY = "Your trust's systems subscribe, not people: a subscription goes on when 
 async def create_subscription(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
-    del request, served
+    del request
     resource = _resource(caller, body)
     wanted = subscribing.wanted_of(resource, facade.directory[caller.trust])
+    await _may_be_told(facade, caller, served, subscribing.content_of(resource))
     if resource["status"] != "requested":
         raise bad_request("A new subscription is requested.", "Subscription.status")
     wish = Subscription(
@@ -74,9 +75,11 @@ async def update_subscription(
     resource = _resource(caller, body)
     if resource.get("id", wish.id) != wish.id:
         raise bad_request("The body must be the Subscription that the address names.", "Subscription.id")
+    wanted = subscribing.wanted_of(resource, facade.directory[caller.trust])
+    await _may_be_told(facade, caller, served, subscribing.content_of(resource))
     changed = replace(
         wish,
-        wanted=subscribing.wanted_of(resource, facade.directory[caller.trust]),
+        wanted=wanted,
         resource=resource,
         status=resource["status"],
         ends_at=subscribing.ends_at(resource),
@@ -130,6 +133,7 @@ async def subscription_events(
     content = request.query_params.get("content") or subscribing.content_of(wish.resource)
     if content not in subscribing.CONTENTS:
         raise bad_request("content must be empty, id-only or full-resource.", "content", "value")
+    await _may_be_told(facade, caller, served, content)
     found = await subscriptions.events(facade.engine, wish.id, since, until, _EVENTS_MAX)
     # A Task names its patient; an event alone names nobody.
     transfers = await shown_with(facade, wish, found, content)
@@ -148,6 +152,12 @@ def _aged_out(oldest: int, last: int) -> FacadeError:
         f"Events of this number have aged out. {begin}; look for the Tasks themselves with _lastUpdated.",
         "eventsSinceNumber",
     )
+
+
+async def _may_be_told(facade: Facade, caller: Caller, served: Served, content: str) -> None:
+    """Whoever is shown Tasks must be allowed to read them. Raises FacadeError (403)."""
+    if content == "full-resource":
+        await facade.must(caller, served, "Task", "r")
 
 
 async def _found(facade: Facade, request: Request, caller: Caller, served: Served) -> Subscription:

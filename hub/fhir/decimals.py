@@ -20,14 +20,23 @@ def decimal(text: str) -> float | Decimal:
 
 
 def loads(raw: bytes) -> Any:
-    """A JSON tree whose decimals keep their digits. Raises orjson.JSONDecodeError.
+    """A JSON tree whose decimals keep their digits. Raises orjson.JSONDecodeError, also for what is deeper than Python reads.
 
     A mark of UTF-8 before it, as .NET writes one, is passed over (RFC 8259, 8.1 allows that). A number without a fraction but with an exponent (``1e3``) keeps its value only.
     """
     tree = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     if _HAS_A_FRACTION.search(raw) is None:
         return tree
-    return json.loads(raw, parse_float=decimal, parse_int=_whole)
+    try:
+        return json.loads(raw, parse_float=decimal, parse_int=_whole)
+    except RecursionError:
+        # Somewhat below orjson's own 1,024 levels; in its words.
+        raise orjson.JSONDecodeError("Recursion limit reached", "", 0) from None
+
+
+def is_too_deep(error: orjson.JSONDecodeError) -> bool:
+    """Whether `loads` failed because of the levels: orjson's own limit is 1,024, and its words changed between versions."""
+    return "recursion" in error.msg.lower() or "depth" in error.msg.lower()
 
 
 def _whole(text: str) -> int | float | Decimal:

@@ -17,6 +17,30 @@ VALUE_MAX = 255
 """Characters of an identifier that the store can index. Longer ones stay in the message and name nothing."""
 
 
+def has_many_brackets(raw: bytes, levels: int) -> bool:
+    """Whether a JSON text could be that deep: each level opens with a bracket, and most messages have few."""
+    return raw.count(b"{") + raw.count(b"[") > levels
+
+
+def deeper_than(tree: Any, levels: int) -> bool:
+    """Whether a parsed JSON text has more levels; not by recursion."""
+    layer = [tree]
+    for _ in range(levels + 1):
+        layer = (
+            [
+                child
+                for node in layer
+                for child in (node.values() if type(node) is dict else node)
+                if type(child) is dict or type(child) is list
+            ]
+            if layer and type(layer[0]) in {dict, list}
+            else []
+        )
+        if not layer:
+            return False
+    return True
+
+
 @value
 class Entry:
     """One resource and the URL that references in the same Bundle use for it.

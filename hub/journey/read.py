@@ -21,7 +21,7 @@ from hub.domain.value import value
 from hub.fhir import decimals, headers
 from hub.fhir.elements import FhirVersion, resource_types
 from hub.fhir.structure import StructureIssue, check
-from hub.fhir.tree import Tree
+from hub.fhir.tree import Tree, deeper_than, has_many_brackets
 from hub.journey.repair import Repaired, RuleId, repair, repair_stu3
 
 
@@ -133,13 +133,12 @@ def _parse(raw: bytes, limits: Limits) -> Any:
     try:
         tree = decimals.loads(raw)
     except orjson.JSONDecodeError as error:
-        # orjson's own limit is 1,024 levels; its words changed between versions.
-        if "recursion" in error.msg.lower() or "depth" in error.msg.lower():
+        if decimals.is_too_deep(error):
             return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
         return Rejection(
             Why.NOT_JSON, at=f"line {error.lineno}, column {error.colno}", detail=_plain(error.msg)
         )
-    if _has_many_brackets(raw, limits.depth_max) and _deeper_than(tree, limits.depth_max):
+    if has_many_brackets(raw, limits.depth_max) and deeper_than(tree, limits.depth_max):
         return Rejection(Why.MESSAGE_TOO_DEEP, detail=f"At most {limits.depth_max} levels are read.")
     if _lost_something(raw, tree) and (name := _named_twice(raw)) is not None:
         return Rejection(
@@ -180,29 +179,6 @@ def _named_twice(raw: bytes) -> str | None:
 def _plain(message: str) -> str:
     """The parser's complaint without its position, which is said elsewhere."""
     return message.split(": line", 1)[0]
-
-
-def _has_many_brackets(raw: bytes, levels: int) -> bool:
-    """Whether a JSON text could be that deep: each level opens with a bracket, and most messages have few."""
-    return raw.count(b"{") + raw.count(b"[") > levels
-
-
-def _deeper_than(tree: Any, levels: int) -> bool:
-    layer = [tree]
-    for _ in range(levels + 1):
-        layer = (
-            [
-                child
-                for node in layer
-                for child in (node.values() if type(node) is dict else node)
-                if type(child) is dict or type(child) is list
-            ]
-            if layer and type(layer[0]) in {dict, list}
-            else []
-        )
-        if not layer:
-            return False
-    return True
 
 
 def _sound(tree: Any, dialect: Dialect, trust: TrustProfile, book: CodeBook) -> Read | Rejection:

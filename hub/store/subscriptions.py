@@ -17,9 +17,8 @@ from hub.domain.ids import OdsCode
 from hub.domain.incident import IncidentKind
 from hub.store.bulk import update_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
-from hub.store.tables import client
+from hub.store.tables import client, subscription_event, transfer
 from hub.store.tables import subscription as table
-from hub.store.tables import subscription_event, transfer
 from hub.store.write import write_audit
 
 _s, _e = table.c, subscription_event.c
@@ -139,7 +138,9 @@ async def end_of_client(connection: AsyncConnection, client_id: str, now: dateti
 
 async def may_be_told(engine: AsyncEngine, subscription_id: str) -> bool:
     """Whether it is still on, and so is its client: asked before each notification, because that can have changed since the last."""
-    query = select(_s.subscription_id).where(_s.subscription_id == subscription_id, _s.status != "off", _IS_IN)
+    query = select(_s.subscription_id).where(
+        _s.subscription_id == subscription_id, _s.status != "off", _IS_IN
+    )
     async with engine.connect() as connection:
         return await connection.scalar(query) is not None
 

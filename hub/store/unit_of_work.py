@@ -168,9 +168,9 @@ class UnitOfWork:
                 raise StoreUnavailableError(fault_of(error)) from error
             except DBAPIError as error:
                 if again == _ATTEMPTS or not _is_conflict(error):
-                    kind = NotWritableError if _is_refusal(error) else StoreUnavailableError
-                    raise kind(_database_fault(error)) from error
-                self._log.warning("store.conflict", fault=_database_fault(error), again=again)
+                    kind = NotWritableError if is_refusal(error) else StoreUnavailableError
+                    raise kind(database_fault(error)) from error
+                self._log.warning("store.conflict", fault=database_fault(error), again=again)
         raise AssertionError("unreachable")
 
     async def _take_once(
@@ -319,8 +319,8 @@ def _together(taken: Sequence[Taken]) -> Taken:
     return Taken(dict(dispositions), positions, frozenset().union(*(each.braked for each in taken)))
 
 
-def _is_refusal(error: DBAPIError) -> bool:
-    """SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation)."""
+def is_refusal(error: DBAPIError) -> bool:
+    """Whether the database is well and refuses a value: SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation)."""
     state = str(getattr(error.orig, "sqlstate", None) or "")
     return isinstance(error, IntegrityError | DataError) or state.startswith(("22", "23"))
 
@@ -330,7 +330,7 @@ def _is_conflict(error: DBAPIError) -> bool:
     return isinstance(error, IntegrityError) or state in _CONFLICTS
 
 
-def _database_fault(error: DBAPIError) -> str:
+def database_fault(error: DBAPIError) -> str:
     """The kind of failure and its SQLSTATE; never the driver's text, which quotes the values."""
     state = getattr(error.orig, "sqlstate", None) or ""
     return f"{type(error.orig).__name__} {state}".strip()

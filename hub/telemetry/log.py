@@ -41,6 +41,8 @@ LogEvent = Literal[
     "delivery.late",
     # A REST message whose caller was told that it takes too long was not committed after all. Bind: fault.
     "facade.late",
+    # The database refused a value of a REST request that the facade let through; its caller was told. Bind: fault.
+    "facade.value-refused",
     # Starting positions. Bind: topic, partition, offset.
     "position.taken_up",
     "position.below_first",

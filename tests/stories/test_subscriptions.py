@@ -394,6 +394,15 @@ def channel(**more):
         (lambda found: found.update(criteria="Task?status=accepted"), "Subscription.criteria"),
         (lambda found: found.update(status="active"), "Subscription.status"),
         (lambda found: found.update(end="tomorrow"), "Subscription.end"),
+        (lambda found: found.update(end="9999-12-31T23:59:59-14:00"), "Subscription.end"),
+        (lambda found: found.update(end="0001-01-01T00:00:00+14:00"), "Subscription.end"),
+        (lambda found: found.update(status=[]), "Subscription.status"),
+        (lambda found: found.update(status={"a": 1}), "Subscription.status"),
+        (lambda found: found.update(_criteria={"extension": None}), "Subscription._criteria.extension"),
+        (lambda found: found.update(_criteria={"extension": 5}), "Subscription._criteria.extension"),
+        (lambda found: found.update(_reason=[1]), "Subscription._reason"),
+        (lambda found: found.update(reason={"a": 1}), "Subscription.reason"),
+        (lambda found: found.update(contact=[None]), "Subscription.contact[0]"),
         (lambda found: found.update(resourceType="Task"), "resourceType"),
     ],
 )
@@ -430,7 +439,9 @@ async def test_what_a_revoked_client_asked_for_is_told_no_more(
     await asked(hub, torbay, at_torbay)
     await notifier.once()
     assert board.kinds() == ["handshake"]
-    [entry] = [e for e in await hub.audit(code="config-changed") if e["detail"].get("why") == "client-revoked"]
+    [entry] = [
+        e for e in await hub.audit(code="config-changed") if e["detail"].get("why") == "client-revoked"
+    ]
     assert (entry["detail"]["subscription"], entry["trust"]) == (made["id"], "RH8")
     other = await (await System.join(facade, "RH8")).signed_in()
     path = f"/Subscription/{made['id']}"
@@ -460,7 +471,40 @@ async def test_a_client_revoked_while_it_is_being_told_hears_no_more(
     assert board.numbers() == [1]
     async with hub.engine.begin() as connection:
         await connection.execute(
-            t.subscription.update().where(t.subscription.c.subscription_id == made["id"]).values(status="active")
+            t.subscription.update()
+            .where(t.subscription.c.subscription_id == made["id"])
+            .values(status="active")
         )
     await notifier.once()
     assert board.numbers() == [1]
+
+
+async def test_who_is_shown_tasks_must_be_allowed_to_read_them(hub, torbay, at_torbay, facade, board):
+    """By the scope for Task, whichever way they come: told, or fetched as events."""
+    narrow = await (await System.join(facade, "RH8", scopes="system/Subscription.cruds")).signed_in()
+    refused = await subscribes(narrow, wish(board.url, content="full-resource"))
+    assert (refused.status_code, issue(refused)) == (403, ("SEND_FORBIDDEN", "forbidden"))
+    made = (await subscribes(narrow, wish(board.url, content="id-only"))).json()
+    path = f"/Subscription/{made['id']}"
+    await asked(hub, torbay, at_torbay)
+    assert (await narrow.get(f"{path}/$events")).status_code == 200
+    assert (await narrow.get(f"{path}/$events?content=full-resource")).status_code == 403
+    widened = await subscribes(narrow, wish(board.url, content="full-resource"), "PUT", path)
+    assert widened.status_code == 403
+    reader = await (
+        await System.join(facade, "RH8", scopes="system/Subscription.cruds system/Task.r")
+    ).signed_in()
+    assert (await reader.get(f"{path}/$events?content=full-resource")).status_code == 200
+    # Made by one who may, it is not for one who may not to fetch by it.
+    full = (await subscribes(reader, wish(board.url, content="full-resource"))).json()
+    assert (await narrow.get(f"/Subscription/{full['id']}/$events")).status_code == 403
+
+
+async def test_u_0000_in_a_wish_is_said(hub, at_exeter, board):
+    said = await subscribes(at_exeter, wish(board.url) | {"reason": "a\x00b"})
+    assert (said.status_code, await hub.rows(t.subscription)) == (400, [])
+
+
+async def test_a_thousand_filters_are_too_many(hub, at_exeter, board):
+    said = await subscribes(at_exeter, wish(board.url, filters=["Task?owner:identifier=RH8"] * 1_000))
+    assert (said.status_code, issue(said)[1]) == (400, "too-costly")
