@@ -224,15 +224,33 @@ async def _theirs(
     patients = named if named is not None else await patients_of(connection, persons)
     records = {each for patient in patients.values() for each in patient.records}
     x, i = t.transfer.c, t.person_identifier.c
-    # What the receiver was not asked is not there for it.
-    an_end = or_(
-        among(x.sender, trusts, connection),
-        and_(among(x.receiver, trusts, connection), is_receivers(t.transfer)),
-    )
-    by_transfer = select(x.person_id).where(among(x.person_id, records, connection), an_end)
+    at_an_end = _at_an_end(connection, trusts)
+    by_transfer = select(x.person_id).where(among(x.person_id, records, connection), at_an_end)
     by_number = select(i.person_id).where(among(i.person_id, records, connection), _of_hospitals(trusts))
     own = set((await connection.execute(union_all(by_transfer, by_number))).scalars())
     return {each for each in persons if patients[each].records & own}
+
+
+def _at_an_end(connection: AsyncConnection, trusts: Collection[OdsCode]) -> ColumnElement[bool]:
+    """Which transfers are these trusts'. What the receiver was not asked is not there for it."""
+    x = t.transfer.c
+    return or_(
+        among(x.sender, trusts, connection),
+        and_(among(x.receiver, trusts, connection), is_receivers(t.transfer)),
+    )
+
+
+async def _their_transfers(
+    connection: AsyncConnection, trusts: Collection[OdsCode], transfers: Collection[str]
+) -> set[str]:
+    """Those of these transfers that have one of these trusts at an end."""
+    if not transfers:
+        return set()
+    x = t.transfer.c
+    query = select(x.transfer_id).where(
+        among(x.transfer_id, transfers, connection), _at_an_end(connection, trusts)
+    )
+    return set((await connection.execute(query)).scalars())
 
 
 # -- what is found ----------------------------------------------------------------------------------------------
@@ -247,7 +265,7 @@ async def _look(
     after, looked_at = asked.after, 0
     while True:
         rows = await _rows(connection, replace(asked, after=after, limit=at_once), named)
-        found += await _seen(connection, rows, scope, named, told_whom=_says_whom(asked))
+        found += await _seen(connection, rows, scope, named, asked)
         looked_at += len(rows)
         if len(found) > asked.limit:
             return Page(found[: asked.limit], _place(found[asked.limit - 1]))
@@ -371,7 +389,41 @@ def _is_notable(asked: Asked) -> bool:
 
 def _says_whom(asked: Asked) -> bool:
     """Whether the question itself names a patient, or a transfer, which is one patient's."""
-    return bool(asked.patients) or any(each.column == "transfer_id" for group in asked.fits for each in group)
+    return bool(asked.patients) or _says_which(asked)
+
+
+def _says_which(asked: Asked) -> bool:
+    """Whether the question itself names a transfer."""
+    return any(each.column == "transfer_id" for group in asked.fits for each in group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Theirs:
+    """Whose patients and transfers some entries name: those of the trusts in ``scope``."""
+
+    scope: Scope
+    patients: Collection[str]
+    transfers: Collection[str]
+
+    def shown(self, row: Row, asked: Asked) -> Row | None:
+        """An entry as it may be seen; None: not at all. What belongs to a transfer is for that transfer's parties, also where the patient
+        is known to others: anybody can write down a number.
+        """
+        trusts = self.scope.trusts or frozenset()
+        has_patient = row["person_id"] in self.patients
+        has_transfer = row["transfer_id"] is None or row["transfer_id"] in self.transfers
+        visible = row["trust"] in trusts
+        if not self.scope.own_acts_only:
+            visible = visible or row["counterpart"] in trusts or (has_patient and has_transfer)
+        if not visible:
+            return None
+        if row["code"] not in IN_VAIN:
+            return row
+        if row["person_id"] and not has_patient:
+            return None if _says_whom(asked) else row | {"person_id": None, "transfer_id": None}
+        if not has_transfer:
+            return None if _says_which(asked) else row | {"transfer_id": None}
+        return row
 
 
 async def _seen(
@@ -379,27 +431,19 @@ async def _seen(
     rows: Sequence[Row],
     scope: Scope,
     named: Mapping[str, Patient] | None,
-    *,
-    told_whom: bool,
+    asked: Asked,
 ) -> list[Row]:
     """Those of these entries that the reader may see, as they may see them."""
     if scope.trusts is None:
         return list(rows)
     persons = {row["person_id"] for row in rows if row["person_id"]}
-    theirs = await _theirs(connection, scope.trusts, persons, named)
-    return [seen for row in rows if (seen := _as_seen(row, scope, theirs, told_whom))]
-
-
-def _as_seen(row: Row, scope: Scope, theirs: Collection[str], told_whom: bool) -> Row | None:
-    assert scope.trusts is not None
-    is_theirs = row["person_id"] in theirs
-    acted = row["trust"] in scope.trusts
-    visible = acted if scope.own_acts_only else acted or is_theirs or row["counterpart"] in scope.trusts
-    if not visible:
-        return None
-    if row["person_id"] and not is_theirs and row["code"] in IN_VAIN:
-        return None if told_whom else row | {"person_id": None, "transfer_id": None}
-    return row
+    transfers = {row["transfer_id"] for row in rows if row["transfer_id"]}
+    theirs = _Theirs(
+        scope,
+        await _theirs(connection, scope.trusts, persons, named),
+        await _their_transfers(connection, scope.trusts, transfers),
+    )
+    return [seen for row in rows if (seen := theirs.shown(row, asked))]
 
 
 async def _count(
@@ -409,17 +453,26 @@ async def _count(
     per_table = []
     for table in (audit_pending, audit_entry):
         a = table.c
-        acts = _touches(connection, a, scope)
-        vain = among(a.code, [each.value for each in IN_VAIN], connection)
+        tests = (
+            _touches(connection, a, scope),
+            among(a.code, [each.value for each in IN_VAIN], connection),
+            _of_their_transfer(connection, a, scope),
+        )
+        groups = (
+            a.person_id,
+            *(
+                case((test, 1), else_=0).label(name)
+                for test, name in zip(tests, ("acts", "vain", "has_transfer"), strict=True)
+            ),
+        )
         where = _narrowed(connection, table, asked, named, paged=False)
-        groups = (a.person_id, case((acts, 1), else_=0).label("acts"), case((vain, 1), else_=0).label("vain"))
         counted = select(*groups).where(true(), *where).subquery()
         per_table.append(select(*counted.c, func.count().label("number")).group_by(*counted.c))
     rows = (await connection.execute(union_all(*per_table))).all()
     if scope.trusts is None:
         return sum(row.number for row in rows)
     theirs = await _theirs(connection, scope.trusts, {row.person_id for row in rows if row.person_id}, named)
-    return sum(row.number for row in rows if _counts(row, scope, theirs, _says_whom(asked)))
+    return sum(row.number for row in rows if _counts(row, scope, theirs, asked))
 
 
 def _touches(connection: AsyncConnection, a: Any, scope: Scope) -> ColumnElement[bool]:
@@ -429,11 +482,22 @@ def _touches(connection: AsyncConnection, a: Any, scope: Scope) -> ColumnElement
     return acted if scope.own_acts_only else or_(acted, among(a.counterpart, scope.trusts, connection))
 
 
-def _counts(row: Any, scope: Scope, theirs: Collection[str], told_whom: bool) -> bool:
-    is_theirs = row.person_id in theirs
-    if told_whom and row.vain and not is_theirs:
+def _of_their_transfer(connection: AsyncConnection, a: Any, scope: Scope) -> ColumnElement[bool]:
+    if scope.trusts is None:
+        return true()
+    theirs = select(t.transfer.c.transfer_id).where(_at_an_end(connection, scope.trusts))
+    return or_(a.transfer_id.is_(None), a.transfer_id.in_(theirs))
+
+
+def _counts(row: Any, scope: Scope, theirs: Collection[str], asked: Asked) -> bool:
+    """As `_Theirs.shown`."""
+    has_patient = row.person_id in theirs
+    if row.vain and (
+        (_says_whom(asked) and row.person_id and not has_patient)
+        or (_says_which(asked) and not row.has_transfer)
+    ):
         return False
-    return bool(row.acts) or (is_theirs and not scope.own_acts_only)
+    return bool(row.acts) or bool(has_patient and row.has_transfer and not scope.own_acts_only)
 
 
 # -- that it was read -------------------------------------------------------------------------------------------

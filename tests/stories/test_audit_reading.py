@@ -4,6 +4,7 @@ What each must see is worked out here a second time, from the entries as the dat
 """
 
 import re
+import uuid
 
 import orjson
 import pytest
@@ -492,3 +493,61 @@ async def test_a_page_looks_at_so_many_entries_and_says_where_to_go_on(hub, peop
     first = await officer.get("/AuditEvent?agent:identifier=mine,others")
     assert [each["relation"] for each in first.json()["link"]] == ["self", "next"]
     assert len(await all_pages(officer, "&agent:identifier=mine,others")) == 2
+
+
+async def test_a_guessed_number_opens_no_transfer_of_others(hub, torbay, exeter, plymouth, people, sign_in):
+    """Plymouth writes down Mr Marshwiggle's NHS number with the right date of birth: he is theirs by number, his transfer is not."""
+    transfer, _ = await told(hub, torbay, exeter, plymouth)
+    officer = somebody(hub, people, sign_in, "RK9", Role.GOVERNANCE)
+    at_plymouth = await (await System.join(people, "RK9")).signed_in()
+    assert (await at_plymouth.get(f"/Task/{transfer}")).status_code == 404
+    before = await hub.audit()
+    patient = {
+        "resourceType": "Patient",
+        "identifier": [
+            {"system": NHS_NUMBER, "value": MARSHWIGGLE.nhs_number},
+            {"system": plymouth.profile.identifier_systems.patient, "value": "PLY-1"},
+        ],
+        "name": [{"family": "X"}],
+        "birthDate": MARSHWIGGLE.birth_date.isoformat(),
+    }
+    said = await at_plymouth.call(
+        "POST",
+        "/Bundle",
+        headers={"Content-Type": "application/fhir+json", "X-Request-Id": str(uuid.uuid4())},
+        content=orjson.dumps(
+            {
+                "resourceType": "Bundle",
+                "type": "collection",
+                "entry": [{"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": patient}],
+            }
+        ),
+    )
+    assert said.status_code == 200
+    hub.expected += 1
+    marsh = (await persons(hub))[MARSHWIGGLE.nhs_number]
+    for query in (
+        f"patient:identifier={PATIENT}",
+        f"entity:identifier={HUB_TRANSFER}|{transfer}",
+        "_count=200",
+    ):
+        answer = await officer.get(f"/AuditEvent?{query}&_total=accurate")
+        found = events(answer)
+        assert transfer not in orjson.dumps(found).decode()
+        assert not [each for each in found if "RH8" in orjson.dumps(each).decode()]
+        assert answer.json()["total"] == len(found)
+    for row in before:
+        if row["transfer_id"] == transfer:
+            one = await officer.get(f"/AuditEvent/{row['entry']}")
+            denied = row["code"] == "access-denied"
+            assert (one.status_code, transfer in one.text) == (200 if denied else 404, False), row
+    # What Plymouth itself did for the patient it sees, and what it tried in vain.
+    own = events(await officer.get(f"/AuditEvent?patient:identifier={PATIENT}&_count=200"))
+    assert {"msg-received", "access-denied"} <= {each["subtype"][0]["code"] for each in own}
+    # The parties see their transfer as before, and that Plymouth wrote the number down.
+    at_torbay = somebody(hub, people, sign_in, "RA9", Role.GOVERNANCE)
+    theirs = {
+        int(e["id"])
+        for e in events(await at_torbay.get(f"/AuditEvent?patient:identifier={PATIENT}&_count=200"))
+    }
+    assert theirs >= {row["entry"] for row in before if row["person_id"] == marsh}
