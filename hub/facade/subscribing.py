@@ -30,6 +30,8 @@ CONTENTS = ("empty", "id-only", "full-resource")
 _FILTERS = ("status", "business-status", "requester", "owner")
 _HEARTBEAT_MIN_S, _TIMEOUT_MAX_S, _MAX_COUNT_MAX = 10, 30, 100
 _HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,60}): ?([\x20-\x7e]{0,2000})")
+_KEPT = "(kept)"
+"""Instead of what a header holds."""
 _OURS = frozenset({"host", "content-type", "content-length", "transfer-encoding", "connection", "accept"})
 
 
@@ -174,11 +176,39 @@ def headers_of(resource: Mapping[str, Any]) -> dict[str, str]:
     return {each[1]: each[2] for each in found if each}
 
 
+def with_kept_headers(resource: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A Subscription whose headers are said to be kept, with what they held: who reads one and puts it back must not lose them. They
+    are for the address that they were given for, and for no other. Raises FacadeError (422).
+    """
+    channel = dict(resource["channel"])
+    headers = [_HEADER.fullmatch(each) for each in channel.get("header", ())]
+    if not any(each and each[2] == _KEPT for each in headers):
+        return dict(resource)
+    stored: dict[str, list[str]] = {}
+    if before is not None and before["channel"]["endpoint"] == channel["endpoint"]:
+        for each in before["channel"].get("header", ()):
+            stored.setdefault(each.partition(":")[0].lower(), []).append(each)
+    kept = []
+    for said in filter(None, headers):
+        known = stored.get(said[1].lower())
+        if said[2] != _KEPT:
+            kept.append(said[0])
+        elif known:
+            kept.append(known.pop(0))
+        else:
+            raise _refused(
+                f"{_KEPT} stands for what a header of this Subscription holds, as long as its endpoint is the same: write the header anew.",
+                "Subscription.channel.header",
+            )
+    channel["header"] = kept
+    return {**resource, "channel": channel}
+
+
 def shown(wish: Subscription) -> Tree:
     """A subscription as it stands; what its headers hold is its own secret."""
     channel = dict(wish.resource["channel"])
     if "header" in channel:
-        channel["header"] = [f"{each.partition(':')[0]}: (kept)" for each in channel["header"]]
+        channel["header"] = [f"{each.partition(':')[0]}: {_KEPT}" for each in channel["header"]]
     found: Tree = {**wish.resource, "id": wish.id, "status": wish.status, "channel": channel}
     found.pop("error", None)
     if wish.error:

@@ -29,6 +29,7 @@ async def create_subscription(
     await _may_be_told(facade, caller, served, subscribing.content_of(resource))
     if resource["status"] != "requested":
         raise bad_request("A new subscription is requested.", "Subscription.status")
+    resource = subscribing.with_kept_headers(resource, None)
     wish = Subscription(
         str(uuid.uuid4()),
         caller.trust,
@@ -80,7 +81,7 @@ async def update_subscription(
     changed = replace(
         wish,
         wanted=wanted,
-        resource=resource,
+        resource=subscribing.with_kept_headers(resource, wish.resource),
         status=resource["status"],
         ends_at=subscribing.ends_at(resource),
         error=None,

@@ -508,3 +508,31 @@ async def test_u_0000_in_a_wish_is_said(hub, at_exeter, board):
 async def test_a_thousand_filters_are_too_many(hub, at_exeter, board):
     said = await subscribes(at_exeter, wish(board.url, filters=["Task?owner:identifier=RH8"] * 1_000))
     assert (said.status_code, issue(said)[1]) == (400, "too-costly")
+
+
+async def test_a_subscription_that_is_read_and_put_back_keeps_its_headers(
+    hub, facade, at_exeter, board, notifier
+):
+    """For its own address only: another must not be sent what it was not given."""
+    resource = wish(board.url)
+    resource["channel"]["header"] = ["Authorization: Bearer board-secret", "X-Ward: Taw"]
+    made = (await subscribes(at_exeter, resource)).json()
+    path = f"/Subscription/{made['id']}"
+    await notifier.once()
+    back = (await at_exeter.get(path)).json() | {"status": "requested"}
+    back["channel"]["header"][1] = "X-Ward: Exe"
+    assert (await subscribes(at_exeter, back, "PUT", path)).status_code == 200
+    await notifier.once()
+    assert [each["authorization"] for each in board.headers] == ["Bearer board-secret"] * 2
+    assert [each["x-ward"] for each in board.headers] == ["Taw", "Exe"]
+    back["channel"]["endpoint"] += "/elsewhere"
+    moved = await subscribes(at_exeter, back, "PUT", path)
+    assert (moved.status_code, moved.json()["issue"][0]["expression"]) == (
+        422,
+        ["Subscription.channel.header"],
+    )
+    back["channel"] = made["channel"] | {"header": ["X-Other: (kept)"]}
+    assert (await subscribes(at_exeter, back, "PUT", path)).status_code == 422
+    new = await subscribes(at_exeter, {k: v for k, v in made.items() if k != "id"})
+    assert new.status_code == 422
+    assert len(await hub.rows(t.subscription)) == 1
