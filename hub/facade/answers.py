@@ -1,6 +1,7 @@
 """Trees in, trees out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import parse_qsl
@@ -9,7 +10,7 @@ from fastapi import Request, Response
 
 from hub.facade.capability import FHIR_JSON
 from hub.facade.errors import bad_request
-from hub.facade.searching import IDS_MAX, VALUES_MAX, not_too_many, too_many
+from hub.facade.searching import IDS_MAX, VALUES_MAX, Opens, not_too_many, opened, too_many
 from hub.fhir import decimals
 from hub.fhir.tree import Tree
 
@@ -49,9 +50,20 @@ def tree_of(body: bytes) -> Tree | None:
     return found if isinstance(found, dict) else None
 
 
-def asked_with(request: Request, body: bytes) -> tuple[list[tuple[str, str]], bool]:
-    """The parameters of a search, from the address and from a form, and whether those that are not known are an error
-    (`Prefer: handling=strict`). Raises FacadeError (400).
+@dataclass(frozen=True, slots=True)
+class AskedWith:
+    """The parameters of a search, and whether those that are not known are an error (`Prefer: handling=strict`). ``in_a_form``: they came
+    in a body, or by a link that holds them sealed, so that none is written into an address.
+    """
+
+    parameters: Sequence[tuple[str, str]]
+    strict: bool
+    in_a_form: bool = False
+
+
+def asked_with(request: Request, body: bytes, resource: str = "", office: Opens | None = None) -> AskedWith:
+    """What a search was asked with, from the address and from a form. ``office`` opens the links of a search for ``resource`` that came
+    in a form. Raises FacadeError (400).
     """
     parameters = list(request.query_params.multi_items())
     if request.method == "POST":
@@ -63,9 +75,11 @@ def asked_with(request: Request, body: bytes) -> tuple[list[tuple[str, str]], bo
             raise bad_request("Send the parameters as application/x-www-form-urlencoded.") from None
         if any("\x00" in value for _, value in parameters):
             raise bad_request("A value holds U+0000, which nothing here has.")
+    found = opened(resource, parameters, office) if office is not None else None
+    parameters = parameters if found is None else found
     not_too_many(parameters)
     strict = "handling=strict" in request.headers.get("prefer", "").replace(" ", "").lower()
-    return parameters, strict
+    return AskedWith(parameters, strict, request.method == "POST" or found is not None)
 
 
 def parameters_of(body: bytes) -> list[Tree]:

@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hub import __version__
 from hub.dialects.fhir_xml_writer import NotInXmlError, write_xml
@@ -197,8 +198,26 @@ def make_app(facade: Facade) -> FastAPI:
             )
         return _told(request, _refusal(refusal))
 
+    app.add_middleware(_HeadIsGet)
     app.openapi = functools.partial(_openapi, app)  # type: ignore[method-assign]
     return app
+
+
+class _HeadIsGet:
+    """HEAD is answered as GET is, without what it holds (RFC 9110, 9.3.2); it is read, audited and counted as GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
 
 
 def openapi_document(app: FastAPI) -> bytes:

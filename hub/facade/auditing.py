@@ -76,12 +76,15 @@ async def search_audit(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     scope = await _scope(facade, caller, served)
-    parameters, strict = asked_with(request, body)
-    asked = question(parameters, facade.observer.product, strict=strict)
+    said = asked_with(request, body, _RESOURCE, facade.office)
+    asked = question(said.parameters, facade.observer.product, strict=said.strict)
     by = _asking(facade, caller, served, scope, [name for name, _ in asked.asked])
     found = await book.page(facade.engine, asked.wanted, by, counted=asked.total)
     shown = await _as_audit_events(facade, found)
-    return fhir(searching.page(asked, shown, facade.base, after=found.after, total=found.total))
+    sealed = facade.office.sealed if said.in_a_form else None
+    return fhir(
+        searching.page(asked, shown, facade.base, after=found.after, total=found.total, sealed=sealed)
+    )
 
 
 async def read_audit(
@@ -177,9 +180,7 @@ def _narrowed(wanted: Asked, known: str, name: str, value: str, product: str) ->
         case "_page":
             at, entry = searching.place_after(value)
             if (number := _number(entry)) is None:
-                raise bad_request(
-                    "_page is not one of this server's: follow the link `next` as it is.", "_page", "value"
-                )
+                raise searching.not_ours()
             return replace(wanted, after=(at, number))
         case "_sort":
             if value not in {"date", "-date", "_lastUpdated", "-_lastUpdated"}:

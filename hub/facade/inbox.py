@@ -113,8 +113,10 @@ async def search_message_header(
 ) -> Response:
     """The headers of your inbox's messages, waiting or had, the last first; `focus` narrows to one transfer."""
     del body
-    parameters, strict = asked_with(request, b"")
-    said, ignored = searching.plainly(served.resource, parameters, strict=strict, more={"_count", "_page"})
+    given = asked_with(request, b"")
+    said, ignored = searching.plainly(
+        served.resource, given.parameters, strict=given.strict, more={"_count", "_page"}
+    )
     count = _count(said.get("_count", str(searching.COUNT)))
     before = said.get("_page", "")
     if before and _seq(before) is None:

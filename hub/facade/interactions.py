@@ -59,8 +59,8 @@ async def search_transfers(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """Tasks, ServiceRequests or Patients: each is looked for as a transfer, and shown as what was asked for."""
-    parameters, strict = asked_with(request, body)
-    asked = searching.question(served.resource, parameters, strict=strict, base=facade.base)
+    said = asked_with(request, body, served.resource, facade.office)
+    asked = searching.question(served.resource, said.parameters, strict=said.strict, base=facade.base)
     for each in asked.includes:
         await facade.must(caller, served, searching.INCLUDED[each], "r")
     found: list[Transfer] = []
@@ -92,6 +92,7 @@ async def search_transfers(
             after=searching.place_of(found[-1]) if more else None,
             total=total,
             aged_out=len(gone),
+            sealed=facade.office.sealed if said.in_a_form else None,
         )
     )
 

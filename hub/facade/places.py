@@ -52,8 +52,8 @@ async def read_location(
 
 
 def _asked(request: Request, body: bytes, served: Served) -> tuple[Mapping[str, str], Sequence[str]]:
-    parameters, strict = asked_with(request, body)
-    return searching.plainly(served.resource, parameters, strict=strict)
+    given = asked_with(request, body)
+    return searching.plainly(served.resource, given.parameters, strict=given.strict)
 
 
 def _named(said: Mapping[str, str], found: Sequence[Tree]) -> list[Tree]:

@@ -2,8 +2,9 @@
 
 import base64
 import binascii
+import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -128,6 +129,12 @@ _WHOM = frozenset({"patient", "subject", "for"})
 _STATUS_OF: Mapping[str, Mapping[State, str]] = {"Task": TASK_STATUS, "ServiceRequest": REQUEST_STATUS}
 
 
+class Opens(Protocol):
+    """Who opens what was sealed (`hub.facade.tokens.TokenOffice`)."""
+
+    def unsealed(self, token: str) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A search as it was understood: ``asked`` are the parameters that were used, for the self link."""
@@ -209,6 +216,32 @@ def _forms(plain: str) -> frozenset[str]:
     if plain not in _PATIENTS:
         return frozenset(by_identifier)
     return frozenset({*by_identifier, plain, f"{plain}:Patient", f"{plain}:Patient.identifier"})
+
+
+def opened(
+    resource: str, parameters: Sequence[tuple[str, str]], office: Opens
+) -> list[tuple[str, str]] | None:
+    """The parameters that a `page` has sealed, with what was added to its link; None: nothing is sealed. Raises FacadeError (400)."""
+    sealed = [value for name, value in parameters if name == "_page" and value.count(".") == _DOTS]
+    if not sealed:
+        return None
+    kind, *asked = json.loads(office.unsealed(sealed[0]) or "[null]")
+    if len(sealed) > 1 or kind != resource:
+        raise not_ours()
+    return [(name, value) for name, value in asked] + [each for each in parameters if each[0] != "_page"]
+
+
+_DOTS = 4
+"""Of a JWE in its compact form (RFC 7516, 3.1); a place has none."""
+
+
+def not_ours() -> FacadeError:
+    """400: a page that this server did not name."""
+    return bad_request(
+        "_page is not one of this server's, or is too old: follow the link `next` of a page as it is, or ask anew.",
+        "_page",
+        "value",
+    )
 
 
 def not_too_many(parameters: Sequence[tuple[str, str]]) -> None:
@@ -297,17 +330,22 @@ def page(
     after: tuple[datetime, object] | None,
     total: int | None,
     aged_out: int = 0,
+    sealed: Callable[[str], str] | None = None,
 ) -> Tree:
     """A searchset. ``after`` is the place of the last of this page if there are more; links hold for as long as the server does.
-    ``aged_out``: of so many that were found the content is kept no longer.
+    ``aged_out``: of so many that were found the content is kept no longer. ``sealed``: what was asked for came in a form, so that it stands in
+    no address; in the links' addresses it is sealed.
     """
     address = f"{base}/{question.resource}"
-    links = [
-        {"relation": "self", "url": f"{address}?{urlencode(question.asked)}" if question.asked else address}
-    ]
+
+    def link(relation: str, asked: Sequence[tuple[str, str]]) -> Tree:
+        if sealed is not None and asked:
+            asked = [("_page", sealed(json.dumps([question.resource, *asked])))]
+        return {"relation": relation, "url": f"{address}?{urlencode(asked)}" if asked else address}
+
+    links = [link("self", question.asked)]
     if after is not None:
-        following = (*question.asked, ("_page", _token(*after)))
-        links.append({"relation": "next", "url": f"{address}?{urlencode(following)}"})
+        links.append(link("next", (*question.asked, ("_page", _token(*after)))))
     bundle: Tree = {"resourceType": "Bundle", "type": "searchset", "link": links}
     if total is not None:
         bundle["total"] = total
@@ -522,6 +560,4 @@ def place_after(token: str) -> tuple[datetime, str]:
             return datetime.fromisoformat(at).astimezone(UTC), transfer_id
     except (binascii.Error, ValueError, OverflowError):
         pass
-    raise bad_request(
-        "_page is not one of this server's: follow the link `next` of a page as it is.", "_page", "value"
-    )
+    raise not_ours()

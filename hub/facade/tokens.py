@@ -4,6 +4,8 @@ Sources: SMART App Launch 2.2, backend services; RFC 7523, 3; RFC 7519, 4.1. NHS
 ("signed JWT") with RS512.
 """
 
+import base64
+import hmac
 import re
 import secrets
 from collections.abc import Mapping
@@ -12,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, cast
 
 import orjson
-from joserfc import jwt
+from joserfc import jwe, jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet
+from joserfc.jwk import ECKey, KeySet, OctKey
 from joserfc.jws import extract_compact
 
 from hub.domain.ids import OdsCode
@@ -33,6 +35,7 @@ SKEW = timedelta(seconds=30)
 """How far two clocks may be apart."""
 ALL_SCOPES = "system/*.cruds"
 
+_SEALED = {"alg": "dir", "enc": "A256GCM"}
 _SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(c?r?u?d?s?)")
 _USER_SCOPE = re.compile(r"user/(\*|[A-Z][A-Za-z]+)\.(c?r?u?d?s?)")
 
@@ -193,6 +196,9 @@ class TokenOffice:
         self.url = url.rstrip("/")
         self._key = key
         self.life = life
+        # Of the same secret, so that every process of the hub opens what one has sealed; and for this use only (RFC 5869, 3.2).
+        secret = base64.urlsafe_b64decode(str(key.as_dict(private=True)["d"]) + "==")
+        self._seal = OctKey.import_key(hmac.digest(secret, b"transfer-hub page", "sha256"))
 
     @property
     def token_url(self) -> str:
@@ -213,6 +219,18 @@ class TokenOffice:
         return jwt.encode(
             {"alg": TOKEN_ALGORITHM, "typ": "at+jwt"}, claims, self._key, algorithms=[TOKEN_ALGORITHM]
         )
+
+    def sealed(self, text: str) -> str:
+        """Text that only the hub can read, for an address that others may write down."""
+        return jwe.encrypt_compact(_SEALED, text.encode(), self._seal, algorithms=list(_SEALED.values()))
+
+    def unsealed(self, token: str) -> str | None:
+        """What was `sealed`; None if this hub did not, or its key has changed since."""
+        try:
+            found = jwe.decrypt_compact(token, self._seal, algorithms=list(_SEALED.values()))
+            return None if found.plaintext is None else found.plaintext.decode()
+        except (JoseError, ValueError, KeyError, TypeError):
+            return None
 
     def caller(self, token: str, now: datetime) -> Caller:
         """Who shows this token. Raises TokenError."""

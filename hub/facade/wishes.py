@@ -55,8 +55,8 @@ async def search_subscription(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     caller.must_be_a_system(_WHY)
-    parameters, strict = asked_with(request, body)
-    said, ignored = searching.plainly(served.resource, parameters, strict=strict)
+    given = asked_with(request, body)
+    said, ignored = searching.plainly(served.resource, given.parameters, strict=given.strict)
     wanted = said.get("status")
     found = [
         each

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import orjson
@@ -360,3 +361,61 @@ async def test_a_sender_that_goes_is_no_fault(hub, facade, at_torbay, path):
     await make_app(facade)(scope, receive, tell)
     assert told[0]["status"] == 400
     assert (await hub.rows(t.message), faults(hub)) == ([], [])
+
+
+# -- what is written into addresses ------------------------------------------------------------------------------
+
+
+def ids(answer):
+    assert answer.status_code == 200, answer.text
+    return [each["resource"]["id"] for each in answer.json().get("entry", ())]
+
+
+@pytest.mark.parametrize("kind", ["Task", "AuditEvent"])
+async def test_the_links_of_a_form_hold_nothing_of_what_was_asked(hub, torbay, at_torbay, kind):
+    """They can be followed by anybody who may ask, and by any process of the hub; what they hold, only the hub can read."""
+    for number, specialty in (("TR-1", "320"), ("TR-2", "150"), ("TR-3", "300")):
+        await asked(hub, torbay, at_torbay, number=number, stay=f"V-{number}", specialty=specialty)
+        hub.clock.later(minutes=1)
+    await asked(hub, torbay, at_torbay, patient=FENNIMOSS, number="TR-9", stay="V-9")
+    form = f"patient:identifier={NHS_NUMBER}|{MARSHWIGGLE.nhs_number}&_sort=_lastUpdated&_count="
+    must = ids(await at_torbay.get(f"/{kind}?{form}200"))
+    assert len(must) >= 3
+    answer, found = await at_torbay.call("POST", f"/{kind}/_search", headers=FORM, content=form + "1"), []
+    # Asking the audit is written into it, so that there is always more.
+    while len(found) < len(must):
+        links = {each["relation"]: each["url"] for each in answer.json()["link"]}
+        for each in links.values():
+            assert MARSHWIGGLE.nhs_number not in each
+            assert set(parse_qs(urlsplit(each).query)) == {"_page"}
+        assert ids(await at_torbay.get(links["self"].partition("/fhir")[2])) == must[:1]
+        found += ids(answer)
+        if len(found) < len(must):
+            answer = await at_torbay.get(links["next"].partition("/fhir")[2] + "&_format=json")
+    assert found == must
+    others = "AuditEvent" if kind == "Task" else "Task"
+    sealed = links["self"].partition("?")[2]
+    for wrong in (
+        f"/{others}?{sealed}",
+        f"/{kind}?{sealed}x",
+        f"/{kind}?_page=a.b.c.d.e",
+        f"/{kind}?{sealed}&{sealed}",
+    ):
+        refused = await at_torbay.get(wrong)
+        assert (refused.status_code, issue(refused)[0]) == (400, "SEND_BAD_REQUEST"), wrong
+    strange = await at_torbay.get(f"/{kind}?_page={facade_of(hub).office.sealed('x')}")
+    assert strange.status_code == 400
+    assert faults(hub) == []
+
+
+async def test_a_head_is_a_get_without_its_body(hub, torbay, at_torbay):
+    transfer = await asked(hub, torbay, at_torbay)
+    got = await at_torbay.get(f"/Task/{transfer}")
+    head = await at_torbay.call("HEAD", f"/Task/{transfer}")
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", got.headers["etag"])
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert (await at_torbay.call("HEAD", "/Task/unknown")).status_code == 404
+    assert (await at_torbay.call("HEAD", "/$process-message")).status_code == 405
+    assert (await at_torbay.http.request("HEAD", "/fhir/metadata")).status_code == 200
+    assert (await at_torbay.http.request("HEAD", "/fhir/Task")).status_code == 401
+    assert len(await hub.audit(code="record-read")) == 2
