@@ -403,3 +403,17 @@ async def test_a_record_in_kafka_cannot_claim_a_role(hub, torbay):
     message = request(torbay)
     message.headers["hub-role"] = "governance"
     assert str(await torbay.send(message)) == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("\x00", "Unconscious in resus, needs allergies"),
+        (MARSHWIGGLE.nhs_number, "Unconscious\x00 in resus, needs allergies"),
+    ],
+)
+async def test_no_glass_is_broken_with_what_no_database_takes(hub, people, sign_in, number, reason):
+    doctor = Somebody(people, sign_in.person(hub.clock, "RK9", Role.CLINICIAN))
+    said = await doctor.breaks_the_glass(reason, number)
+    assert (said.status_code, issue(said)[0]) == (400, "SEND_BAD_REQUEST")
+    assert await hub.rows(t.break_glass) == []
