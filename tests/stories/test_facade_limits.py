@@ -145,7 +145,7 @@ async def test_a_search_of_thousands_of_values_is_refused_at_once(hub, at_torbay
     began = time.perf_counter()
     answer = await at_torbay.call("POST", f"/{kind}/_search", headers=FORM, content=form.rstrip("&"))
     assert (answer.status_code, issue(answer)) == (400, ("SEND_BAD_REQUEST", "too-costly"))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 3  # it took seconds to minutes
     assert faults(hub) == []
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hub.domain.ids import EventId, OdsCode
 from hub.domain.message import Position, Received
 from hub.domain.rejection import Rejection, Why
-from hub.journey.read import Limits, _deeper_than, _parse, read
+from hub.fhir.tree import deeper_than
+from hub.journey.read import Limits, _parse, read
 from hub.trusts import load_directory
 from tests.unit.journey.test_nothing_lost import SCHEMAS
 
@@ -38,7 +39,7 @@ def test_only_a_tree_that_is_deeper_than_the_limit_is_too_deep(tree, around):
     for name in around:
         tree = [tree] if name is None else {name: tree}
     for raw in (orjson.dumps(tree), orjson.dumps(tree, option=orjson.OPT_INDENT_2)):
-        assert is_too_deep(raw) == _deeper_than(tree, LIMITS.depth_max)
+        assert is_too_deep(raw) == deeper_than(tree, LIMITS.depth_max)
 
 
 @pytest.mark.parametrize(("opened", "closed"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")])
