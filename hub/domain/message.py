@@ -44,6 +44,10 @@ class Received:
             raise ValueError("This message has no place in Kafka")
         return self.position
 
+    def proved(self, name: str) -> str:
+        """A header that only the facade can write, "" where it is absent: whatever a record in Kafka says under its name is not believed."""
+        return self.header(name) if self.position is None else ""
+
     @property
     def door(self) -> str:
         """How it came in, as the audit names it."""
@@ -284,6 +288,8 @@ class Canonical:
     """The hub's own state code in Task.businessStatus, which says more than Task.status can."""
     expected_version: int | None = None
     """The transfer's version that a decision was made on; none: whatever it is now."""
+    about: str | None = None
+    """The hub's id of the one transfer that it may move; none: of whichever it names."""
     until: datetime | None = None
     """How long a bed is held, or when a journey is expected to end (Task.restriction.period.end)."""
     specialty: str | None = None

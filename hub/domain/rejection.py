@@ -63,6 +63,7 @@ class Why(StrEnum):
     REASON_MISSING = "reason-missing"
     TRANSFER_UNKNOWN = "transfer-unknown"
     TRANSFER_EXISTS = "transfer-exists"
+    ADDRESS_DIFFERS = "address-differs"
     VERSION_STALE = "version-stale"
     SHARED_RECORD_ECHO = "shared-record-echo"
     TRANSITION_DENIED = "transition-denied"
@@ -169,6 +170,11 @@ RULINGS: dict[Why, Ruling] = {
         _R,
         _SENDER,
         "This patient's stay has an open transfer for this specialty. Change or cancel that one, or name it in ServiceRequest.replaces to send it elsewhere.",
+    ),
+    Why.ADDRESS_DIFFERS: Ruling(
+        _R,
+        _SENDER,
+        "The body is not what the address names. Take the resource from a read of that address, or send this one to its own. Nothing was done.",
     ),
     Why.VERSION_STALE: Ruling(
         _R, _SENDER, "The transfer has changed since this was decided. Look at it again and decide anew."

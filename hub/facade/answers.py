@@ -1,5 +1,6 @@
 """Trees in, trees out."""
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +9,8 @@ from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
 
+from hub.dialects.fhir_xml import parse_xml
+from hub.domain.rejection import Rejection
 from hub.facade.capability import FHIR_JSON
 from hub.facade.errors import bad_request
 from hub.facade.searching import IDS_MAX, VALUES_MAX, Opens, not_too_many, opened, too_many
@@ -48,6 +51,18 @@ def tree_of(body: bytes) -> Tree | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def resource_of(body: bytes) -> Tree | None:
+    """The body as far as it is one resource of FHIR R4, in JSON or XML: the journey says what is wrong with anything else."""
+    if not body[:64].lstrip(_BEFORE_XML).startswith(b"<"):
+        return tree_of(body)
+    found = parse_xml(body, _DEPTH_MAX)
+    return None if isinstance(found, Rejection) else found
+
+
+_BEFORE_XML = codecs.BOM_UTF8 + b" \t\r\n"
+_DEPTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import orjson
 from fastapi import Request, Response
 
 from hub.domain.transfer import State, Transfer
-from hub.facade.answers import fhir, tree_of, validators
-from hub.facade.capability import Served
+from hub.facade.answers import fhir, resource_of, tree_of, validators
+from hub.facade.capability import FHIR_JSON, Served
 from hub.facade.errors import FacadeError, bad_request, not_found
 from hub.facade.searching import token_of_identifier
 from hub.facade.send import answer, request_id_of
@@ -21,6 +21,9 @@ from hub.fhir.systems import HUB_TRANSFER
 from hub.fhir.tree import Tree
 from hub.store import queries, search
 from hub.store.search import Wanted
+
+_AS_JSON: Mapping[str, str] = {headers.CONTENT_TYPE: FHIR_JSON}
+"""Of what the facade writes itself, whatever the caller's request was in."""
 
 
 async def create_request(
@@ -43,18 +46,20 @@ async def create_task(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """A Task about a transfer that is there: the sender's `requested` sends a draft off; the rest are decisions, as with PUT."""
-    task = tree_of(body)
+    task = resource_of(body)
     if task is None or task.get("resourceType") != "Task":
         raise bad_request("Send a Task.", "resourceType")
     transfer = await _focus(facade, task, caller, served)
     is_asking = task.get("status") == "requested" and caller.trust == transfer.sender
     if is_asking and transfer.state is State.DRAFT:
         message = await _asked_for_good(facade, transfer, caller)
-        await _taken(facade, request, caller, served, transfer, message)
+        await _taken(facade, request, caller, served, transfer, message, _AS_JSON)
     # In these states an active ServiceRequest has asked already: there is nothing to say.
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
-        await _taken(facade, request, caller, served, transfer, decimals.dumps(_about(task, known)))
+        message = decimals.dumps(_about(task, known))
+        was_json = tree_of(body) is not None
+        await _taken(facade, request, caller, served, transfer, message, {} if was_json else _AS_JSON)
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -63,7 +68,7 @@ async def update_task(
 ) -> Response:
     transfer_id = request.path_params["id"]
     transfer = await facade.transfer(transfer_id, caller, served)
-    task = tree_of(body)
+    task = resource_of(body)
     if task is not None and (task.get("resourceType"), task.get("id", transfer_id)) != ("Task", transfer_id):
         raise bad_request(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
@@ -115,9 +120,8 @@ async def patch_task(
         transfer.id,
     ):
         raise bad_request("A patch may not make another resource of it.", "Task.id")
-    await _taken(
-        facade, request, caller, served, transfer, decimals.dumps(patched), {headers.PATCH_SHA256: sha256}
-    )
+    more = {**_AS_JSON, headers.PATCH_SHA256: sha256}
+    await _taken(facade, request, caller, served, transfer, decimals.dumps(patched), more)
     return await _task(facade, transfer.id, caller, served)
 
 
@@ -130,9 +134,11 @@ async def _taken(
     body: bytes,
     more: Mapping[str, str] | None = None,
 ) -> None:
-    """Take a decision in. Raises FacadeError; a stale one (412) comes with the present version."""
+    """Take a decision in, which may move this transfer and no other, whatever the body names. Raises FacadeError; a stale one (412)
+    comes with the present version.
+    """
     try:
-        answer(await facade.take(request, body, caller, more))
+        answer(await facade.take(request, body, caller, {**(more or {}), headers.ABOUT: transfer.id}))
     except FacadeError as error:
         if error.status == 412:
             now = await facade.transfer(transfer.id, caller, served)
@@ -177,6 +183,7 @@ def _about(task: Tree, known: Tree) -> Tree:
     return {
         **patient,
         **task,
+        "id": known["id"],
         "identifier": [own, *(each for each in named if each.get("system") != HUB_TRANSFER)],
     }
 

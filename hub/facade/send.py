@@ -59,6 +59,7 @@ ANSWERS: Mapping[Why, tuple[int, str, str]] = {
     ),
     **dict.fromkeys((Why.TRANSFER_EXISTS, Why.MESSAGE_ID_REUSED), _CONFLICT),
     **dict.fromkeys((Why.HUB_FAULT, Why.PROCESS_KILLED), _FAULT),
+    Why.ADDRESS_DIFFERS: (400, "SEND_BAD_REQUEST", "invalid"),
     Why.MESSAGE_TOO_LARGE: (413, "REC_BAD_REQUEST", "too-long"),
     Why.ROLE_NOT_ALLOWED: (403, "REC_FORBIDDEN", "forbidden"),
     Why.SENDER_NOT_TOPIC_OWNER: (403, "REC_FORBIDDEN", "forbidden"),

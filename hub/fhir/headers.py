@@ -48,6 +48,11 @@ CLIENT: Final = "hub-client"
 PATCH_SHA256: Final = "hub-patch-sha256"
 """Of a decision that came as a patch: the patch's own bytes, by which a repetition is known."""
 
+ABOUT: Final = "hub-about"
+"""The transfer that the request's address names: the only one that the message may move."""
+RESOURCE: Final = "hub-resource"
+"""The type of resource that the request's address takes: the message must be one."""
+
 INWARD: Final = frozenset({REQUEST_ID, CORRELATION_ID, CONTENT_TYPE, TRACEPARENT, IF_MATCH})
 """On `epr.<ods>.events`."""
 

@@ -63,6 +63,11 @@ _NOT_ACCEPTED = frozenset(
 )
 
 
+ANOTHER_ADDRESSED = Rejection(
+    Why.ADDRESS_DIFFERS, "Task", "The body names another transfer or another patient than the address."
+)
+
+
 @value
 class Taken:
     """What a message did to one transfer: its fact and, of stays that were told before the transfer was known, theirs.
@@ -156,6 +161,8 @@ def named_transfer(
     if not _is_addressed_to(canonical, found):
         return Rejection(Why.TRANSFER_UNKNOWN, "MessageHeader.destination.receiver")
     if hub_id is not None and _names_another(canonical, found, known):
+        if canonical.about:
+            return ANOTHER_ADDRESSED
         return _ask((found, *_by_request(canonical, known).values()))
     return found
 

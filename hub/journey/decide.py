@@ -22,7 +22,7 @@ from hub.domain.transfer import State, Transfer
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import headers
-from hub.journey.advance import Advanced, Taken, advance, identity_changed, named_transfer
+from hub.journey.advance import ANOTHER_ADDRESSED, Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.disclose import KEPT_BACK
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify, somebody_new
@@ -144,6 +144,8 @@ def _decide(
         )
     )
     if isinstance(identified, Rejection):
+        if canonical.about and len(identified.candidates) > 1:
+            identified = ANOTHER_ADDRESSED
         return _refused(understood, identified, journey, now, canonical)
     merges = {each.loser: each.survivor for each in identified.merged if each.survivor is not None}
     with known.merged({} if identified.created else merges):
@@ -167,10 +169,14 @@ def _act(
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id
     if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
-        return _refused(understood, _TRANSFER_OF_ANOTHER, journey, now, canonical)
+        another = ANOTHER_ADDRESSED if canonical.about else _TRANSFER_OF_ANOTHER
+        return _refused(understood, another, journey, now, canonical)
     advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical, person_id=whom)
+    # Whatever way the message found what it moves: it is what its address names, or nothing.
+    if canonical.about and [each.transfer.id for each in advanced.taken] != [canonical.about]:
+        return _refused(understood, ANOTHER_ADDRESSED, journey, now, canonical, person_id=whom)
     if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
         not_allowed = Rejection(Why.ROLE_NOT_ALLOWED, "Authorization")
         return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
@@ -193,7 +199,7 @@ _TRANSFER_OF_ANOTHER = Rejection(
 
 def _role(received: Received) -> Role:
     """Whose words they are. Only the facade proves a role: whatever a record in Kafka says of one is a system's."""
-    said = received.header(headers.ROLE) if received.position is None else ""
+    said = received.proved(headers.ROLE)
     return Role(said) if said else Role.SYSTEM
 
 
@@ -316,8 +322,7 @@ class _By(TypedDict):
 
 def _by(understood: Understood) -> _By:
     """Which request it was and who signed in to send it, as far as the door can prove that."""
-    received = understood.received
-    proved = received.header if received.position is None else lambda _: ""
+    proved = understood.received.proved
     return {
         "request_id": understood.message_id,
         "user_id": proved(headers.USER) or None,

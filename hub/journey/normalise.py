@@ -86,9 +86,13 @@ def _meaning(
     draft: Draft, rules: Rules, changes: tuple[Change, ...], unmapped: tuple[Unmapped, ...]
 ) -> Canonical:
     received, tree, directory = draft.received, draft.tree, draft.directory
+    wanted = received.proved(headers.RESOURCE)
+    if wanted and tree["resourceType"] != wanted:
+        raise RefusedError(Why.ADDRESS_DIFFERS, "resourceType", f"This address takes a {wanted}.")
     spread(draft)
     sender_code = _sender(draft)
     kind, subject = _kind(draft)
+    _must_be_what_is_addressed(draft, subject)
     if kind is not Kind.ANSWER or subject.resource["resourceType"] == "Task":
         must_be_one(draft, subject)
     entry = encounter_entry(draft, kind, subject)
@@ -131,6 +135,7 @@ def _meaning(
         encounter=encounter,
         business_status=_business_status(subject),
         expected_version=_expected_version(draft),
+        about=received.proved(headers.ABOUT) or None,
         until=instant(((subject.resource.get("restriction") or {}).get("period") or {}).get("end")),
         **_wishes(draft, subject, kind),
         stated_at=stated_at(subject.resource),
@@ -226,6 +231,15 @@ def _kind(draft: Draft) -> tuple[Kind, Entry]:
     raise RefusedError(
         Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"]
     )
+
+
+def _must_be_what_is_addressed(draft: Draft, subject: Entry) -> None:
+    """A Task that is put at an address has that address's id, if any. Raises RefusedError."""
+    about, resource = draft.received.proved(headers.ABOUT), subject.resource
+    if about and resource["resourceType"] == "Task" and resource.get("id", about) != about:
+        raise RefusedError(
+            Why.ADDRESS_DIFFERS, f"{subject.path}.id", "The body is another Task than the address names."
+        )
 
 
 def _patient_subject(draft: Draft, first: Entry) -> Entry:
@@ -427,8 +441,13 @@ def _sequence(subject: Entry) -> int | None:
 def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
     found = [each for holder in _named_by(draft, kind, subject) for each in identifiers(holder)]
+    said = [each.value for each in found if each.system == HUB_TRANSFER]
+    about = draft.received.proved(headers.ABOUT)
+    if about and set(said) - {about}:
+        at = f"{subject.path}.identifier"
+        raise RefusedError(Why.ADDRESS_DIFFERS, at, "The body names another transfer than the address.")
     return TransferRefs(
-        hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
+        hub_id=about or next(iter(said), None),
         requests=tuple(dict.fromkeys(each for each in found if each.system != HUB_TRANSFER)),
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
         numbers=_bare_numbers(draft, subject) if kind is Kind.ANSWER else (),

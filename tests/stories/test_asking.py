@@ -51,7 +51,8 @@ def service_request(
 
 async def sends(hub, system, method, path, body, *, kind="application/fhir+json", request_id=None, **headers):
     said = {"Content-Type": kind, "X-Request-Id": request_id or str(uuid.uuid4()), **headers}
-    answer = await system.call(method, path, headers=said, content=orjson.dumps(body))
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    answer = await system.call(method, path, headers=said, content=content)
     hub.expected = len(await hub.rows(t.message))
     return answer
 

@@ -1,0 +1,146 @@
+"""What a decision over REST is about: the address, the version and the request decide, not what a body happens to name."""
+
+import uuid
+
+import pytest
+
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE
+from hub.dialects.fhir_xml_writer import write_xml
+from hub.fhir.systems import HUB_TRANSFER
+from hub.store import tables as t
+from tests.stories.rest import System, facade_of
+from tests.stories.test_asking import sends, service_request
+
+JSON = "application/fhir+json"
+XML = "application/fhir+xml"
+PATCH = "application/json-patch+json"
+WHY = {"text": "No bed"}
+
+
+@pytest.fixture
+def facade(hub):
+    return facade_of(hub)
+
+
+@pytest.fixture
+async def at_torbay(facade):
+    return await (await System.join(facade, "RA9")).signed_in()
+
+
+@pytest.fixture
+async def at_exeter(facade):
+    return await (await System.join(facade, "RH8")).signed_in()
+
+
+async def asked(hub, torbay, at_torbay, *, number="TR-1", patient=MARSHWIGGLE, status="active", **headers):
+    """A request that was taken in: its transfer's id."""
+    request = service_request(torbay, number=number, patient=patient, status=status)
+    made = await sends(hub, at_torbay, "POST", "/ServiceRequest", request, **headers)
+    assert made.status_code == 201, made.text
+    hub.clock.later(minutes=1)
+    return made.json()["id"]
+
+
+async def states(hub, *transfers):
+    return [await hub.state(each) for each in transfers]
+
+
+# -- the address says which transfer is meant ----------------------------------------------------------------------------
+
+
+def without(resource, *names):
+    return {name: each for name, each in resource.items() if name not in names}
+
+
+#        a body at the address of the first request, made of what is read of both
+OTHERS = {
+    "all that the other one is, under the id of this one": lambda this, other: other | {"id": this["id"]},
+    "the same without an id": lambda this, other: without(other, "id"),
+    "the other one's identifiers": lambda this, other: this | {"identifier": other["identifier"]},
+    "the other one's number": lambda this, other: this | {"identifier": other["identifier"][1:], "focus": other["focus"]},
+    "the other one's request": lambda this, other: this | {"focus": other["focus"]},
+    "the other one's request, by its reference alone": lambda this, other: this | {"basedOn": [other["focus"]], "focus": other["focus"]},
+    "the other patient": lambda this, other: this | {"for": other["for"]},
+    "nothing but the other patient": lambda this, other: without(other, "id", "identifier", "focus"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["PUT", "PUT in XML", "PATCH"])
+@pytest.mark.parametrize("body", OTHERS)
+async def test_what_is_put_at_one_transfer_never_moves_another(hub, torbay, at_torbay, at_exeter, body, verb):
+    """Exeter refuses Marshwiggle's request with a body that names Fennimoss': neither moves, and the answer says that."""
+    here = await asked(hub, torbay, at_torbay)
+    there = await asked(hub, torbay, at_torbay, number="TR-2", patient=FENNIMOSS)
+    this, other = [(await at_exeter.get(f"/Task/{each}")).json() for each in (here, there)]
+    decided = {"status": "rejected", "statusReason": WHY, "lastModified": hub.clock().isoformat()}
+    task = OTHERS[body](this, other) | decided
+    if verb == "PATCH":
+        gone = [{"op": "remove", "path": f"/{name}"} for name in this.keys() - task.keys() - {"id"}]
+        changed = [{"op": "add", "path": f"/{n}", "value": v} for n, v in task.items() if n != "id"]
+        said = await sends(hub, at_exeter, "PATCH", f"/Task/{here}", [*gone, *changed], kind=PATCH)
+    else:
+        kind, content = (XML, write_xml(task)) if "XML" in verb else (JSON, task)
+        said = await sends(hub, at_exeter, "PUT", f"/Task/{here}", content, kind=kind)
+    assert (said.status_code, await states(hub, here, there)) == (400, ["requested"] * 2), said.text
+    assert await hub.told("RA9") == []
+
+
+async def test_a_task_in_xml_has_the_id_of_its_address(hub, torbay, at_torbay, at_exeter):
+    """The other one's Task as it was read; nothing of it is even kept."""
+    here = await asked(hub, torbay, at_torbay)
+    there = await asked(hub, torbay, at_torbay, number="TR-2", patient=FENNIMOSS)
+    other = (await at_exeter.get(f"/Task/{there}")).json() | {"status": "accepted"}
+    said = await sends(hub, at_exeter, "PUT", f"/Task/{here}", write_xml(other), kind=XML)
+    assert (said.status_code, said.json()["issue"][0]["expression"]) == (400, ["Task.id"])
+    assert len(await hub.rows(t.message)) == 2
+    assert await states(hub, here, there) == ["requested"] * 2
+
+
+@pytest.mark.parametrize("kept", ["id", "for", "focus", None])
+async def test_a_body_that_names_nothing_means_the_transfer_of_its_address(
+    hub, torbay, at_torbay, at_exeter, kept
+):
+    """Also under the conversation of another one."""
+    conversation = str(uuid.uuid4())
+    here = await asked(hub, torbay, at_torbay)
+    there = await asked(
+        hub, torbay, at_torbay, number="TR-2", patient=FENNIMOSS, **{"X-Correlation-Id": conversation}
+    )
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    bare = without(task, *({"id", "identifier", "focus"} - {kept})) | {
+        "status": "accepted",
+        "lastModified": hub.clock().isoformat(),
+    }
+    headers = {"X-Correlation-Id": conversation}
+    said = await sends(hub, at_exeter, "PUT", f"/Task/{here}", bare, **headers)
+    assert (said.status_code, said.json()["id"]) == (200, here), said.text
+    assert await states(hub, here, there) == ["accepted", "requested"]
+
+
+async def test_what_only_the_facade_says_is_believed_of_nobody_else(hub, torbay, exeter):
+    """A record in Kafka with the facade's own headers is judged without them."""
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    message = exeter.epr.answers(
+        MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+    message.headers.update({"hub-about": "another", "hub-resource": "Encounter"})
+    assert str(await exeter.send(message)) == "accepted"
+    [transfer] = await hub.rows(t.transfer)
+    assert transfer["state"] == "accepted"
+
+
+async def test_a_posted_task_is_about_its_focus(hub, torbay, at_torbay, at_exeter):
+    """The hub's id of another one in it, or another patient, is no way round."""
+    here = await asked(hub, torbay, at_torbay)
+    there = await asked(hub, torbay, at_torbay, number="TR-2", patient=FENNIMOSS)
+    other = (await at_exeter.get(f"/Task/{there}")).json()
+    about = {"focus": {"reference": f"ServiceRequest/{here}"}}
+    task = {"resourceType": "Task", "status": "accepted", "intent": "order", **about}
+    named = {"type": "ServiceRequest", "identifier": {"system": HUB_TRANSFER, "value": there}}
+    for more in ({"for": other["for"]}, {"basedOn": [named]}):
+        said = await sends(hub, at_exeter, "POST", "/Task", task | more)
+        assert (said.status_code, await states(hub, here, there)) == (400, ["requested"] * 2), said.text
+    for kind, body in ((JSON, task), (XML, write_xml(task))):
+        said = await sends(hub, at_exeter, "POST", "/Task", body, kind=kind)
+        hub.clock.later(minutes=1)
+        assert (said.status_code, said.json()["id"]) == (201, here), said.text
