@@ -1,5 +1,6 @@
 """Asking and deciding resource by resource: `POST ServiceRequest`, `POST Task`, `PUT|PATCH Task`. Each becomes a message of the journey."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -51,15 +52,15 @@ async def create_task(
         raise bad_request("Send a Task.", "resourceType")
     transfer = await _focus(facade, task, caller, served)
     is_asking = task.get("status") == "requested" and caller.trust == transfer.sender
-    if is_asking and transfer.state is State.DRAFT:
-        message = await _asked_for_good(facade, transfer, caller)
-        await _taken(facade, request, caller, served, transfer, message, _AS_JSON)
+    take = functools.partial(_taken, facade, request, caller, served, transfer, body)
+    if await _was_sent(facade, request, caller):
+        await take(body)
+    elif is_asking and transfer.state is State.DRAFT:
+        await take(await _asked_for_good(facade, transfer, caller), _AS_JSON)
     # In these states an active ServiceRequest has asked already: there is nothing to say.
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
-        message = decimals.dumps(_about(task, known))
-        was_json = tree_of(body) is not None
-        await _taken(facade, request, caller, served, transfer, message, {} if was_json else _AS_JSON)
+        await take(decimals.dumps(_about(task, known)), {} if tree_of(body) is not None else _AS_JSON)
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -74,7 +75,7 @@ async def update_task(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
             "Task.id",
         )
-    await _taken(facade, request, caller, served, transfer, body)
+    await _taken(facade, request, caller, served, transfer, body, body)
     return await _task(facade, transfer_id, caller, served)
 
 
@@ -83,23 +84,20 @@ async def patch_task(
 ) -> Response:
     """A JSON Patch (RFC 6902) on the Task as it is read; what comes of it is decided as with PUT.
 
-    The bytes of the message are what the patch makes of the present version; a repetition is known by the patch's own.
+    The bytes of the message are what the patch makes of the present version; a repetition is known by the request.
     """
     transfer = await facade.transfer(request.path_params["id"], caller, served)
-    sha256 = hashlib.sha256(body).hexdigest()
-    before = await queries.message_headers(facade.engine, caller.trust, request_id_of(request.headers))
-    if before is not None:
-        same = before.get(headers.PATCH_SHA256) == sha256
-        raise FacadeError(
-            409,
-            "REC_CONFLICT",
-            "duplicate" if same else "conflict",
-            "This patch was already delivered: do not send it again."
-            if same
-            else "Another message had this X-Request-Id. Send the new content under a new id.",
-            "X-Request-Id",
-        )
-    [task] = await facade.as_tasks([transfer], caller.reader)
+    message = body
+    # A repetition is answered as the first was: it need not fit the Task as it is now.
+    if not await _was_sent(facade, request, caller):
+        [task] = await facade.as_tasks([transfer], caller.reader)
+        message = _patched(task, body)
+    await _taken(facade, request, caller, served, transfer, body, message, _AS_JSON)
+    return await _task(facade, transfer.id, caller, served)
+
+
+def _patched(task: Tree, body: bytes) -> bytes:
+    """What a patch makes of a Task. Raises FacadeError (400)."""
     try:
         patched = jsonpatch.apply_patch(task, orjson.loads(body))
     except (
@@ -117,12 +115,15 @@ async def patch_task(
         ) from None
     if not isinstance(patched, dict) or (patched.get("resourceType"), patched.get("id")) != (
         "Task",
-        transfer.id,
+        task["id"],
     ):
         raise bad_request("A patch may not make another resource of it.", "Task.id")
-    more = {**_AS_JSON, headers.PATCH_SHA256: sha256}
-    await _taken(facade, request, caller, served, transfer, decimals.dumps(patched), more)
-    return await _task(facade, transfer.id, caller, served)
+    return decimals.dumps(patched)
+
+
+async def _was_sent(facade: Facade, request: Request, caller: Caller) -> bool:
+    """Whether the caller's trust has used this X-Request-Id. Raises FacadeError (400)."""
+    return await queries.was_sent(facade.engine, caller.trust, request_id_of(request.headers))
 
 
 async def _taken(
@@ -132,13 +133,16 @@ async def _taken(
     served: Served,
     transfer: Transfer,
     body: bytes,
+    message: bytes,
     more: Mapping[str, str] | None = None,
 ) -> None:
-    """Take a decision in, which may move this transfer and no other, whatever the body names. Raises FacadeError; a stale one (412)
-    comes with the present version.
+    """Take a decision in, which may move this transfer and no other, whatever ``message`` names; ``body`` is the request's. A request that
+    was sent before is answered as it was then. Raises FacadeError; a stale one (412) comes with the present version.
     """
+    asked = f"{request.method} Task/{transfer.id}\n".encode() + body
+    own = {headers.ABOUT: transfer.id, headers.REQUEST_SHA256: hashlib.sha256(asked).hexdigest()}
     try:
-        answer(await facade.take(request, body, caller, {**(more or {}), headers.ABOUT: transfer.id}))
+        answer(await facade.take(request, message, caller, {**(more or {}), **own}))
     except FacadeError as error:
         if error.status == 412:
             now = await facade.transfer(transfer.id, caller, served)

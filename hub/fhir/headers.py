@@ -45,8 +45,9 @@ ROLE_ID: Final = "hub-role-id"
 CLIENT: Final = "hub-client"
 """Which system called, whoever sat before it."""
 
-PATCH_SHA256: Final = "hub-patch-sha256"
-"""Of a decision that came as a patch: the patch's own bytes, by which a repetition is known."""
+REQUEST_SHA256: Final = "hub-request-sha256"
+"""Of a decision: method, address and body of the request, by which a repetition is known. What the message's own bytes are can depend
+on the version that the request meets, and the same body at another address is another decision."""
 
 ABOUT: Final = "hub-about"
 """The transfer that the request's address names: the only one that the message may move."""

@@ -472,11 +472,11 @@ def _audit_refused(
 
 
 def _repeated(understood: Understood, first: FirstMessage, journey: Journey, now: datetime) -> Effects:
-    """The id was used before: the same bytes are a duplicate, others a conflict.
+    """The id was used before: the same bytes, or the same request, are a duplicate, others a conflict.
 
     A duplicate of a message that failed is told the failure again, not that it was delivered (BaRS, errors).
     """
-    if understood.sha256 != first.sha256:
+    if not first.is_repeated_by(understood.sha256, understood.received.proved(headers.REQUEST_SHA256)):
         return _refused(
             understood, Rejection(Why.MESSAGE_ID_REUSED, headers.REQUEST_ID), journey, now, first=first
         )
@@ -508,6 +508,7 @@ def _remember(effects: Effects, known: Known) -> None:
         rejection.detail if rejection else "",
         first_taken.transfer.id if first_taken else None,
         happened.identified.person_id if happened else None,
+        effects.received.proved(headers.REQUEST_SHA256),
     )
     if happened is None:
         return

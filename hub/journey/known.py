@@ -29,6 +29,14 @@ class FirstMessage:
     detail: str = ""
     transfer_id: TransferId | None = None
     person_id: PersonId | None = None
+    request_sha256: str = ""
+    """Of the request that it came with over REST, where that says more than its bytes."""
+
+    def is_repeated_by(self, sha256: str, request_sha256: str) -> bool:
+        """Whether another message under this id is this one again: by what was asked where both say so, else by its bytes."""
+        if self.request_sha256 and request_sha256:
+            return self.request_sha256 == request_sha256
+        return self.sha256 == sha256
 
 
 @dataclass(slots=True)

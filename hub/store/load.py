@@ -24,6 +24,7 @@ from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, Tr
 from hub.domain.message import Canonical, EncounterRef, Position, Received, Stay
 from hub.domain.rejection import Disposition, Why
 from hub.domain.transfer import ASKING, HUB, UNASKED, Fact, Party, State, Step, Transfer
+from hub.fhir import headers
 from hub.journey.decide import Understood
 from hub.journey.known import LINKED, FirstMessage, Known, Person
 from hub.store import tables as t
@@ -157,6 +158,8 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
             m.c.why,
             m.c.at,
             m.c.detail,
+            m.c.topic,
+            m.c.headers,
             t.event.c.transfer_id,
             t.event.c.person_id,
         )
@@ -173,6 +176,7 @@ async def _messages(connection: AsyncConnection, batch: Sequence[Understood], kn
             row.detail or "",
             row.transfer_id,
             row.person_id,
+            row.headers.get(headers.REQUEST_SHA256, "") if row.topic is None else "",
         )
 
 

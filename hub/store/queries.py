@@ -27,12 +27,11 @@ class NotFoundError(LookupError):
     """Nothing has this id."""
 
 
-async def message_headers(engine: AsyncEngine, trust: str, message_id: str) -> Row | None:
-    """The headers of the first message that a trust sent under this id; None if there is none."""
-    query = select(t.message.c.headers).where(t.message.c.first_key == first_key(trust, message_id))
+async def was_sent(engine: AsyncEngine, trust: str, message_id: str) -> bool:
+    """Whether a trust has sent a message under this id."""
+    query = select(t.message.c.event_id).where(t.message.c.first_key == first_key(trust, message_id))
     async with engine.connect() as connection:
-        found: Row | None = await connection.scalar(query)
-    return found
+        return await connection.scalar(query) is not None
 
 
 async def transfer_row(engine: AsyncEngine, transfer_id: str) -> Row:

@@ -8,7 +8,7 @@ from hub.demo.people import FENNIMOSS, MARSHWIGGLE
 from hub.dialects.fhir_xml_writer import write_xml
 from hub.fhir.systems import HUB_TRANSFER
 from hub.store import tables as t
-from tests.stories.rest import System, facade_of
+from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_asking import sends, service_request
 
 JSON = "application/fhir+json"
@@ -144,3 +144,76 @@ async def test_a_posted_task_is_about_its_focus(hub, torbay, at_torbay, at_exete
         said = await sends(hub, at_exeter, "POST", "/Task", body, kind=kind)
         hub.clock.later(minutes=1)
         assert (said.status_code, said.json()["id"]) == (201, here), said.text
+
+
+# -- the same request again ----------------------------------------------------------------------------------------------
+
+
+def accepting(hub):
+    at = hub.clock().isoformat()
+    return [
+        {"op": "replace", "path": "/status", "value": "accepted"},
+        {"op": "replace", "path": "/lastModified", "value": at},
+    ]
+
+
+async def test_a_refused_patch_is_refused_again(hub, torbay, at_torbay, at_exeter):
+    """Exeter's answer was lost: hearing "already delivered" it would believe that it had accepted."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    path = f"/Task/{transfer_id}"
+    read = [{"op": "replace", "path": "/status", "value": "received"}]
+    assert (await sends(hub, at_exeter, "PATCH", path, read, kind=PATCH)).status_code == 200
+    patch, once = accepting(hub), {"kind": PATCH, "request_id": str(uuid.uuid4()), "If-Match": 'W/"1"'}
+    stale = [await sends(hub, at_exeter, "PATCH", path, patch, **once) for _ in range(3)]
+    assert [(each.status_code, issue(each)[1]) for each in stale] == [(412, "conflict")] * 3
+    assert {each.headers["etag"] for each in stale} == {'W/"2"'}
+    no_reason = [{"op": "replace", "path": "/status", "value": "rejected"}]
+    once = {"kind": PATCH, "request_id": str(uuid.uuid4())}
+    refused = [await sends(hub, at_exeter, "PATCH", path, no_reason, **once) for _ in range(2)]
+    assert [(each.status_code, issue(each)[1]) for each in refused] == [(400, "required")] * 2
+    assert await hub.state(transfer_id) == "received"
+    once = {"kind": PATCH, "request_id": str(uuid.uuid4())}
+    taken = [await sends(hub, at_exeter, "PATCH", path, patch, **once) for _ in range(2)]
+    assert [each.status_code for each in taken] == [200, 409]
+    assert (issue(taken[1])[1], await hub.state(transfer_id)) == ("duplicate", "accepted")
+    repeated = await hub.audit(code="msg-duplicate")
+    assert [each["detail"].get("why") for each in repeated] == ["version-stale"] * 2 + [
+        "reason-missing",
+        None,
+    ]
+
+
+async def test_the_same_body_at_another_address_is_another_decision(hub, torbay, at_torbay, at_exeter):
+    """Under the same id it is refused: "already delivered" would be said of a transfer that nobody has decided on."""
+    here = await asked(hub, torbay, at_torbay)
+    there = await asked(hub, torbay, at_torbay, number="TR-2", patient=FENNIMOSS)
+    for verb, kind, body in (
+        ("PATCH", PATCH, accepting(hub)),
+        ("PUT", JSON, {"resourceType": "Task", "status": "accepted", "intent": "order"}),
+    ):
+        once = {"kind": kind, "request_id": str(uuid.uuid4())}
+        await sends(hub, at_exeter, verb, f"/Task/{here}", body, **once)
+        said = await sends(hub, at_exeter, verb, f"/Task/{there}", body, **once)
+        assert (said.status_code, issue(said)[1]) == (409, "conflict"), verb
+    assert await hub.state(there) == "requested"
+
+
+async def test_a_posted_task_again_is_a_duplicate_whatever_came_after(hub, torbay, at_torbay, at_exeter):
+    """Torbay sends its draft off and does not hear that it was; before it asks again, Exeter has accepted."""
+    transfer_id = await asked(hub, torbay, at_torbay, status="draft")
+    about = {"focus": {"reference": f"ServiceRequest/{transfer_id}"}}
+    task = {"resourceType": "Task", "status": "requested", "intent": "order", **about}
+    once = {"request_id": str(uuid.uuid4())}
+    assert (await sends(hub, at_torbay, "POST", "/Task", task, **once)).status_code == 201
+    hub.clock.later(minutes=1)
+    decided = {**task, "status": "accepted", "lastModified": hub.clock().isoformat()}
+    theirs = {"request_id": str(uuid.uuid4())}
+    assert (await sends(hub, at_exeter, "POST", "/Task", decided, **theirs)).status_code == 201
+    hub.clock.later(minutes=1)
+    for system, body, mine in ((at_torbay, task, once), (at_exeter, decided, theirs)):
+        again = await sends(hub, system, "POST", "/Task", body, **mine)
+        assert (again.status_code, issue(again)[1]) == (409, "duplicate")
+        other = await sends(hub, system, "POST", "/Task", body | {"priority": "stat"}, **mine)
+        assert (other.status_code, issue(other)[1]) == (409, "conflict")
+    assert await hub.state(transfer_id) == "accepted"
+    assert (await hub.told("RH8")).count("transfer.requested") == 1
