@@ -65,6 +65,7 @@ class Why(StrEnum):
     TRANSFER_EXISTS = "transfer-exists"
     ADDRESS_DIFFERS = "address-differs"
     VERSION_STALE = "version-stale"
+    VERSION_UNREADABLE = "version-unreadable"
     SHARED_RECORD_ECHO = "shared-record-echo"
     TRANSITION_DENIED = "transition-denied"
     ROLE_NOT_ALLOWED = "role-not-allowed"
@@ -178,6 +179,11 @@ RULINGS: dict[Why, Ruling] = {
     ),
     Why.VERSION_STALE: Ruling(
         _R, _SENDER, "The transfer has changed since this was decided. Look at it again and decide anew."
+    ),
+    Why.VERSION_UNREADABLE: Ruling(
+        _R,
+        _SENDER,
+        'Say the one version that was decided on as it was read, if-match: W/"3" (Task.meta.versionId, ETag); nothing was done.',
     ),
     Why.SHARED_RECORD_ECHO: Ruling(
         _R,

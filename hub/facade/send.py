@@ -72,7 +72,12 @@ ANSWERS: Mapping[Why, tuple[int, str, str]] = {
     Why.RECEIVER_IS_SENDER: (422, "REC_UNPROCESSABLE_ENTITY", "business-rule"),
     Why.RECEIVER_CHANGED: (422, "REC_UNPROCESSABLE_ENTITY", "business-rule"),
     **dict.fromkeys(
-        (Why.NHS_NUMBER_INVALID, Why.NHS_NUMBER_REPEATED_DIGITS, Why.CLOCK_IMPLAUSIBLE),
+        (
+            Why.VERSION_UNREADABLE,
+            Why.NHS_NUMBER_INVALID,
+            Why.NHS_NUMBER_REPEATED_DIGITS,
+            Why.CLOCK_IMPLAUSIBLE,
+        ),
         (400, "REC_BAD_REQUEST", "value"),
     ),
 }

@@ -360,7 +360,8 @@ class Facade:
         """One message through the journey and the transaction. Raises FacadeError."""
         if caller.person is not None and not caller.person.may_write:
             raise forbidden(f"To send and decide, sign in with assurance level {ASSURANCE_TO_WRITE}.")
-        said = {name.lower(): value for name, value in request.headers.items()}
+        # A header that comes twice is one header with both values (RFC 9110, 5.3).
+        said = {name: ", ".join(dict.fromkeys(request.headers.getlist(name))) for name in request.headers}
         message = received(said, body, caller, self.now(), more)
         taking = asyncio.create_task(self._together.take(message, message.header(REQUEST_ID)))
         done, _ = await asyncio.wait({taking}, timeout=self.limits.answer_s)

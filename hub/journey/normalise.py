@@ -134,7 +134,7 @@ def _meaning(
         reason=_reason(kind, subject, entry),
         encounter=encounter,
         business_status=_business_status(subject),
-        expected_version=_expected_version(draft),
+        expected_version=_expected_version(draft, kind),
         about=received.proved(headers.ABOUT) or None,
         until=instant(((subject.resource.get("restriction") or {}).get("period") or {}).get("end")),
         **_wishes(draft, subject, kind),
@@ -577,10 +577,22 @@ def _business_status(subject: Entry) -> str | None:
     return next((each.value for each in found if each.system == HUB_STATE), None)
 
 
-def _expected_version(draft: Draft) -> int | None:
-    """The version of the transfer that a decision was made on, as HTTP's If-Match has it: ``W/"3"``."""
-    stated = draft.received.header(headers.IF_MATCH).removeprefix("W/").strip('"')
-    return int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 10 else None
+_VERSION = re.compile(r'(?:W/)?("?)(0|[1-9][0-9]*)\1')
+
+
+def _expected_version(draft: Draft, kind: Kind) -> int | None:
+    """The version of the transfer that a decision was made on, as HTTP's If-Match has it: ``W/"3"``; ``*`` is whatever it is now.
+
+    One that cannot be read was meant to protect the decision, so that is not taken without. What happened in a ward is no decision.
+    Raises RefusedError.
+    """
+    stated = draft.received.header(headers.IF_MATCH)
+    if stated in {"", "*"} or kind in {Kind.ENCOUNTER, Kind.PATIENT}:
+        return None
+    found = _VERSION.fullmatch(stated)
+    if found is None:
+        raise RefusedError(Why.VERSION_UNREADABLE, headers.IF_MATCH)
+    return int(found[2])
 
 
 def _status(kind: Kind, subject: Entry, encounter: EncounterRef | None) -> str | None:
