@@ -56,7 +56,8 @@ async def create_task(
     if await _was_sent(facade, request, caller):
         await take(body)
     elif is_asking and transfer.state is State.DRAFT:
-        await take(await _asked_for_good(facade, transfer, caller), _AS_JSON)
+        message = await _asked_for_good(facade, transfer, caller)
+        await take(message, {**_AS_JSON, **_made_on(transfer, request)})
     # In these states an active ServiceRequest has asked already: there is nothing to say.
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
@@ -92,8 +93,15 @@ async def patch_task(
     if not await _was_sent(facade, request, caller):
         [task] = await facade.as_tasks([transfer], caller.reader)
         message = _patched(task, body)
-    await _taken(facade, request, caller, served, transfer, body, message, _AS_JSON)
+    more = {**_AS_JSON, **_made_on(transfer, request)}
+    await _taken(facade, request, caller, served, transfer, body, message, more)
     return await _task(facade, transfer.id, caller, served)
+
+
+def _made_on(transfer: Transfer, request: Request) -> Mapping[str, str]:
+    """If-Match, where the caller says none: what was made of a version counts only if that is still the present one."""
+    said = request.headers.get(headers.IF_MATCH, "").strip()
+    return {} if said not in {"", "*"} else {headers.IF_MATCH: f'W/"{transfer.version}"'}
 
 
 def _patched(task: Tree, body: bytes) -> bytes:

@@ -1,7 +1,9 @@
 """What a decision over REST is about: the address, the version and the request decide, not what a body happens to name."""
 
+import asyncio
 import uuid
 
+import orjson
 import pytest
 
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
@@ -14,7 +16,7 @@ from tests.stories.test_asking import sends, service_request
 JSON = "application/fhir+json"
 XML = "application/fhir+xml"
 PATCH = "application/json-patch+json"
-WHY = {"text": "No bed"}
+WHY = {"coding": [{"system": "https://fhir.nhs.uk/CodeSystem/message-reason-bars", "code": "RRNA"}]}
 
 
 @pytest.fixture
@@ -217,3 +219,144 @@ async def test_a_posted_task_again_is_a_duplicate_whatever_came_after(hub, torba
         assert (other.status_code, issue(other)[1]) == (409, "conflict")
     assert await hub.state(transfer_id) == "accepted"
     assert (await hub.told("RH8")).count("transfer.requested") == 1
+
+
+# -- the version that was decided on -------------------------------------------------------------------------------------
+
+#   If-Match, on the third version   status
+VERSIONS = {
+    'W/"3"': 200, '"3"': 200, "3": 200, "*": 200,
+    'W/"1"': 412, '"2"': 412, 'W/"0"': 412, 'W/"99999999999"': 412, f'W/"{"9" * 240}"': 412,
+    '"3-gzip"': 400, 'W/"1", W/"7"': 400, 'W/"3", W/"3"': 400, "garbage": 400, 'w/"3"': 400, 'W/ "3"': 400, 'W/"3"x': 400,
+    'W/"3': 400, '3"': 400, 'W/"03"': 400, '"-3"': 400, '""': 400, "W/": 400, '"\u0663"': 400, f'W/"{"9" * 250}"{" " * 20}x': 400,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", VERSIONS, ids=lambda each: each[:20])
+async def test_a_version_that_cannot_be_read_protects_nothing_and_is_not_passed_over(
+    hub, torbay, at_torbay, at_exeter, said
+):
+    transfer_id = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json()
+    for status in ("received", "received"):
+        decided = task | {"status": status, "lastModified": hub.clock().isoformat()}
+        assert (await sends(hub, at_exeter, "PUT", f"/Task/{transfer_id}", decided)).status_code == 200
+        hub.clock.later(minutes=1)
+    header = {b"If-Match": said.encode()}
+    body = task | {"status": "rejected", "statusReason": WHY, "lastModified": hub.clock().isoformat()}
+    change = [{"op": "add", "path": f"/{name}", "value": body[name]} for name in ("status", "statusReason")]
+    for verb, path, content, kind in (
+        ("PATCH", f"/Task/{transfer_id}", change, PATCH),
+        ("POST", "/Task", body | {"focus": {"reference": f"ServiceRequest/{transfer_id}"}}, JSON),
+        ("PUT", f"/Task/{transfer_id}", body, JSON),
+    ):
+        if VERSIONS[said] == 200 and verb != "PUT":
+            continue
+        headers = [
+            (b"Content-Type", kind.encode()),
+            (b"X-Request-Id", str(uuid.uuid4()).encode()),
+            *header.items(),
+        ]
+        headers.append((b"Authorization", f"Bearer {at_exeter.token}".encode()))
+        answer = await at_exeter.http.request(
+            verb, f"/fhir{path}", headers=headers, content=orjson.dumps(content)
+        )
+        assert answer.status_code == VERSIONS[said], (verb, answer.text)
+    hub.expected = len(await hub.rows(t.message))
+    expected = {200: "rejected", 400: "received", 412: "received"}[VERSIONS[said]]
+    assert await hub.state(transfer_id) == expected
+
+
+async def test_two_versions_in_two_headers_are_none(hub, torbay, at_torbay, at_exeter):
+    transfer_id = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json() | {"status": "accepted"}
+    headers = [
+        ("Authorization", f"Bearer {at_exeter.token}"),
+        ("Content-Type", JSON),
+        ("X-Request-Id", str(uuid.uuid4())),
+        ("If-Match", 'W/"7"'),
+        ("If-Match", 'W/"1"'),
+    ]
+    said = await at_exeter.http.put(f"/fhir/Task/{transfer_id}", headers=headers, content=orjson.dumps(task))
+    hub.expected = len(await hub.rows(t.message))
+    assert (said.status_code, await hub.state(transfer_id)) == (400, "requested")
+
+
+@pytest.mark.parametrize("said", ['"1-gzip"', 'W/"1", W/"7"', "garbage"])
+async def test_a_version_that_cannot_be_read_is_named_over_kafka_too(hub, torbay, exeter, said):
+    """A decision is refused; a stay that is told with such a header is taken in, because a version protects decisions."""
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    message = exeter.epr.answers(
+        MARSHWIGGLE, "accepted", requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+    message.headers["if-match"] = said
+    refused = await exeter.send(message)
+    assert str(refused) == "rejected: version-unreadable at if-match"
+    [transfer] = await hub.rows(t.transfer)
+    assert transfer["state"] == "requested"
+    stay = torbay.epr.admits(MARSHWIGGLE, encounter_number="V-2", ward="EAU", at=hub.clock())
+    stay.headers["if-match"] = said
+    assert str(await torbay.send(stay)) == "accepted"
+
+
+@pytest.fixture
+def together(facade, monkeypatch):
+    """So many requests have read what they decide on before the first of them is taken in."""
+    taken = facade.take
+
+    def wait_for(parties):
+        barrier = asyncio.Barrier(parties)
+
+        async def take(*args):
+            await barrier.wait()
+            return await taken(*args)
+
+        monkeypatch.setattr(facade, "take", take)
+
+    return wait_for
+
+
+async def test_two_patches_of_one_version_are_not_both_taken(hub, torbay, at_torbay, at_exeter, together):
+    """Both tested what they decide on, and neither says If-Match: the second to come decides on what is no longer so."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    tests = [
+        {"op": "test", "path": "/status", "value": "requested"},
+        {"op": "test", "path": "/meta/versionId", "value": "1"},
+    ]
+    refusing = [
+        {"op": "replace", "path": "/status", "value": "rejected"},
+        {"op": "add", "path": "/statusReason", "value": WHY},
+    ]
+    together(4)
+    said = await asyncio.gather(
+        *(
+            sends(hub, at_exeter, "PATCH", f"/Task/{transfer_id}", [*tests, *change], kind=PATCH, **headers)
+            for change in (accepting(hub), refusing)
+            for headers in ({}, {"If-Match": "*"})
+        )
+    )
+    assert sorted(each.status_code for each in said) == [200, 412, 412, 412]
+    assert {each.headers["etag"] for each in said} == {'W/"2"'}
+    hub.expected = len(await hub.rows(t.message))
+    assert len(await hub.told("RA9")) == 1
+
+
+async def test_a_draft_is_sent_off_as_it_was_read(hub, torbay, at_torbay, at_exeter, facade, monkeypatch):
+    """Somebody changes it just then: what Exeter gets is never what it no longer is."""
+    transfer_id = await asked(hub, torbay, at_torbay, status="draft")
+    about = {"focus": {"reference": f"ServiceRequest/{transfer_id}"}}
+    task = {"resourceType": "Task", "status": "requested", "intent": "order", **about}
+    changed = service_request(torbay, status="draft") | {"reasonCode": [{"text": "Needs a surgical bed"}]}
+    taken = facade.take
+
+    async def take(*args):
+        monkeypatch.setattr(facade, "take", taken)
+        assert (await sends(hub, at_torbay, "POST", "/ServiceRequest", changed)).status_code == 201
+        return await taken(*args)
+
+    monkeypatch.setattr(facade, "take", take)
+    stale = await sends(hub, at_torbay, "POST", "/Task", task)
+    assert (stale.status_code, stale.headers["etag"], await hub.told("RH8")) == (412, 'W/"2"', [])
+    assert (await sends(hub, at_torbay, "POST", "/Task", task)).status_code == 201
+    shown = (await at_exeter.get(f"/ServiceRequest/{transfer_id}")).json()
+    assert shown["reasonCode"] == [{"text": "Needs a surgical bed"}]
