@@ -27,14 +27,17 @@ _AS_JSON: Mapping[str, str] = {headers.CONTENT_TYPE: FHIR_JSON}
 """Of what the facade writes itself, whatever the caller's request was in."""
 
 
+_A_TASK: Mapping[str, str] = {headers.RESOURCE: "Task"}
+
+
 async def create_request(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """A request by itself: with status draft it is prepared, with active it is asked; its Task is the hub's."""
-    resource = tree_of(body)
+    resource = resource_of(body)
     if resource is not None and resource.get("resourceType") != "ServiceRequest":
         raise bad_request("Send a ServiceRequest.", "resourceType")
-    effects = await facade.take(request, body, caller)
+    effects = await facade.take(request, body, caller, {headers.RESOURCE: "ServiceRequest"})
     answer(effects)
     transfer_id = effects.happened.transfer_id if effects.happened else None
     transfer = await facade.transfer(str(transfer_id), caller, served)
@@ -61,7 +64,8 @@ async def create_task(
     # In these states an active ServiceRequest has asked already: there is nothing to say.
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
-        await take(decimals.dumps(_about(task, known)), {} if tree_of(body) is not None else _AS_JSON)
+        more = {} if tree_of(body) is not None else _AS_JSON
+        await take(decimals.dumps(_about(task, known)), {**more, **_A_TASK})
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -76,7 +80,7 @@ async def update_task(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",
             "Task.id",
         )
-    await _taken(facade, request, caller, served, transfer, body, body)
+    await _taken(facade, request, caller, served, transfer, body, body, _A_TASK)
     return await _task(facade, transfer_id, caller, served)
 
 
@@ -93,7 +97,7 @@ async def patch_task(
     if not await _was_sent(facade, request, caller):
         [task] = await facade.as_tasks([transfer], caller.reader)
         message = _patched(task, body)
-    more = {**_AS_JSON, **_made_on(transfer, request)}
+    more = {**_AS_JSON, **_A_TASK, **_made_on(transfer, request)}
     await _taken(facade, request, caller, served, transfer, body, message, more)
     return await _task(facade, transfer.id, caller, served)
 

@@ -7,13 +7,13 @@ from fastapi import Request, Response
 from hub.domain.transfer import Transfer
 from hub.facade import asking, auditing, glass, inbox, places, searching, tasks, wishes
 from hub.facade.access import Reader, Sees, sees
-from hub.facade.answers import asked_with, fhir, is_unchanged, tree_of, validators
+from hub.facade.answers import asked_with, fhir, is_unchanged, resource_of, validators
 from hub.facade.capability import ONE_VERSION, Served
 from hub.facade.errors import bad_request, not_found
 from hub.facade.send import answer
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
-from hub.fhir import decimals
+from hub.fhir import decimals, headers
 from hub.fhir.tree import Tree
 from hub.store import search
 from hub.store.search import Wanted
@@ -31,18 +31,21 @@ async def process_message(
 async def update_encounter(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
+    del served
     system, bar, value = request.query_params.get("identifier", "").rpartition("|")
     if not bar or not value:
         raise bad_request("Name the stay: ?identifier=system|value.", "identifier", "required")
-    stay = tree_of(body)
+    stay = resource_of(body)
     if stay is not None:
+        if stay.get("resourceType") != "Encounter":
+            raise bad_request("Send an Encounter.", "resourceType")
         said = stay.get("identifier")
         named = [each for each in (said if isinstance(said, list) else ()) if isinstance(each, dict)]
         if not any(each.get("system") == system and each.get("value") == value for each in named):
             raise bad_request(
                 "The identifier of the address must be one of the Encounter's own.", "Encounter.identifier"
             )
-    return await process_message(facade, request, caller, served, body)
+    return fhir(answer(await facade.take(request, body, caller, {headers.RESOURCE: "Encounter"})))
 
 
 async def read_task(
