@@ -19,7 +19,7 @@ from hub.governance.csv_text import csv_text
 from hub.governance.reports import Report
 from hub.settings import HubSettings
 from hub.store import book, queries
-from hub.store.book import Asked, Asking, Is
+from hub.store.book import Asked, Asking, Is, of_request
 
 report = group(
     "What information governance asks of the audit: as a table, as `--csv`, or as `--json`, one object a line."
@@ -85,7 +85,7 @@ def search(
     """Audit entries that match all that is given, the newest first."""
     fits = {
         "transfer": [Is("transfer_id", transfer or "")], "event": [Is("event_id", event or "")],
-        "request": [Is("request_id", request or "")], "trust": _of_trust(ods or ""),
+        "request": of_request(request or ""), "trust": _of_trust(ods or ""),
         "by": [Is("trust", (by or "").upper())], "to": [Is("counterpart", (to or "").upper())],
         "user": [Is("user_id", user or "")], "client": [Is("client_id", client or "")],
         "role": [Is("role_id", role or "")], "system": [Is("system", system or "")],

@@ -21,6 +21,18 @@ _ODS = re.compile(r"[A-Z0-9]{3,6}")
 _SPACES = re.compile(r"[\s-]+")
 
 
+_UUID = re.compile(
+    r"(?:urn:uuid:)?\{?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})\}?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def parse_uuid(text: str) -> str | None:
+    """A UUID in its one form (RFC 9562, 4), however its author writes it: in capitals, in braces, without hyphens, as a URN. None if it is none."""
+    found = _UUID.fullmatch(text.strip())
+    return "-".join(found.groups()).lower() if found else None
+
+
 def parse_ods(text: object) -> OdsCode | None:
     """An ODS code as text in any case and with stray spaces, or None if it cannot be one."""
     return _parse_ods(text) if isinstance(text, str) else None

@@ -37,7 +37,7 @@ from hub.fhir.systems import (
 )
 from hub.fhir.tree import Tree
 from hub.store import book
-from hub.store.book import Asked, Asking, Is, Page, Scope
+from hub.store.book import Asked, Asking, Is, Page, Scope, of_request
 from hub.store.search import Token
 
 _RESOURCE = "AuditEvent"
@@ -259,9 +259,10 @@ def _about(wanted: Asked, tokens: Sequence[Token]) -> Asked:
     return _fitting(
         wanted,
         [
-            Is(column, each.value)  # type: ignore[arg-type]
+            fit
             for each in tokens
             for column in (_BY_ENTITY.get(each.system, ()) if each.system else everything)
+            for fit in (of_request(each.value) if column == "request_id" else [Is(column, each.value)])  # type: ignore[arg-type]
         ],
     )
 

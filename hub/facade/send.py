@@ -8,7 +8,7 @@ from datetime import datetime
 
 import orjson
 
-from hub.domain.ids import EventId, time_ordered_id
+from hub.domain.ids import EventId, parse_uuid, time_ordered_id
 from hub.domain.message import Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.facade.errors import FacadeError, bad_request
@@ -148,24 +148,24 @@ def refusal(effects: Effects, rejection: Rejection) -> FacadeError:
 
 
 def request_id_of(said: Mapping[str, str]) -> str:
-    """X-Request-Id. Raises FacadeError (400)."""
+    """X-Request-Id as it is written. Raises FacadeError (400)."""
     _uuid(said, headers.REQUEST_ID, required=True)
-    return said[headers.REQUEST_ID]
+    return said[headers.REQUEST_ID].strip()
 
 
 def _uuid(said: Mapping[str, str], name: str, *, required: bool) -> str:
     value = said.get(name, "").strip()
     if not value and not required:
         return ""
-    try:
-        return str(uuid.UUID(value))
-    except ValueError:
+    found = parse_uuid(value)
+    if found is None:
         shown = "-".join(part.capitalize() for part in name.split("-"))
         raise bad_request(
             f"{shown} must be a UUID: a new one for each message, the same one when you send that message again.",
             shown,
             "value" if value else "required",
-        ) from None
+        )
+    return found
 
 
 def _is_base64_json(said: Mapping[str, str], name: str) -> None:

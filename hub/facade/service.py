@@ -12,6 +12,7 @@ from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code, Outcome
+from hub.domain.ids import parse_uuid
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
 from hub.facade import clinical, tasks
@@ -26,6 +27,7 @@ from hub.facade.tokens import Caller, TokenError, TokenOffice, Who, claimed_issu
 from hub.fhir.audit_event import Observer
 from hub.fhir.headers import REQUEST_ID
 from hub.fhir.tree import Tree
+from hub.journey.decide import message_id_of
 from hub.journey.effects import Effects
 from hub.store import break_glass, clients, queries, search
 from hub.store.clients import Client
@@ -95,7 +97,7 @@ class Facade:
             raise unauthorised(f"The access token is not good. {error}", issue) from error
         self._spend(caller.client_id)
         said = request.headers.get(REQUEST_ID, "").strip()[:255]
-        return replace(caller, request_id=said or None)
+        return replace(caller, request_id=parse_uuid(said) or said or None)
 
     async def _proved(self, token: str) -> Caller:
         """By the hub's own token, or by one of an issuer that a trust has registered. Raises TokenError, FacadeError (401, 503)."""
@@ -363,7 +365,7 @@ class Facade:
         # A header that comes twice is one header with both values (RFC 9110, 5.3).
         said = {name: ", ".join(dict.fromkeys(request.headers.getlist(name))) for name in request.headers}
         message = received(said, body, caller, self.now(), more)
-        taking = asyncio.create_task(self._together.take(message, message.header(REQUEST_ID)))
+        taking = asyncio.create_task(self._together.take(message, message_id_of(message, "")))
         done, _ = await asyncio.wait({taking}, timeout=self.limits.answer_s)
         if not done:
             # It goes on: half a transaction is never left, and the same id says later what became of it.

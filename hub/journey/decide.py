@@ -14,7 +14,7 @@ from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code, Outcome
 from hub.codes.book import CodeBook
 from hub.domain.clocks import Clocks
-from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
+from hub.domain.ids import EventId, OdsCode, PersonId, TransferId, parse_uuid
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
@@ -72,11 +72,12 @@ def understand(received: Received, journey: Journey) -> Understood:
 
 
 def message_id_of(received: Received, sha256: str) -> str:
-    """The sender's id for the message: X-Request-Id (BaRS); without one, its content is its id.
+    """The sender's id for the message: X-Request-Id (BaRS); without one, its content is its id. A UUID is the same however it is written.
 
     Never Bundle.id: senders keep that through a chain of updates.
     """
-    return received.header(headers.REQUEST_ID) or f"sha256:{sha256}"
+    said = received.header(headers.REQUEST_ID)
+    return parse_uuid(said) or said or f"sha256:{sha256}"
 
 
 @value
@@ -101,8 +102,7 @@ def decide(
     """Steps 3 to 5. ``known`` takes in what was decided. ``again``: a retry, so the id being used is no repetition;
     a human's brings their ``choice``, if only that it be run again.
     """
-    received = understood.received
-    first = None if again else known.messages.get((received.trust, understood.message_id))
+    first = None if again else _first(understood, known)
     if first is not None:
         return _repeated(understood, first, journey, now)
     try:
@@ -111,6 +111,13 @@ def decide(
         effects = _refused(understood, _fault(error), journey, now)
     _remember(effects, known)
     return effects
+
+
+def _first(understood: Understood, known: Known) -> FirstMessage | None:
+    """The message that had this id before; one from the time when the hub kept ids as they were written, also as it is written here."""
+    trust = understood.received.trust
+    written = understood.received.header(headers.REQUEST_ID)
+    return known.messages.get((trust, understood.message_id)) or known.messages.get((trust, written))
 
 
 def _fault(error: Exception) -> Rejection:

@@ -175,7 +175,8 @@ def receipt_for(
     directory: Directory,
     bundle_id: str | None = None,
 ) -> Outgoing:
-    """The receipt for the trust that sent the message."""
+    """The receipt for the trust that sent the message, with its id as that trust wrote it."""
+    message_id = received.header(headers.REQUEST_ID) or message_id
     found = {
         headers.REQUEST_ID: message_id,
         headers.CONTENT_TYPE: headers.CONTENT_TYPE_FHIR,

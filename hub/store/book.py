@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
-from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number, parse_uuid
 from hub.fhir.audit_event import KnownAs
 from hub.fhir.systems import NHS_NUMBER
 from hub.store import tables as t
@@ -94,6 +94,13 @@ class Is:
 
     column: Names
     value: str
+
+
+def of_request(request_id: str) -> list[Is]:
+    """That an entry is of this request: its id in the one form that UUIDs are kept in, and as it is written, as older entries have it."""
+    return [
+        Is("request_id", each) for each in dict.fromkeys((parse_uuid(request_id) or request_id, request_id))
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,10 @@ async def load_people(connection: AsyncConnection, persons: Iterable[str]) -> Kn
 
 
 async def _messages(connection: AsyncConnection, batch: Sequence[Understood], known: Known) -> None:
-    keys = [first_key(u.received.trust, u.message_id) for u in batch]
+    # Ids were once kept as they were written.
+    written = [(u.received.trust, u.received.header(headers.REQUEST_ID)) for u in batch]
+    keys = {first_key(u.received.trust, u.message_id) for u in batch}
+    keys |= {first_key(trust, message_id) for trust, message_id in written if message_id}
     m = t.message
     rows = await connection.execute(
         select(

@@ -8,6 +8,7 @@ from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
+from hub.domain.ids import parse_uuid
 from hub.domain.incident import ADVICE
 from hub.domain.message import Received
 from hub.domain.rejection import RULINGS, Disposition, Why
@@ -28,9 +29,10 @@ class NotFoundError(LookupError):
 
 
 async def was_sent(engine: AsyncEngine, trust: str, message_id: str) -> bool:
-    """Whether a trust has sent a message under this id."""
-    query = select(t.message.c.event_id).where(t.message.c.first_key == first_key(trust, message_id))
+    """Whether a trust has sent a message under this id, however it writes it."""
+    keys = {first_key(trust, each) for each in (message_id, parse_uuid(message_id)) if each}
     async with engine.connect() as connection:
+        query = select(t.message.c.event_id).where(among(t.message.c.first_key, keys, connection)).limit(1)
         return await connection.scalar(query) is not None
 
 

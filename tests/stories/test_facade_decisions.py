@@ -6,10 +6,11 @@ import uuid
 import orjson
 import pytest
 
-from hub.demo.people import FENNIMOSS, MARSHWIGGLE
+from hub.demo.people import FENNIMOSS, MARSHWIGGLE, THISTLEWICK
 from hub.dialects.fhir_xml_writer import write_xml
 from hub.fhir.systems import HUB_TRANSFER
 from hub.store import tables as t
+from tests.stories.conftest import resources
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_asking import sends, service_request
 
@@ -360,3 +361,141 @@ async def test_a_draft_is_sent_off_as_it_was_read(hub, torbay, at_torbay, at_exe
     assert (await sends(hub, at_torbay, "POST", "/Task", task)).status_code == 201
     shown = (await at_exeter.get(f"/ServiceRequest/{transfer_id}")).json()
     assert shown["reasonCode"] == [{"text": "Needs a surgical bed"}]
+
+
+# -- an address takes one type of resource -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def asks_only(facade):
+    """A system of Exeter's that may ask and tell of stays, and decide nothing."""
+    scopes = "system/ServiceRequest.c system/Encounter.u"
+    return await (await System.join(facade, "RH8", scopes=scopes)).signed_in()
+
+
+@pytest.mark.parametrize("kind", [JSON, XML])
+async def test_no_other_resource_is_taken_than_the_address_says(
+    hub, torbay, exeter, at_torbay, at_exeter, asks_only, kind
+):
+    """A Task is a decision wherever it is sent: a system that may not decide has no address for it."""
+    written = write_xml if kind == XML else orjson.dumps
+    transfer_id = await asked(hub, torbay, at_torbay)
+    before = len(await hub.rows(t.message))
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json() | {"status": "accepted"}
+    own = task["identifier"][0]
+    request = service_request(torbay, number="TR-2", patient=THISTLEWICK)
+    stay = exeter.epr.admits(FENNIMOSS, encounter_number="V-2", ward="EAU", at=hub.clock())
+    [encounter] = resources(orjson.loads(stay.body), "Encounter")
+    encounter["subject"] = service_request(torbay, patient=FENNIMOSS)["subject"]
+    named = encounter["identifier"][0]
+    at_stay = f"/Encounter?identifier={named['system']}|{named['value']}"
+    for system, method, path, body in (
+        (asks_only, "POST", "/ServiceRequest", task),
+        (asks_only, "POST", "/ServiceRequest", encounter),
+        (asks_only, "PUT", f"/Encounter?identifier={own['system']}|{own['value']}", task),
+        (asks_only, "PUT", at_stay, request | {"identifier": [named]}),
+        (at_exeter, "PUT", f"/Task/{transfer_id}", encounter | {"id": transfer_id}),
+        (at_exeter, "PUT", f"/Task/{transfer_id}", request | {"id": transfer_id}),
+        (at_exeter, "POST", "/Task", encounter),
+    ):
+        said = await sends(hub, system, method, path, written(body), kind=kind)
+        assert (said.status_code, said.json()["issue"][0]["code"]) == (400, "invalid"), (path, said.text)
+    assert await hub.state(transfer_id) == "requested"
+    assert len(await hub.rows(t.message)) == before, "nothing of it was taken in"
+    other = encounter | {"identifier": [named | {"value": "V-3"}]}
+    said = await sends(hub, asks_only, "PUT", at_stay, written(other), kind=kind)
+    assert (said.status_code, said.json()["issue"][0]["expression"]) == (400, ["Encounter.identifier"])
+    good = await sends(hub, asks_only, "PUT", at_stay, written(encounter), kind=kind)
+    assert good.status_code == 200, good.text
+    made = await sends(hub, at_torbay, "POST", "/ServiceRequest", written(request), kind=kind)
+    assert (made.status_code, made.json().get("status")) == (201, "active"), made.text
+
+
+async def test_what_the_address_takes_is_asked_of_what_was_read_not_of_what_was_looked_at(
+    hub, torbay, at_torbay, asks_only, at_exeter
+):
+    """In UTF-16, or as STU3, the facade's own look finds nothing to object to; the journey does, and moves nothing."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json()
+    task |= {"status": "accepted", "lastModified": hub.clock().isoformat()}
+    text = write_xml(task).decode().replace("utf-8", "utf-16").replace("UTF-8", "UTF-16")
+    said = await sends(hub, asks_only, "POST", "/ServiceRequest", text.encode("utf-16"), kind=XML)
+    assert (said.status_code, said.json()["issue"][0]["details"]["coding"][-1]["code"]) == (
+        400,
+        "address-differs",
+    )
+    assert await hub.state(transfer_id) == "requested"
+    [refused] = await hub.rows(t.message, t.message.c.trust == "RH8")
+    assert refused["disposition"] == "rejected"
+
+
+# -- one UUID, however it is written -------------------------------------------------------------------------------------
+
+WRITTEN = [
+    str.upper,
+    "{{{}}}".format,
+    lambda each: each.replace("-", ""),
+    "urn:uuid:{}".format,
+    " {} ".format,
+]
+
+
+@pytest.mark.parametrize("write", WRITTEN)
+async def test_an_id_in_another_spelling_is_the_same_id(hub, torbay, at_torbay, at_exeter, write):
+    """What is repeated by another library, or goes through a gateway that writes ids its own way, is no second message; the caller
+    gets its id back as it wrote it.
+    """
+    request_id = str(uuid.uuid4())
+    request = service_request(torbay)
+    made = await sends(hub, at_torbay, "POST", "/ServiceRequest", request, request_id=request_id)
+    again = await sends(hub, at_torbay, "POST", "/ServiceRequest", request, request_id=write(request_id))
+    assert (again.status_code, issue(again)[1]) == (409, "duplicate")
+    assert again.headers["x-request-id"] == write(request_id)
+    path = f"/Task/{made.json()['id']}"
+    hub.clock.later(minutes=1)
+    patch, once = accepting(hub), str(uuid.uuid4())
+    said = [
+        await sends(hub, at_exeter, "PATCH", path, patch, kind=PATCH, request_id=each)
+        for each in (write(once), once)
+    ]
+    assert [each.status_code for each in said] == [200, 409]
+    assert (issue(said[1])[1], said[0].headers["etag"]) == ("duplicate", 'W/"2"')
+    kept = {row["message_id"] for row in await hub.rows(t.message)}
+    assert kept == {request_id, once}
+    assert {each["request_id"] for each in await hub.audit(code="msg-received")} == kept
+
+
+async def test_an_id_is_the_same_over_kafka_and_as_it_was_once_kept(hub, torbay, at_torbay):
+    """Torbay's receipts have its own spelling; what was taken in before ids had one form is still known."""
+    message = torbay.epr.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    request_id = message.headers["x-request-id"]
+    message.headers["x-request-id"] = request_id.upper()
+    assert str(await torbay.send(message)) == "accepted"
+    [receipt] = await hub.receipts("RA9")
+    assert receipt.headers["x-request-id"] == request_id.upper()
+    for written in (request_id, request_id.upper()):
+        again = await at_torbay.send(message, **{"x-request-id": written})
+        assert issue(again)[1] == "duplicate"
+    async with hub.engine.begin() as connection:
+        old = {"message_id": request_id.upper(), "first_key": f"RA9|{request_id.upper()}"}
+        await connection.execute(t.message.update().where(t.message.c.first_key.is_not(None)).values(**old))
+    again = await at_torbay.send(message)
+    assert issue(again)[1] == "duplicate"
+    hub.expected = len(await hub.rows(t.message))
+    assert len(await hub.rows(t.transfer)) == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["", "1", "0x" + "a" * 30, "a_" + "b" * 30, "\u0661" * 32, f"{uuid.uuid4()}x", "-" * 32]
+)
+async def test_what_is_no_uuid_is_no_id(at_torbay, torbay, said):
+    headers = [
+        (b"Authorization", f"Bearer {at_torbay.token}".encode()),
+        (b"Content-Type", JSON.encode()),
+        (b"X-Request-Id", said.encode()),
+    ]
+    content = orjson.dumps(service_request(torbay))
+    answer = await at_torbay.http.post("/fhir/ServiceRequest", headers=headers, content=content)
+    assert (answer.status_code, answer.json()["issue"][0]["expression"]) == (400, ["X-Request-Id"])
