@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jsonpatch
-import orjson
 from fastapi import Request, Response
 
 from hub.domain.transfer import State, Transfer
@@ -65,7 +64,11 @@ async def create_task(
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
         more = {} if tree_of(body) is not None else _AS_JSON
-        await take(decimals.dumps(_about(task, known)), {**more, **_A_TASK})
+        try:
+            message = decimals.dumps(_about(task, known))
+        except (TypeError, RecursionError):  # some hundred levels
+            raise bad_request("The Task is too deep to be one.", "Task", "structure") from None
+        await take(message, {**more, **_A_TASK})
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -108,29 +111,52 @@ def _made_on(transfer: Transfer, request: Request) -> Mapping[str, str]:
     return {} if said not in {"", "*"} else {headers.IF_MATCH: f'W/"{transfer.version}"'}
 
 
+_OPERATIONS = frozenset({"add", "remove", "replace", "test"})
+_OPERATIONS_MAX = 100
+"""A Task as it is read has some fifteen elements."""
+
+
 def _patched(task: Tree, body: bytes) -> bytes:
-    """What a patch makes of a Task. Raises FacadeError (400)."""
+    """What a patch makes of a Task: never more than the Task and the patch together. Raises FacadeError (400)."""
     try:
-        patched = jsonpatch.apply_patch(task, orjson.loads(body))
+        operations = decimals.loads(body)
+        _must_be_few_and_plain(operations)
+        patched = jsonpatch.apply_patch(task, operations)
+        if not isinstance(patched, dict) or (patched.get("resourceType"), patched.get("id")) != (
+            "Task",
+            task["id"],
+        ):
+            raise bad_request("A patch may not make another resource of it.", "Task.id")
+        return decimals.dumps(patched)
     except (
         jsonpatch.JsonPatchException,
         jsonpatch.JsonPointerException,
         ValueError,
         TypeError,
-        KeyError,
+        LookupError,
         AttributeError,
+        RecursionError,  # values some hundred levels deep
     ):
         raise bad_request(
             "The body must be a JSON Patch (RFC 6902) that fits the Task as it is read: a list of operations with op, path and value.",
             "",
             "structure",
         ) from None
-    if not isinstance(patched, dict) or (patched.get("resourceType"), patched.get("id")) != (
-        "Task",
-        task["id"],
-    ):
-        raise bad_request("A patch may not make another resource of it.", "Task.id")
-    return decimals.dumps(patched)
+
+
+def _must_be_few_and_plain(operations: Any) -> None:
+    """Nothing that a decision needs is copied or moved, and what is copied onto itself doubles each time. Raises FacadeError (400)."""
+    if not isinstance(operations, list):
+        return
+    if len(operations) > _OPERATIONS_MAX:
+        raise bad_request(f"A patch may have {_OPERATIONS_MAX} operations.", "", "too-costly")
+    others = {"copy", "move"} & {str(each.get("op")) for each in operations if isinstance(each, dict)}
+    if others:
+        raise bad_request(
+            f"A patch of a Task is made of {', '.join(sorted(_OPERATIONS))}: say with add what {' and '.join(sorted(others))} would bring.",
+            "op",
+            "not-supported",
+        )
 
 
 async def _was_sent(facade: Facade, request: Request, caller: Caller) -> bool:

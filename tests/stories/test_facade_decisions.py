@@ -1,6 +1,7 @@
 """What a decision over REST is about: the address, the version and the request decide, not what a body happens to name."""
 
 import asyncio
+import time
 import uuid
 
 import orjson
@@ -10,6 +11,7 @@ from hub.demo.people import FENNIMOSS, MARSHWIGGLE, THISTLEWICK
 from hub.dialects.fhir_xml_writer import write_xml
 from hub.fhir.systems import HUB_TRANSFER
 from hub.store import tables as t
+from hub.store.packing import unpack
 from tests.stories.conftest import resources
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_asking import sends, service_request
@@ -499,3 +501,69 @@ async def test_what_is_no_uuid_is_no_id(at_torbay, torbay, said):
     content = orjson.dumps(service_request(torbay))
     answer = await at_torbay.http.post("/fhir/ServiceRequest", headers=headers, content=content)
     assert (answer.status_code, answer.json()["issue"][0]["expression"]) == (400, ["X-Request-Id"])
+
+
+# -- a patch that is too much --------------------------------------------------------------------------------------------
+
+
+def nested(levels, inside="0"):
+    return b"[" * levels + inside.encode() + b"]" * levels
+
+
+DOUBLING = [{"op": "add", "path": "/x", "value": []}, *[{"op": "copy", "from": "/x", "path": "/x/-"}] * 23]
+TOO_MUCH = {
+    "what doubles each time": orjson.dumps(DOUBLING),
+    "a copy": orjson.dumps([{"op": "copy", "from": "/id", "path": "/description"}]),
+    "a move": orjson.dumps([{"op": "move", "from": "/note", "path": "/x"}]),
+    "many operations": orjson.dumps([{"op": "test", "path": "/status", "value": "requested"}] * 101),
+    "a deep value": b'[{"op":"add","path":"/x","value":' + nested(900) + b"}]",
+    "a deep value with a fraction": b'[{"op":"add","path":"/x","value":' + nested(1000, "0.5") + b"}]",
+    "a value deeper than JSON may be": b'[{"op":"add","path":"/x","value":' + nested(5000) + b"}]",
+    "a value as deep as can be written": b'[{"op":"add","path":"/x","value":' + nested(240) + b"}]",
+    "a deep test": b'[{"op":"test","path":"/x","value":' + nested(900) + b"}]",
+    "a deep path": orjson.dumps([{"op": "add", "path": "/x" * 5000, "value": 1}]),
+    "a number beyond the list": orjson.dumps([{"op": "add", "path": f"/identifier/{10**30}", "value": 1}]),
+    "no number of the list": orjson.dumps([{"op": "remove", "path": "/identifier/-"}]),
+    "no operation": orjson.dumps([{"op": ["copy"], "path": "/x"}]),
+    "all of it": orjson.dumps([{"op": "replace", "path": "", "value": []}]),
+    "nothing of it": orjson.dumps([{"op": "remove", "path": ""}]),
+}
+
+
+@pytest.mark.parametrize("body", TOO_MUCH)
+async def test_a_patch_that_is_too_much_is_refused_at_once(hub, torbay, at_torbay, at_exeter, body):
+    """A thousand bytes must not keep everybody waiting: before, these made a gigabyte in half a minute."""
+    transfer_id = await asked(hub, torbay, at_torbay)
+    began = time.perf_counter()
+    said = await sends(hub, at_exeter, "PATCH", f"/Task/{transfer_id}", TOO_MUCH[body], kind=PATCH)
+    assert (said.status_code, time.perf_counter() - began < 2) == (400, True), said.text
+    assert said.json()["issue"][0]["code"] in {"structure", "not-supported", "too-costly", "invalid"}
+    assert await hub.state(transfer_id) == "requested"
+
+
+async def test_a_patch_keeps_the_digits_of_its_numbers(hub, torbay, at_torbay, at_exeter):
+    transfer_id = await asked(hub, torbay, at_torbay)
+    value = b'{"type":{"text":"Weight"},"valueQuantity":{"value":70.50}}'
+    patch = orjson.dumps(accepting(hub))[:-1] + b',{"op":"add","path":"/input","value":[' + value + b"]}]"
+    said = await sends(hub, at_exeter, "PATCH", f"/Task/{transfer_id}", patch, kind=PATCH)
+    assert said.status_code == 200, said.text
+    [kept] = await hub.rows(t.message, t.message.c.trust == "RH8")
+    assert b"70.50" in unpack(kept["raw"])
+
+
+@pytest.mark.parametrize(
+    "deep", [nested(900), nested(1000, "0.5"), nested(300), nested(5000), nested(70, "1.5")]
+)
+async def test_a_body_that_is_too_deep_is_its_senders_to_mend(hub, torbay, at_torbay, at_exeter, deep):
+    transfer_id = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{transfer_id}")).json()
+    focus = {"focus": {"reference": f"ServiceRequest/{transfer_id}"}}
+    for method, path, resource in (
+        ("PUT", f"/Task/{transfer_id}", task | {"status": "accepted"}),
+        ("POST", "/Task", task | {"status": "accepted"} | focus),
+        ("POST", "/ServiceRequest", service_request(torbay, number="TR-2")),
+    ):
+        body = orjson.dumps(resource)[:-1] + b',"x":' + deep + b"}"
+        said = await sends(hub, at_exeter, method, path, body)
+        assert said.status_code == 400, (method, path, said.text)
+    assert await hub.state(transfer_id) == "requested"
