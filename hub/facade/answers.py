@@ -56,10 +56,7 @@ def tree_of(body: bytes) -> Tree | None:
 def resource_of(body: bytes) -> Tree | None:
     """The body as far as it is one resource of FHIR R4, in JSON or XML: the journey says what is wrong with anything else."""
     if not body[:64].lstrip(_BEFORE_XML).startswith(b"<"):
-        try:
-            return tree_of(body)
-        except RecursionError:
-            return None
+        return tree_of(body)
     found = parse_xml(body, _DEPTH_MAX)
     return None if isinstance(found, Rejection) else found
 
