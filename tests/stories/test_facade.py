@@ -418,7 +418,7 @@ async def test_a_token_does_only_what_its_scopes_say(hub, torbay, facade):
     assert await hub.rows(t.message) == []
 
 
-async def test_a_message_in_another_trusts_name_is_a_security_event(hub, torbay, at_plymouth):
+async def test_over_rest_a_message_in_another_trusts_name_is_a_security_event(hub, torbay, at_plymouth):
     answer = await at_plymouth.send(request(torbay))
     hub.expected += 1
     assert (answer.status_code, issue(answer)) == (403, ("REC_FORBIDDEN", "forbidden"))
