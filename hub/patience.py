@@ -9,7 +9,8 @@ for months:
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -54,12 +55,19 @@ def outcome_of(task: "asyncio.Future[T]") -> T:
     return task.result()
 
 
+async def leave(seconds: float, *leaving: Callable[[], Awaitable[object]]) -> None:
+    """Let go of connections, one after the other, each within so many seconds. However it goes, it is no failure of what was done with them."""
+    for each in leaving:
+        with suppress(Exception):
+            await within(seconds, each())
+
+
 async def let_go(task: "asyncio.Future[T]") -> None:
     """Ask a task to end, and wait for that a moment; what it says then interests nobody."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_LET_GO_S)
-    task.add_done_callback(_looked_at)
+    task.add_done_callback(looked_at)
 
 
 def _is_to_end() -> bool:
@@ -67,6 +75,7 @@ def _is_to_end() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _looked_at(task: "asyncio.Future[T]") -> None:
+def looked_at(task: "asyncio.Future[T]") -> None:
+    """Whatever it ended with is known: asyncio would report an exception that nobody has asked for."""
     if not task.cancelled():
         task.exception()

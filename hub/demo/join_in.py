@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from hub.destinations.kafka import KafkaAccess
 from hub.domain.rejection import Disposition
 from hub.domain.trust import Directory, TrustProfile
 from hub.fhir import headers
-from hub.patience import StrayCancellationError, within
+from hub.patience import leave
 
 # What the client library writes about a broker that is away is said by the command line, in one line.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -107,8 +107,7 @@ async def writing(access: KafkaAccess) -> AsyncIterator[Any]:
 
 
 async def _stop(client: Any) -> None:
-    with suppress(KafkaError, OSError, TimeoutError, StrayCancellationError):
-        await within(5, client.stop())
+    await leave(5, client.stop)
 
 
 # ---------------------------------------------------------------- send

@@ -14,7 +14,6 @@ import logging
 import ssl
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +33,7 @@ from hub.domain.delivery import (
     Scope,
     judge,
 )
-from hub.patience import StrayCancellationError, within
+from hub.patience import StrayCancellationError, leave, looked_at, within
 
 _BATCH_BYTES = 131_072
 """Records of one partition that travel together; aiokafka's 16 KiB makes a round trip of every eighth."""
@@ -48,6 +47,7 @@ _METADATA_S = 1.0
 """How long a topic may be unknown before it is called missing: the receiver's other topics wait that long too."""
 
 _LEAVE_S = 5.0
+_FAILED = (KafkaError, OSError, TimeoutError, StrayCancellationError)
 
 _OPEN_TRANSACTION = Fault(
     Scope.RECEIVER,
@@ -123,7 +123,7 @@ class KafkaDestination:
                 request_timeout_ms=int(self._patience_s * 1000),
             )
             await within(self._patience_s, self._producer.start())
-        except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
+        except _FAILED as error:
             _refuse(error)
 
     async def send(self, rows: Sequence[Outgoing]) -> list[Placed]:
@@ -134,12 +134,12 @@ class KafkaDestination:
         for topic in dict.fromkeys(row.topic for row in rows):
             try:
                 await within(self._patience_s, self._partitions(topic))
-            except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
+            except _FAILED as error:
                 _refuse(error, topic)
         batches = self._packed(rows)
         try:
             await within(self._patience_s, self._send_as_one(batches))
-        except (KafkaError, OSError, TimeoutError, StrayCancellationError, AssertionError) as error:
+        except (*_FAILED, AssertionError) as error:
             # AssertionError: aiokafka's answer to a state that its background task has left meanwhile.
             _refuse(error)
         if any(batch.done.result().offset < 0 for batch in batches):
@@ -183,7 +183,7 @@ class KafkaDestination:
             )
         except KafkaError as error:
             raise DeliveryError(judge(_name(error), batch.topic)) from None
-        done.add_done_callback(_looked_at)
+        done.add_done_callback(looked_at)
         return done
 
     async def _partitions(self, topic: str) -> set[int]:
@@ -221,7 +221,7 @@ class KafkaDestination:
             try:
                 parts = await within(self._patience_s, self._partitions(topic))
                 wanted += [TopicPartition(topic, part) for part in parts]
-            except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
+            except _FAILED as error:
                 fault = judge(_name(error), topic)
                 if fault.scope is not Scope.TOPIC:
                     raise DeliveryError(fault) from None
@@ -243,7 +243,7 @@ class KafkaDestination:
             await self._until_stable(consumer, wanted)
             found, gone = await self._behind(consumer, wanted, known)
             return ReadBack(found, closed, gone)
-        except (KafkaError, OSError, TimeoutError, StrayCancellationError) as error:
+        except _FAILED as error:
             _refuse(error)
         finally:
             await _stopped(consumer)
@@ -343,16 +343,13 @@ class KafkaDestination:
         producer._closed = True  # noqa: SLF001 - what stop() does first
         manager, sender = producer._txn_manager, producer._sender  # noqa: SLF001
         task = sender.sender_task
-        if task is not None and not task.done():
-            with suppress(Exception):
-                await within(_LEAVE_S, sender.close())
-        with suppress(Exception):
-            await within(_LEAVE_S, producer.client.close())
+        sending = task is not None and not task.done()
+        await leave(_LEAVE_S, *((sender.close,) if sending else ()), producer.client.close)
         # Exceptions nobody asks about any more would be reported when they are collected.
         waiter = getattr(manager, "_transaction_waiter", None)
         for each in (task, waiter):
             if each is not None and each.done():
-                _looked_at(each)
+                looked_at(each)
 
 
 @dataclass(slots=True, eq=False)
@@ -405,17 +402,8 @@ def _raise_first(batches: Sequence[_Batch]) -> None:
 
 
 async def _stopped(consumer: Any) -> None:
-    """What was read is known by now: however it goes, it is no failure of reading. The client is closed by itself: a consumer that
-    fails while it stops leaves it open for ever.
-    """
-    for leaving in (consumer.stop, consumer._client.close):  # noqa: SLF001
-        with suppress(Exception):
-            await within(_LEAVE_S, leaving())
-
-
-def _looked_at(future: "asyncio.Future[Any]") -> None:
-    if not future.cancelled():
-        future.exception()
+    """The client is closed by itself: a consumer that fails while it stops leaves it open for ever."""
+    await leave(_LEAVE_S, consumer.stop, consumer._client.close)  # noqa: SLF001
 
 
 def _name(error: BaseException) -> str:

@@ -53,16 +53,15 @@ def tree_of(body: bytes) -> Tree | None:
     return found if isinstance(found, dict) else None
 
 
-def resource_of(body: bytes) -> Tree | None:
+def resource_of(body: bytes, depth_max: int) -> Tree | None:
     """The body as far as it is one resource of FHIR R4, in JSON or XML: the journey says what is wrong with anything else."""
     if not body[:64].lstrip(_BEFORE_XML).startswith(b"<"):
         return tree_of(body)
-    found = parse_xml(body, _DEPTH_MAX)
+    found = parse_xml(body, depth_max)
     return None if isinstance(found, Rejection) else found
 
 
 _BEFORE_XML = codecs.BOM_UTF8 + b" \t\r\n"
-_DEPTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,7 +268,7 @@ def _of_the_store(facade: Facade, error: Exception) -> FacadeError:
             "value",
             "A value of the request cannot be kept or looked for: it is too large, or holds what no text here has. Mend it.",
         )
-    facade.log.error("store.unavailable", fault=fault_of(error))  # - a trace can quote a message
+    facade.log.error("store.unavailable", fault=fault_of(error))  # a trace can quote a message
     return FacadeError(
         503,
         "REC_UNAVAILABLE",
@@ -279,7 +279,7 @@ def _of_the_store(facade: Facade, error: Exception) -> FacadeError:
 
 
 def _fault(facade: Facade, error: Exception) -> FacadeError:
-    facade.log.error("fault", fault=fault_of(error))  # - a trace can quote a message
+    facade.log.error("fault", fault=fault_of(error))  # a trace can quote a message
     return FacadeError(
         500,
         "REC_SERVER_ERROR",

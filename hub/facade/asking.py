@@ -33,7 +33,7 @@ async def create_request(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """A request by itself: with status draft it is prepared, with active it is asked; its Task is the hub's."""
-    resource = resource_of(body)
+    resource = resource_of(body, facade.limits.depth_max)
     if resource is not None and resource.get("resourceType") != "ServiceRequest":
         raise bad_request("Send a ServiceRequest.", "resourceType")
     effects = await facade.take(request, body, caller, {headers.RESOURCE: "ServiceRequest"})
@@ -49,7 +49,7 @@ async def create_task(
     facade: Facade, request: Request, caller: Caller, served: Served, body: bytes
 ) -> Response:
     """A Task about a transfer that is there: the sender's `requested` sends a draft off; the rest are decisions, as with PUT."""
-    task = resource_of(body)
+    task = resource_of(body, facade.limits.depth_max)
     if task is None or task.get("resourceType") != "Task":
         raise bad_request("Send a Task.", "resourceType")
     transfer = await _focus(facade, task, caller, served)
@@ -64,11 +64,7 @@ async def create_task(
     elif not (is_asking and transfer.state in {State.REQUESTED, State.RECEIVED}):
         [known] = await facade.as_tasks([transfer], caller.reader)
         more = {} if tree_of(body) is not None else _AS_JSON
-        try:
-            message = decimals.dumps(_about(task, known))
-        except (TypeError, RecursionError):  # some hundred levels
-            raise bad_request("The Task is too deep to be one.", "Task", "structure") from None
-        await take(message, {**more, **_A_TASK})
+        await take(decimals.dumps(_about(task, known)), {**more, **_A_TASK})
     return await _task(facade, transfer.id, caller, served, 201)
 
 
@@ -77,7 +73,7 @@ async def update_task(
 ) -> Response:
     transfer_id = request.path_params["id"]
     transfer = await facade.transfer(transfer_id, caller, served)
-    task = resource_of(body)
+    task = resource_of(body, facade.limits.depth_max)
     if task is not None and (task.get("resourceType"), task.get("id", transfer_id)) != ("Task", transfer_id):
         raise bad_request(
             "The body must be the Task that the address names: take it from a read, change status, owner's answer and reason.",

@@ -35,7 +35,7 @@ async def update_encounter(
     system, bar, value = request.query_params.get("identifier", "").rpartition("|")
     if not bar or not value:
         raise bad_request("Name the stay: ?identifier=system|value.", "identifier", "required")
-    stay = resource_of(body)
+    stay = resource_of(body, facade.limits.depth_max)
     if stay is not None:
         if stay.get("resourceType") != "Encounter":
             raise bad_request("Send an Encounter.", "resourceType")

@@ -3,14 +3,13 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from hub.patience import StrayCancellationError, within
+from hub.patience import StrayCancellationError, leave, within
 from hub.sources.kafka_config import WorkerConfig
 from hub.store.intake import PartitionKey
 
@@ -51,9 +50,8 @@ class Reader:
         await self._stop()
 
     async def _stop(self) -> None:
-        for leaving in (self._consumer.stop, self._consumer._client.close):  # noqa: SLF001 - a consumer that fails to stop leaves it open
-            with suppress(Exception):
-                await within(self._config.patience_s, leaving())
+        # A consumer that fails to stop leaves its client open.
+        await leave(self._config.patience_s, self._consumer.stop, self._consumer._client.close)  # noqa: SLF001
 
     async def bounds(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, tuple[int, int]]:
         """First and end offset of each partition. With read_committed the end is the last stable offset."""
