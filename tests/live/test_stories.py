@@ -15,7 +15,7 @@ from hub.store.append_only import SEALED
 from hub.store.grants import ROLE
 from hub.store.tables import metadata
 from tests.live.conftest import _revive
-from tests.stories.conftest import exeter, hub, plymouth, torbay  # noqa: F401 - fixtures
+from tests.stories.conftest import at_exeter, at_torbay, exeter, facade, hub, plymouth, torbay  # noqa: F401 - fixtures
 from tests.stories.test_asking import *  # noqa: F403
 from tests.stories.test_audit_reading import *  # noqa: F403
 from tests.stories.test_audit_reports import *  # noqa: F403

@@ -380,3 +380,26 @@ def exeter(hub):
 @pytest.fixture
 def plymouth(hub):
     return hub.trust("RK9")
+
+
+@pytest.fixture
+def facade(hub):
+    """The REST facade before the same hub."""
+    from tests.stories.rest import facade_of
+
+    return facade_of(hub)
+
+
+@pytest.fixture
+async def at_torbay(facade):
+    """A system of Torbay's, signed in."""
+    from tests.stories.rest import System
+
+    return await (await System.join(facade, "RA9")).signed_in()
+
+
+@pytest.fixture
+async def at_exeter(facade):
+    from tests.stories.rest import System
+
+    return await (await System.join(facade, "RH8")).signed_in()

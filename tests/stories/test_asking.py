@@ -9,22 +9,7 @@ import pytest
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, ODS_ORGANISATION
 from hub.store import tables as t
-from tests.stories.rest import System, facade_of, issue
-
-
-@pytest.fixture
-def facade(hub):
-    return facade_of(hub)
-
-
-@pytest.fixture
-async def at_torbay(facade):
-    return await (await System.join(facade, "RA9")).signed_in()
-
-
-@pytest.fixture
-async def at_exeter(facade):
-    return await (await System.join(facade, "RH8")).signed_in()
+from tests.stories.rest import System, issue
 
 
 def organisation(ods):

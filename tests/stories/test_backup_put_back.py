@@ -7,7 +7,7 @@ from hub.store.engine import open_engine
 from hub.store.restored import ahead, give_new_numbers
 from tests.stories.rest import System
 from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
-from tests.stories.test_subscriptions import at_exeter, at_torbay, board, facade, notifier, subscribes, wish  # noqa: F401 - fixtures
+from tests.stories.test_subscriptions import board, facade, notifier, subscribes, wish  # noqa: F401 - fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,8 @@ async def goes_on_at(hub):
 
 async def test_a_late_acknowledgement_meets_no_other_patients_message(hub, torbay, polled):  # noqa: F811
     """Before the disk was lost Exeter was given a message under the next number. It acknowledges that now, while another patient's waits."""
-    at_torbay = await (await System.join(polled, "RA9")).signed_in()  # noqa: F811
-    at_exeter = await (await System.join(polled, "RH8")).signed_in()  # noqa: F811
+    at_torbay = await (await System.join(polled, "RA9")).signed_in()
+    at_exeter = await (await System.join(polled, "RH8")).signed_in()
     await asked(hub, torbay, at_torbay)
     [first] = (await at_exeter.get("/$inbox")).json()["entry"]
     last = int(first["resource"]["id"])
@@ -45,8 +45,8 @@ async def test_a_late_acknowledgement_meets_no_other_patients_message(hub, torba
 async def test_a_subscriber_sees_that_something_is_missing(
     hub,
     torbay,
-    at_torbay,  # noqa: F811
-    at_exeter,  # noqa: F811
+    at_torbay,
+    at_exeter,
     board,  # noqa: F811
     notifier,  # noqa: F811
 ):
@@ -63,8 +63,8 @@ async def test_a_subscriber_sees_that_something_is_missing(
 async def test_what_a_subscriber_was_not_told_yet_it_is_told_under_a_new_number(
     hub,
     torbay,
-    at_torbay,  # noqa: F811
-    at_exeter,  # noqa: F811
+    at_torbay,
+    at_exeter,
     board,  # noqa: F811
     notifier,  # noqa: F811
 ):

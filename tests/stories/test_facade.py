@@ -25,16 +25,6 @@ from tests.stories.rest import System, facade_of, issue
 
 
 @pytest.fixture
-def facade(hub):
-    return facade_of(hub)
-
-
-@pytest.fixture
-async def at_torbay(facade):
-    return await (await System.join(facade, "RA9")).signed_in()
-
-
-@pytest.fixture
 async def at_exeter(facade):
     return await (await System.join(facade, "RH8", kind="RSA")).signed_in()
 

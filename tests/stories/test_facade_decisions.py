@@ -13,28 +13,13 @@ from hub.fhir.systems import HUB_TRANSFER
 from hub.store import tables as t
 from hub.store.packing import unpack
 from tests.stories.conftest import resources
-from tests.stories.rest import System, facade_of, issue
+from tests.stories.rest import System, issue
 from tests.stories.test_asking import sends, service_request
 
 JSON = "application/fhir+json"
 XML = "application/fhir+xml"
 PATCH = "application/json-patch+json"
 WHY = {"coding": [{"system": "https://fhir.nhs.uk/CodeSystem/message-reason-bars", "code": "RRNA"}]}
-
-
-@pytest.fixture
-def facade(hub):
-    return facade_of(hub)
-
-
-@pytest.fixture
-async def at_torbay(facade):
-    return await (await System.join(facade, "RA9")).signed_in()
-
-
-@pytest.fixture
-async def at_exeter(facade):
-    return await (await System.join(facade, "RH8")).signed_in()
 
 
 async def asked(hub, torbay, at_torbay, *, number="TR-1", patient=MARSHWIGGLE, status="active", **headers):

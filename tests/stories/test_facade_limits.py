@@ -26,21 +26,6 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture
-def facade(hub):
-    return facade_of(hub)
-
-
-@pytest.fixture
-async def at_torbay(facade):
-    return await (await System.join(facade, "RA9")).signed_in()
-
-
-@pytest.fixture
-async def at_exeter(facade):
-    return await (await System.join(facade, "RH8")).signed_in()
-
-
-@pytest.fixture
 async def polled(hub):
     """A system of Torbay, which fetches its messages."""
     trusts = [

@@ -119,16 +119,6 @@ async def notifier(facade):
     await found.close()
 
 
-@pytest.fixture
-async def at_torbay(facade):
-    return await (await System.join(facade, "RA9")).signed_in()
-
-
-@pytest.fixture
-async def at_exeter(facade):
-    return await (await System.join(facade, "RH8")).signed_in()
-
-
 def wish(url, *, content="id-only", heartbeat=None, max_count=None, filters=(), **more):
     extension = [
         {"url": f"{BACKPORT}/backport-{name}", key: said}
