@@ -51,7 +51,7 @@ class Receiver:
         if any(each in body for each in self.refuse):
             return Response(status_code=422)
         if self.drip_s:
-            return StreamingResponse(self._drops())
+            return StreamingResponse(self._drops(self.drip_s))
         if answer == "redirect":
             return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
         if isinstance(answer, tuple):
@@ -63,10 +63,11 @@ class Receiver:
         self.has[request_id] = (event_type, said.get("transfer-id"))
         return Response(status_code=503 if answer == "store then drop" else 200)
 
-    async def _drops(self):
-        while self.drip_s:
+    async def _drops(self, every_s):
+        """An answer that was begun this way never ends, also when the next one will be a good one."""
+        while True:
             yield b" "
-            await asyncio.sleep(self.drip_s)
+            await asyncio.sleep(every_s)
 
 
 @contextlib.asynccontextmanager
