@@ -37,6 +37,7 @@ from tests.harness.log import SIGNER, exported, seal_all, verified
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 TRUSTS = load_directory(SCHEMAS)
+JOURNEY = Journey(TRUSTS, books=load_books(SCHEMAS, TRUSTS), clocks=load_clocks(SCHEMAS, TRUSTS))
 
 
 class Clock:
@@ -178,7 +179,7 @@ def resources(tree, resource_type):
 class Hub:
     def __init__(self, engine):
         self.engine, self.clock, self.log = engine, Clock(), Lines()
-        self.journey = Journey(TRUSTS, books=load_books(SCHEMAS, TRUSTS), clocks=load_clocks(SCHEMAS, TRUSTS))
+        self.journey = JOURNEY
         self.offsets, self.in_a_row_max, self.expected = {}, 50, 0
         self.signers, self.broken = [SIGNER], False
         self.mend()
@@ -343,10 +344,17 @@ def empty_database(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def store_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.fixture
-def store_url(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "hub.db")
-    return f"sqlite+aiosqlite:///{tmp_path}/hub.db"
+def store_url(store_folder, empty_database):
+    for of_the_story_before in store_folder.iterdir():
+        of_the_story_before.unlink()
+    shutil.copy(empty_database, store_folder / "hub.db")
+    return f"sqlite+aiosqlite:///{store_folder}/hub.db"
 
 
 @pytest.fixture
@@ -355,9 +363,17 @@ def owner_url(store_url):
     return store_url
 
 
+@pytest.fixture(scope="session")
+def engines():
+    """By URL. Each story has its own database, behind the same URL: so SQLAlchemy compiles a statement once, and not for each."""
+    return {}
+
+
 @pytest.fixture
-async def hub(store_url, owner_url):
-    engine = open_engine(store_url)
+async def hub(store_url, owner_url, engines):
+    if store_url not in engines:
+        engines[store_url] = open_engine(store_url)
+    engine = engines[store_url]
     if await schema.current(engine) is None:
         await schema.upgrade(engine)
     hub = Hub(engine)
