@@ -363,12 +363,6 @@ def owner_url(store_url):
     return store_url
 
 
-@pytest.fixture(scope="session")
-def engines():
-    """By URL. Each story has its own database, behind the same URL: so SQLAlchemy compiles a statement once, and not for each."""
-    return {}
-
-
 @pytest.fixture
 async def hub(store_url, owner_url, engines):
     if store_url not in engines:
