@@ -119,4 +119,8 @@ def codes(concept: Mapping[str, Any] | None) -> tuple[Identifier, ...]:
 
 def code_of(concept: Mapping[str, Any] | None) -> str | None:
     """The first code of a CodeableConcept, whatever its system."""
-    return next((each.value for each in codes(concept)), None)
+    for coding in concept.get("coding", ()) if concept else ():
+        code: str | None = coding.get("code")
+        if code:
+            return code
+    return None

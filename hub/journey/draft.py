@@ -52,6 +52,8 @@ class Draft:
         ``inside`` is the resource that the reference stands in: what it contains can be meant.
         """
         for _ in range(_FOLLOWED_MAX):
+            if not reference:
+                return []
             direct = ods_code(reference)
             if direct:
                 return [direct]

@@ -41,7 +41,7 @@ from hub.journey.encounter import (
     provider,
     stated_at,
 )
-from hub.journey.patient import described_by, person_ref
+from hub.journey.patient import Described, described_by, person_ref
 from hub.journey.read import Read
 
 _PATIENT_TRIGGERS: Mapping[str, str] = {
@@ -96,7 +96,8 @@ def _meaning(
     if kind is not Kind.ANSWER or subject.resource["resourceType"] == "Task":
         must_be_one(draft, subject)
     entry = encounter_entry(draft, kind, subject)
-    person = person_ref(draft, kind, subject, rules.nhs_number_check)
+    described = described_by(draft, subject)
+    person = person_ref(draft, kind, described, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)
     receiver = directory.trust_of(receiver_code) if receiver_code else None
     if kind is Kind.ANSWER and len((draft.header or {}).get("destination", ())) > 1:
@@ -116,7 +117,7 @@ def _meaning(
         draft.flags.append(Flag(FlagCode.MESSAGE_ID_MISSING, headers.REQUEST_ID))
     if not received.key:
         draft.flags.append(Flag(FlagCode.KEY_EMPTY))
-    patient = _patient_entry(draft, subject)
+    patient = _patient_entry(draft, described)
     return Canonical(
         received=received,
         correlation_id=received.header(headers.CORRELATION_ID) or None,
@@ -248,10 +249,10 @@ def _patient_subject(draft: Draft, first: Entry) -> Entry:
     return next((each for each in patients if each.resource.get("link")), first)
 
 
-def _patient_entry(draft: Draft, subject: Entry) -> Entry | None:
+def _patient_entry(draft: Draft, described: Described) -> Entry | None:
     """The Patient of the message who is the person it is about: of a mother and her child, that one."""
-    described, _, _ = described_by(draft, subject)
-    return next((each for each in draft.resources.of_type("Patient") if each.resource is described), None)
+    source, _, _ = described
+    return next((each for each in draft.resources.of_type("Patient") if each.resource is source), None)
 
 
 def _own_first(draft: Draft, *own: Entry | None) -> Sequence[Entry]:
@@ -545,23 +546,28 @@ def _wishes(draft: Draft, subject: Entry, kind: Kind) -> dict[str, Any]:
         for concept in (*request.get("category", ()), *request.get("orderDetail", ()))
         for code in codes(concept)
     ]
-    replaced = [
-        each
-        for reference in request.get("replaces", ())
-        for holder in _with_target(draft, reference, subject)
-        for each in identifiers(holder)
-    ]
     return {
         "specialty": _code(code_of(request.get("performerType"))),
         "priority": next(
             (c.value for c in categories if c.value in _TRANSPORT_PRIORITY), request.get("priority")
         ),
         "transfer_kind": next((c.value for c in categories if c.system == HUB_TRANSFER_TYPE), None),
-        "replaces": TransferRefs(
-            hub_id=next((each.value for each in replaced if each.system == HUB_TRANSFER), None),
-            requests=tuple(each for each in replaced if each.system != HUB_TRANSFER),
-        ),
+        "replaces": _replaced(draft, subject) if "replaces" in request else TransferRefs(),
     }
+
+
+def _replaced(draft: Draft, request: Entry) -> TransferRefs:
+    """The request that this one stands in for."""
+    found = [
+        each
+        for reference in request.resource["replaces"]
+        for holder in _with_target(draft, reference, request)
+        for each in identifiers(holder)
+    ]
+    return TransferRefs(
+        hub_id=next((each.value for each in found if each.system == HUB_TRANSFER), None),
+        requests=tuple(each for each in found if each.system != HUB_TRANSFER),
+    )
 
 
 _TRANSPORT_PRIORITY = frozenset({"IFT1", "IFT2", "IFT3", "IFT4"})

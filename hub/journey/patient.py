@@ -4,7 +4,7 @@ Sources: NHS Data Dictionary, NHS NUMBER and NHS NUMBER STATUS INDICATOR CODE; U
 Patient.link; PDS FHIR API, security labels; HL7 FHIR extension patient-unknownIdentity (HL7 v2 PID-31).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hub.domain.ids import NHS_AUTHORITY, NhsNumber, PersonKey, parse_nhs_number
@@ -13,6 +13,9 @@ from hub.domain.rejection import Why
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
 from hub.fhir.tree import VALUE_MAX, Entry, Tree, code_of, identifiers
 from hub.journey.draft import Draft, RefusedError
+
+Described = tuple[Mapping[str, Any], str, bool]
+"""What describes a person, where it stands, and whether it is a Patient."""
 
 _UNKNOWN_IDENTITY = "/patient-unknownidentity"
 _RECORD = "record"
@@ -23,22 +26,23 @@ _SENSITIVITY = {"V": "V", "R": "R", "REDACTED": "V", "U": "U"}
 
 
 def person_ref(
-    draft: Draft, kind: Kind, subject: Entry, nhs_number_check: Literal["enforce", "flag"]
+    draft: Draft, kind: Kind, described: Described, nhs_number_check: Literal["enforce", "flag"]
 ) -> PersonRef:
     """The patient, by the Patient resource or by a reference that carries an identifier. Raises RefusedError."""
-    source, at, is_patient = described_by(draft, subject)
-    number, verification = _nhs_number(source, at, draft, nhs_number_check)
+    source, at, is_patient = described
+    national = _nhs_identifiers(source)
+    number, verification = _nhs_number(national, at, draft, nhs_number_check)
     patient: Mapping[str, Any] = source if is_patient else {}
     trust, local = draft.received.trust, _local(draft, source)
-    number_system = draft.directory[trust].identifier_systems.patient
+    own_numbers = f"{trust}|{draft.directory[trust].identifier_systems.patient}"
     ref = PersonRef(
         nhs_number=number,
         verification=verification,
         local=local,
-        numbers=tuple(key for key in local if key.authority == f"{trust}|{number_system}"),
+        numbers=tuple([key for key in local if key.authority == own_numbers]),
         birth_date=patient.get("birthDate"),
         record=_record(draft, patient.get("id")) if kind is Kind.PATIENT else None,
-        superseded=_superseded(source),
+        superseded=_superseded(national),
         links=_links(draft, patient),
         active=patient.get("active"),
         unknown=_is_unknown(patient),
@@ -58,7 +62,7 @@ def person_ref(
     return ref
 
 
-def described_by(draft: Draft, subject: Entry) -> tuple[Mapping[str, Any], str, bool]:
+def described_by(draft: Draft, subject: Entry) -> Described:
     """What describes the person: the Patient or the reference, where it stands, and whether it is a Patient. Raises RefusedError."""
     if subject.resource["resourceType"] == "Patient":
         return subject.resource, f"{subject.path}.identifier", True
@@ -107,9 +111,11 @@ def _local(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
     system.
     """
     return tuple(
-        PersonKey(f"{draft.received.trust}|{each.system}", each.value)
-        for each in identifiers(source)
-        if each.system not in _NOT_LOCAL and not parse_nhs_number(each.value).repeated
+        [
+            PersonKey(f"{draft.received.trust}|{each.system}", each.value)
+            for each in identifiers(source)
+            if each.system not in _NOT_LOCAL and not parse_nhs_number(each.value).repeated
+        ]
     )
 
 
@@ -127,19 +133,24 @@ def is_record(key: PersonKey) -> bool:
     return key.authority.endswith(f"|{_RECORD}")
 
 
-def _each_identifier(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _nhs_identifiers(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The identifiers that are NHS numbers, those of former times too."""
     found = source.get("identifier", ())
-    return [each for each in ((found,) if isinstance(found, dict) else found) if isinstance(each, dict)]
+    return [
+        each
+        for each in ((found,) if isinstance(found, dict) else found)
+        if isinstance(each, dict) and each.get("system") == NHS_NUMBER and each.get("value")
+    ]
 
 
 def _nhs_number(
-    source: Mapping[str, Any], at: str, draft: Draft, check: Literal["enforce", "flag"]
+    national: Sequence[Mapping[str, Any]], at: str, draft: Draft, check: Literal["enforce", "flag"]
 ) -> tuple[NhsNumber | None, str | None]:
     """The NHS number that is the person's now, and its status: one that can be used before one that cannot. Raises RefusedError."""
     found = [
         (parse_nhs_number(each["value"]), _verification(each))
-        for each in _each_identifier(source)
-        if each.get("system") == NHS_NUMBER and each.get("value") and _is_current(each, draft)
+        for each in national
+        if _is_current(each, draft)
     ]
     usable = [(number, said) for number, said in found if number.valid and said in _USABLE]
     if len({number.digits for number, _ in usable}) > 1:
@@ -166,19 +177,16 @@ _USABLE = frozenset({None, "01"})
 
 def _is_current(identifier: Mapping[str, Any], draft: Draft) -> bool:
     """Neither called old nor out of its period: the day it ends is its last. FHIR dates may be a year or a month."""
+    if identifier.get("use") == "old":
+        return False
     ended = str((identifier.get("period") or {}).get("end", ""))[:10]
-    today = draft.received.received_at.date().isoformat()
-    return identifier.get("use") != "old" and not (ended and ended < today[: len(ended)])
+    return not ended or ended >= draft.received.received_at.date().isoformat()[: len(ended)]
 
 
-def _superseded(source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
+def _superseded(national: Sequence[Mapping[str, Any]]) -> tuple[PersonKey, ...]:
     """NHS numbers that the record says are this person's no longer."""
-    old = (
-        parse_nhs_number(each["value"])
-        for each in _each_identifier(source)
-        if each.get("system") == NHS_NUMBER and each.get("use") == "old" and each.get("value")
-    )
-    return tuple(PersonKey(NHS_AUTHORITY, number.digits) for number in old if number.valid)
+    old = [parse_nhs_number(each["value"]) for each in national if each.get("use") == "old"]
+    return tuple([PersonKey(NHS_AUTHORITY, number.digits) for number in old if number.valid])
 
 
 # The retired slugs still dominate what is sent (UK Core, NHSNumberVerificationStatus).
@@ -214,11 +222,8 @@ def _keys_of(draft: Draft, source: Mapping[str, Any]) -> tuple[PersonKey, ...]:
     """What another record is known by. Its NHS number counts if nothing is said against it."""
     numbers = (
         parse_nhs_number(each["value"])
-        for each in _each_identifier(source)
-        if each.get("system") == NHS_NUMBER
-        and each.get("value")
-        and _is_current(each, draft)
-        and _verification(each) in _USABLE
+        for each in _nhs_identifiers(source)
+        if _is_current(each, draft) and _verification(each) in _USABLE
     )
     return (
         *(PersonKey(NHS_AUTHORITY, number.digits) for number in numbers if number.valid),
