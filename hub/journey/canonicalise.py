@@ -11,6 +11,7 @@ Rules (`Change.rule`):
  * ``reference-question``   a search in place of a reference, for what is not in the Bundle, is the identifier it searches by
 """
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -23,6 +24,7 @@ from hub.fhir.structure import TIME_PROPERTIES
 from hub.fhir.systems import (
     NHS_NUMBER,
     ODS_SYSTEMS,
+    PRACTITIONER_SYSTEMS,
     canonical_system,
     practitioner_system,
 )
@@ -148,6 +150,10 @@ def _plain_value(system: str, value: str) -> str:
     return (parse_ods(value) or value) if system in ODS_SYSTEMS else value
 
 
+_NATIONAL = ODS_SYSTEMS | PRACTITIONER_SYSTEMS | {NHS_NUMBER}
+"""Systems whose values have a form of their own."""
+
+
 def _walk(node: Tree, path: Path, changes: list[Change], references: list[tuple[Tree, Path]]) -> None:
     for name, value in node.items():
         kind = type(value)
@@ -180,7 +186,7 @@ def _identifier(identifier: Tree, path: Path, changes: list[Change]) -> None:
     if canonical != system:
         _set(identifier, "system", canonical, "identifier-system", path, changes)
         system = canonical
-    if not isinstance(value, str):
+    if system not in _NATIONAL or not isinstance(value, str):
         return
     plain = _plain_value(system, value)
     if plain != value:
@@ -209,6 +215,9 @@ def _said(path: Path | None) -> str:
     return "".join(reversed(steps))[1:]
 
 
+_TO_THE_SECOND = re.compile(r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
+
+
 @lru_cache(maxsize=1024)
 def to_utc(text: str) -> str:
     """A FHIR dateTime with an offset in UTC; text that is not one (a date, say) comes back as it is.
@@ -219,7 +228,10 @@ def to_utc(text: str) -> str:
     if not offset:
         return text
     try:
-        moment = datetime.fromisoformat(head + offset).astimezone(UTC)
+        moment = datetime.fromisoformat(head + offset)
+        if not moment.utcoffset() and _TO_THE_SECOND.fullmatch(head):
+            return f"{head}{fraction}Z"
+        moment = moment.astimezone(UTC)
     except (ValueError, OverflowError):
         return text
     return f"{moment.isoformat()[:19]}{fraction}Z" if moment.year >= 1000 else text
