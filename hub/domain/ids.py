@@ -85,10 +85,12 @@ def parse_nhs_number(text: str) -> NhsNumber:
     Remembered for a while: one message says the same number several times.
     """
     digits = _SPACES.sub("", text)
-    repeated = len(digits) == 10 and len(set(digits)) == 1
-    is_ten_digits = len(digits) == 10 and digits.isascii() and digits.isdigit()
+    if len(digits) != 10:
+        return NhsNumber(digits, valid=False, repeated=False)
+    repeated = len(set(digits)) == 1
+    is_number = digits.isascii() and digits.isdigit()
     return NhsNumber(
-        digits, valid=is_ten_digits and not repeated and _has_right_check_digit(digits), repeated=repeated
+        digits, valid=is_number and not repeated and _has_right_check_digit(digits), repeated=repeated
     )
 
 
