@@ -78,8 +78,11 @@ def _begin_with_its_focus(draft: Draft, header: Tree) -> None:
 
     A message about an appointment or a dispensed medicine often has the patient's stay with it; that does not make it news of the stay.
     """
-    said = (draft.resources.resolve(each, inside=header) for each in header.get("focus", ()))
-    focus = [each for each in said if each is not None]
+    focus = [
+        found
+        for each in header.get("focus", ())
+        if (found := draft.resources.resolve(each, inside=header)) is not None
+    ]
     types = {each["resourceType"] for each in focus}
     if types and types.isdisjoint(_ABOUT):
         raise RefusedError(

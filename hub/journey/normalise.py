@@ -118,16 +118,17 @@ def _meaning(
     if not received.key:
         draft.flags.append(Flag(FlagCode.KEY_EMPTY))
     patient = _patient_entry(draft, described)
+    refs = _refs(draft, kind, subject)
     return Canonical(
         received=received,
-        correlation_id=received.header(headers.CORRELATION_ID) or None,
+        correlation_id=refs.correlation_id,
         bundle_id=tree.get("id") if tree["resourceType"] == "Bundle" else None,
         kind=kind,
         event_type=event,
         occurred_at=occurred_at,
         sequence=_sequence(subject),
         person=person,
-        refs=_refs(draft, kind, subject),
+        refs=refs,
         receiver=receiver,
         receiver_code=receiver_code,
         sender_code=sender_code,
@@ -142,8 +143,10 @@ def _meaning(
         stated_at=stated_at(subject.resource),
         began_at=_began_at(kind, subject),
         resources=tuple(
-            {"fullUrl": e.full_url, "resource": e.resource}
-            for e in _own_first(draft, subject, patient, entry)
+            [
+                {"fullUrl": e.full_url, "resource": e.resource}
+                for e in _own_first(draft, subject, patient, entry)
+            ]
         ),
         patient_url=patient.full_url if patient else None,
         message=tree,
@@ -375,8 +378,12 @@ def _trusts(
     draft: Draft, references: Iterable[Mapping[str, Any] | None], inside: Tree | None
 ) -> set[OdsCode]:
     """The trusts that references mean, of those that have joined: a practice or a team says nothing of a receiver."""
-    codes = (code for each in references for code in draft.organisation_codes(each, inside=inside))
-    return {trust for code in codes if (trust := draft.directory.trust_of(code)) is not None}
+    return {
+        trust
+        for each in references
+        for code in draft.organisation_codes(each, inside=inside)
+        if (trust := draft.directory.trust_of(code)) is not None
+    }
 
 
 def _occurred_at(
@@ -443,13 +450,14 @@ def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
     """All that can name the transfer. The hub's own id may stand on the Task, the ServiceRequest or their references."""
     found = [each for holder in _named_by(draft, kind, subject) for each in identifiers(holder)]
     said = [each.value for each in found if each.system == HUB_TRANSFER]
+    requests = [each for each in found if each.system != HUB_TRANSFER]
     about = draft.received.proved(headers.ABOUT)
     if about and set(said) - {about}:
         at = f"{subject.path}.identifier"
         raise RefusedError(Why.ADDRESS_DIFFERS, at, "The body names another transfer than the address.")
     return TransferRefs(
-        hub_id=about or next(iter(said), None),
-        requests=tuple(dict.fromkeys(each for each in found if each.system != HUB_TRANSFER)),
+        hub_id=about or (said[0] if said else None),
+        requests=tuple(dict.fromkeys(requests)),
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
         numbers=_bare_numbers(draft, subject) if kind is Kind.ANSWER else (),
         addresses=_addresses(draft, subject) if kind is Kind.ANSWER else (),
