@@ -473,10 +473,11 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
     """A new request: one of its own, the confirmation of what was inferred, or one that stands in for another."""
     if canonical.receiver is None:
         return Rejection(Why.RECEIVER_MISSING, "MessageHeader.destination.receiver")
-    replaced = _replaced(canonical, person_id, known)
+    theirs = known.transfers_of_person(person_id)
+    replaced = _replaced(canonical, theirs)
     if isinstance(replaced, Rejection):
         return replaced
-    inferred = _inferred(canonical, person_id, known)
+    inferred = _inferred(canonical, theirs)
     if inferred is not None:
         asked = replace(inferred, requested_at=canonical.occurred_at)
         confirmed = _apply(canonical, asked, Step.REQUEST, known)
@@ -501,7 +502,7 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         kind=canonical.transfer_kind,
         replaces=replaced.id if replaced else None,
     )
-    existing = _one_open(blank, known)
+    existing = _one_open(blank, theirs)
     if existing is not None and (replaced is None or existing.id != replaced.id):
         return Rejection(
             Why.TRANSFER_EXISTS,
@@ -510,7 +511,7 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
         )
     step = Step.DRAFT if canonical.status == "draft" else Step.REQUEST
     told, move = blank.with_fact(_fact(canonical, blank, step, _because(canonical, blank, step)))
-    adopted = _adopt(told, known.stays_of_person(person_id), known.transfers_of_person(person_id))
+    adopted = _adopt(told, known.stays_of_person(person_id), theirs)
     created = Taken(adopted, None, adopted.facts, move, created=True)
     if replaced is None:
         return Advanced((created,), flags=created.flags)
@@ -520,26 +521,26 @@ def _create(canonical: Canonical, person_id: PersonId, known: Known) -> Advanced
     return Advanced((created, *redirected.taken), flags=created.flags)
 
 
-def _replaced(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | Rejection | None:
-    """The sender's own earlier request that this one stands in for."""
+def _replaced(canonical: Canonical, theirs: Iterable[Transfer]) -> Transfer | Rejection | None:
+    """The sender's own earlier request that this one stands in for, among the person's transfers."""
     refs = canonical.replaces
     if refs.hub_id is None and not refs.requests:
         return None
     found = [
         each
-        for each in known.transfers_of_person(person_id)
+        for each in theirs
         if each.sender == canonical.trust
         and (each.id == refs.hub_id or set(each.requests) & set(refs.requests))
     ]
     return found[0] if len(found) == 1 else Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.replaces")
 
 
-def _inferred(canonical: Canonical, person_id: PersonId, known: Known) -> Transfer | None:
+def _inferred(canonical: Canonical, theirs: Iterable[Transfer]) -> Transfer | None:
     """What was inferred between these two trusts and is now asked for after all."""
     own_stay = canonical.encounter.key if canonical.encounter else None
     found = [
         each
-        for each in known.transfers_of_person(person_id)
+        for each in theirs
         if each.inferred
         and each.sender == canonical.trust
         and each.receiver == canonical.receiver
@@ -560,13 +561,13 @@ def _can_be_asked_for(inferred: Transfer, at: datetime, *, names_its_stay: bool)
     return at <= ended + (AFTER_END if comes_late else timedelta(0))
 
 
-def _one_open(new: Transfer, known: Known) -> Transfer | None:
+def _one_open(new: Transfer, theirs: Iterable[Transfer]) -> Transfer | None:
     """One open transfer per person, origin encounter and specialty (BaRS: one active request)."""
     wish = (new.sender, new.origin_encounter, new.specialty)
     return next(
         (
             each
-            for each in known.transfers_of_person(new.person_id)
+            for each in theirs
             if each.is_open and (each.sender, each.origin_encounter, each.specialty) == wish
         ),
         None,

@@ -29,7 +29,7 @@ from hub.journey.identify import Identified, identify, somebody_new
 from hub.journey.known import LINKED, FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
-from hub.journey.route import event_type_of, news, receipt_for, told_to
+from hub.journey.route import Told, event_type_of, news, receipt_for, told_of
 
 
 @value
@@ -189,12 +189,13 @@ def _act(
         return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
         advanced = identity_changed(canonical, _transfers_of(identified, known), identified.basis)
-    for to in told_to(canonical, advanced):
+    told = told_of(canonical, advanced)
+    for each in told:
         # Somebody who has left: that nobody else is told, a human may decide.
-        if to not in journey.directory and not by_hand:
-            unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{to} is a party of the transfer.")
+        if each.to not in journey.directory and not by_hand:
+            unknown = Rejection(Why.RECEIVER_UNKNOWN, detail=f"{each.to} is a party of the transfer.")
             return _refused(understood, unknown, journey, now, canonical, person_id=whom)
-    return _accepted(understood, canonical, identified, advanced, known, journey, now)
+    return _accepted(understood, canonical, identified, advanced, told, known, journey, now)
 
 
 _TRANSFER_OF_ANOTHER = Rejection(
@@ -222,6 +223,7 @@ def _accepted(
     canonical: Canonical,
     identified: Identified,
     advanced: Advanced,
+    told: Sequence[Told],
     known: Known,
     journey: Journey,
     now: datetime,
@@ -235,7 +237,6 @@ def _accepted(
         tuple(dict.fromkeys((*canonical.flags, *advanced.flags))),
     )
     sensitive = _is_sensitive(identified, known)
-    told = news(canonical, advanced, journey.directory, sensitive=sensitive)
     receipt = receipt_for(
         canonical.received,
         understood.message_id,
@@ -244,7 +245,7 @@ def _accepted(
         journey.directory,
         canonical.bundle_id,
     )
-    outbox = (*told, receipt)
+    outbox = (*news(canonical, told, journey.directory, sensitive=sensitive), receipt)
     return Effects(
         understood.received,
         understood.message_id,

@@ -5,13 +5,14 @@ clock caused, of corrections and of alarms; the author hears what became of its 
 transfer never appears here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from hub.domain.ids import EventId, OdsCode, TransferId
 from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import CORRECTED, ENDED, EVENT_TYPE, HUB, PHYSICAL, REOPENED, State, Step, Transfer
 from hub.domain.trust import Directory
+from hub.domain.value import value
 from hub.fhir import headers
 from hub.fhir.outgoing import Occasion, receipt, transfer_news
 from hub.journey.advance import Advanced, Taken
@@ -22,30 +23,28 @@ _ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
 """Facts that are told although they moved nothing."""
 
 
+@value
+class Told:
+    """Somebody who hears of a message: of which transfer, and what it did to it. ``taken`` None: nothing moved."""
+
+    to: OdsCode
+    transfer: Transfer
+    taken: Taken | None
+
+
+def told_of(canonical: Canonical, advanced: Advanced) -> list[Told]:
+    """Who hears of a message; it may be somebody who has left, or who joined after this process began."""
+    moved = [Told(to, taken.transfer, taken) for taken in advanced.taken for to in _told(canonical, taken)]
+    return moved + [Told(transfer.receiver, transfer, None) for transfer in advanced.shared]
+
+
 def news(
-    canonical: Canonical, advanced: Advanced, directory: Directory, *, sensitive: bool = False
+    canonical: Canonical, told: Iterable[Told], directory: Directory, *, sensitive: bool = False
 ) -> tuple[Outgoing, ...]:
     """What the parties are told of one message. ``sensitive``: the patient's whereabouts are kept back."""
-    told = [
-        _outgoing(canonical, taken.transfer, event_type_of(taken), to, directory, sensitive, taken)
-        for taken in advanced.taken
-        for to in _told(canonical, taken)
-        if to in directory
-    ]
-    told += [
-        _outgoing(canonical, transfer, canonical.event_type, transfer.receiver, directory, sensitive, None)
-        for transfer in advanced.shared
-        if transfer.receiver in directory
-    ]
-    return tuple(told)
-
-
-def told_to(canonical: Canonical, advanced: Advanced) -> Iterator[OdsCode]:
-    """Who is told by `news`; it may be somebody who has left, or who joined after this process began."""
-    for taken in advanced.taken:
-        yield from _told(canonical, taken)
-    for transfer in advanced.shared:
-        yield transfer.receiver
+    return tuple(
+        _outgoing(canonical, each, directory, sensitive=sensitive) for each in told if each.to in directory
+    )
 
 
 def event_type_of(taken: Taken) -> str:
@@ -77,15 +76,9 @@ def _is_news(canonical: Canonical, taken: Taken) -> bool:
     return moved or by_purpose or taken.is_alert or taken.fact.step in _ALWAYS_TOLD
 
 
-def _outgoing(
-    canonical: Canonical,
-    transfer: Transfer,
-    event_type: str,
-    to: OdsCode,
-    directory: Directory,
-    sensitive: bool,
-    taken: Taken | None,
-) -> Outgoing:
+def _outgoing(canonical: Canonical, told: Told, directory: Directory, *, sensitive: bool) -> Outgoing:
+    to, transfer, taken = told.to, told.transfer, told.taken
+    event_type = canonical.event_type if taken is None else event_type_of(taken)
     resources: tuple[Resource, ...] = ()
     if taken is None or is_shown(taken.fact):
         resources = resources_for(
