@@ -8,6 +8,7 @@ ended by a clock. Only a bed that is held no longer is given back.
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,15 +69,14 @@ class Clocks(_Part):
     )
     routes: tuple[Route, ...] = ()
 
-    def limit(self, transfer: Transfer, clock: Clock) -> timedelta | None:
-        """How long this clock runs for this transfer; None: it does not run."""
+    def limits_of(self, transfer: Transfer) -> Mapping[Clock, timedelta]:
+        """How long each clock runs for this transfer; one that is not in it does not run. Of two routes the first counts."""
         pace = pace_of(transfer)
-        for route in self.routes:
+        limits = self.limits.get(pace, {})
+        for route in reversed(self.routes):
             if route.sender == transfer.sender and route.receiver == transfer.receiver:
-                found = route.limits.get(pace, {}).get(clock)
-                if found is not None:
-                    return found
-        return self.limits.get(pace, {}).get(clock)
+                limits = {**limits, **route.limits.get(pace, {})}
+        return limits
 
 
 _PACE_OF_PRIORITY: Mapping[str, Pace] = {
@@ -122,8 +122,11 @@ def next_due(transfer: Transfer, clocks: Clocks) -> Due | None:
     ``at`` is never before the hub has had `Clocks.settle` to hear the rest.
     """
     moves = fold(transfer.facts)
+    limits = clocks.limits_of(transfer)
     dues = [
-        due for running in _running(transfer, moves) if (due := _due(transfer, running, clocks)) is not None
+        due
+        for running in _running(transfer, moves)
+        if (due := _due(transfer, running, limits, clocks)) is not None
     ]
     if not dues:
         return None
@@ -138,15 +141,17 @@ def level_at(transfer: Transfer, due: Due, clocks: Clocks, now: datetime) -> Due
     running = next((each for each in _running(transfer, moves) if each.clock is due.clock), None)
     if running is None:
         return due
-    times = list(_times(transfer, running, clocks))
+    times = list(_times(transfer, running, clocks.limits_of(transfer), clocks))
     reached = [level for level, at in enumerate(times, 1) if at <= now]
     level = max([due.level, *reached])
     return Due(times[level - 1], due.clock, level)
 
 
-def _due(transfer: Transfer, running: _Running, clocks: Clocks) -> Due | None:
+def _due(
+    transfer: Transfer, running: _Running, limits: Mapping[Clock, timedelta], clocks: Clocks
+) -> Due | None:
     rung = max(_levels_rung(transfer.facts, running), default=0)
-    for level, at in enumerate(_times(transfer, running, clocks), 1):
+    for level, at in enumerate(_times(transfer, running, limits, clocks), 1):
         if level > rung:
             return Due(at, running.clock, level)
     return None
@@ -161,8 +166,10 @@ def _levels_rung(facts: Sequence[Fact], running: _Running) -> Iterator[int]:
             yield int(level)
 
 
-def _times(transfer: Transfer, running: _Running, clocks: Clocks) -> Iterator[datetime]:
-    limit = clocks.limit(transfer, running.clock)
+def _times(
+    transfer: Transfer, running: _Running, limits: Mapping[Clock, timedelta], clocks: Clocks
+) -> Iterator[datetime]:
+    limit = limits.get(running.clock)
     if running.clock is Clock.BED_HOLD:
         if running.until is not None or limit is not None:
             yield running.until or running.since + (limit or timedelta())
@@ -173,7 +180,13 @@ def _times(transfer: Transfer, running: _Running, clocks: Clocks) -> Iterator[da
             limit = max(running.until - running.since, timedelta()) + grace
     if limit is not None:
         for factor in clocks.ladder:
-            yield running.since + limit * factor
+            yield running.since + _times_as_long(limit, factor)
+
+
+@lru_cache(maxsize=1024)
+def _times_as_long(limit: timedelta, factor: float) -> timedelta:
+    """Remembered: limits are few, and Python multiplies by a fraction in whole numbers."""
+    return limit * factor
 
 
 _UNDECIDED = (State.REQUESTED, State.RECEIVED)

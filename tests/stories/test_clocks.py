@@ -167,14 +167,26 @@ async def test_only_a_person_closes_what_nobody_acts_on(hub, torbay, exeter, clo
 async def test_a_route_has_limits_of_its_own():
     limits = {Pace.STAT: {Clock.DECISION: timedelta(minutes=15)}}
     clocks = Clocks.model_validate(
-        {**CLOCKS.model_dump(), "routes": [{"sender": "RA9", "receiver": "RH8", "limits": limits}]}
+        {
+            **CLOCKS.model_dump(),
+            "routes": [
+                {"sender": "RA9", "receiver": "RH8", "limits": limits},
+                {
+                    "sender": "RA9",
+                    "receiver": "RH8",
+                    "limits": {Pace.STAT: {Clock.DECISION: timedelta(hours=1)}},
+                },
+                {"sender": "RH8", "receiver": "RA9", "limits": {Pace.STAT: {Clock.VIEW: timedelta(hours=1)}}},
+            ],
+        }
     )
 
     class Stat:
         sender, receiver, kind, priority = "RA9", "RH8", None, "stat"
 
-    assert clocks.limit(Stat, Clock.DECISION) == timedelta(minutes=15)
-    assert clocks.limit(Stat, Clock.VIEW) == timedelta(minutes=10)
+    limits_of_this_route = clocks.limits_of(Stat)
+    assert limits_of_this_route[Clock.DECISION] == timedelta(minutes=15)
+    assert limits_of_this_route[Clock.VIEW] == timedelta(minutes=10)
 
 
 async def test_a_hospital_that_is_given_nothing_for_a_minute_is_an_incident_until_it_is(hub, torbay):
