@@ -5,12 +5,15 @@ UTC with six digits and Z. An entry that is read back from a database gives the 
 give the same. The index is in it, so that a leaf also proves its place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
+
+from hub.audit.entries import AuditEntry
 
 VERSION: Final = 1
 """Of this form. A leaf that is sealed keeps the form in which it was sealed."""
@@ -22,6 +25,7 @@ FIELDS: Final = (
 """The entry's fields, in the order in which they are written."""
 
 _HEAD = FIELDS[1:-1]
+_head_of = attrgetter(*_HEAD)
 TIMES: Final = ("at", "occurred_at")
 """The fields that are times."""
 _KNOWN = frozenset(FIELDS)
@@ -41,14 +45,23 @@ def said_bytes(fields: Mapping[str, Any]) -> bytes:
     """What an entry says, before it has a number and a place: the leaf without the beginning that `as_leaf` gives it."""
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
-    said = {name: given for name in _HEAD if (given := fields.get(name)) is not None}
+    return _said(map(fields.get, _HEAD), fields.get("detail"))
+
+
+def said_by(entry: AuditEntry) -> bytes:
+    """`said_bytes` of an entry that was written just now."""
+    return _said(_head_of(entry), entry.detail)
+
+
+def _said(head: Iterable[Any], detail: Mapping[str, Any] | None) -> bytes:
+    said = {name: given for name, given in zip(_HEAD, head, strict=True) if given is not None}
     for name in TIMES:
         if name in said:
             said[name] = _time(said[name])
-    head = orjson.dumps(said)
-    if (detail := fields.get("detail")) is None:
-        return head
-    return b"%b%b%b}" % (head[:-1], _DETAIL, orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+    begun = orjson.dumps(said)
+    if detail is None:
+        return begun
+    return b"%b%b%b}" % (begun[:-1], _DETAIL, orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
 
 
 def apart(said: bytes) -> tuple[bytes, bytes | None]:

@@ -127,8 +127,9 @@ async def _copy(
     if not driver.is_in_transaction():
         # SQLAlchemy begins a transaction with the first statement that it sees, and it does not see a COPY.
         await connection.execute(select(1))
-    for at in (at for at, name in enumerate(names) if isinstance(table.c[name].type, JSON)):
-        records = [_with_text(each, at) for each in records]
+    json = [at for at, name in enumerate(names) if isinstance(table.c[name].type, JSON)]
+    if json:
+        records = [_with_texts(each, json) for each in records]
     try:
         await driver.copy_records_to_table(table.name, records=records, columns=list(names))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -139,12 +140,13 @@ async def _copy(
         raise kind(f"COPY {table.name}", None, error) from error
 
 
-def _with_text(record: Sequence[Any], at: int) -> Sequence[Any]:
-    """JSON travels as text."""
-    value = record[at]
-    if value is None or isinstance(value, JsonText):
-        return record
-    return (*record[:at], dumps(value), *record[at + 1 :])
+def _with_texts(record: Sequence[Any], json: Iterable[int]) -> Sequence[Any]:
+    """JSON travels as text: the values at these places."""
+    told = list(record)
+    for at in json:
+        if told[at] is not None:
+            told[at] = dumps(told[at])
+    return told
 
 
 async def update_rows(

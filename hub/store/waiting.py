@@ -5,7 +5,7 @@ sealer reads the rows as they were written; whoever asks the book reads the view
 one by one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,13 +13,12 @@ import orjson
 from sqlalchemy import Connection, Table, event, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub.audit.leaf import said_bytes
 from hub.store.tables import audit_batch
 
 BATCH_MAX = 1000
 """Entries in one row: entry n of a batch (from 0) has the number batch · 1000 + n."""
 
-_BETWEEN = ",\n"
+_BETWEEN = b",\n"
 """Between two entries. A line break is escaped within JSON, so it is nowhere else."""
 
 
@@ -30,16 +29,16 @@ class Waiting(NamedTuple):
     said: bytes
 
 
-def rows(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Entries, field by field, as rows of `audit_batch`."""
-    for at in range(0, len(entries), BATCH_MAX):
-        lines = [said_bytes(each).decode() for each in entries[at : at + BATCH_MAX]]
-        yield {"size": len(lines), "entries": f"[{_BETWEEN.join(lines)}]"}
+def rows(said: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """What entries say, as rows of `audit_batch`."""
+    for at in range(0, len(said), BATCH_MAX):
+        lines = said[at : at + BATCH_MAX]
+        yield {"size": len(lines), "entries": f"[{_BETWEEN.join(lines).decode()}]"}
 
 
 def entries(batch: int, text: str) -> Iterator[Waiting]:
     """The entries of a row, in the order in which they were written."""
-    lines = text[1:-1].encode().split(_BETWEEN.encode())
+    lines = text[1:-1].encode().split(_BETWEEN)
     return (Waiting(batch * BATCH_MAX + at, line) for at, line in enumerate(lines))
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.entries import AuditEntry
+from hub.audit.leaf import said_by
 from hub.domain.clocks import Clocks, next_due
 from hub.domain.ids import TransferId
 from hub.domain.message import Stay
@@ -54,7 +55,7 @@ async def write_effects(
 
 async def write_audit(connection: AsyncConnection, entries: Sequence[AuditEntry]) -> None:
     """Append to the book. The sealer takes it from there (`hub.store.sealing`)."""
-    rows = waiting.rows([_audit(entry) for entry in entries])
+    rows = waiting.rows([said_by(entry) for entry in entries])
     await insert_rows(connection, t.audit_batch, list(rows))
 
 
@@ -321,24 +322,4 @@ def outbox_row(out: Outgoing, now: datetime) -> Row:
         "created_at": now,
         "state": "pending",
         "attempts": 0,
-    }
-
-
-def _audit(entry: AuditEntry) -> Row:
-    return {
-        "code": entry.code.value,
-        "at": entry.at,
-        "occurred_at": entry.occurred_at,
-        "outcome": int(entry.outcome),
-        "trust": entry.trust,
-        "system": entry.system,
-        "counterpart": entry.counterpart,
-        "event_id": entry.event_id,
-        "person_id": entry.person_id,
-        "transfer_id": entry.transfer_id,
-        "request_id": entry.request_id,
-        "user_id": entry.user_id,
-        "role_id": entry.role_id,
-        "client_id": entry.client_id,
-        "detail": entry.detail,
     }

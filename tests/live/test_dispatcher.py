@@ -41,6 +41,7 @@ from confluent_kafka.admin import (
 )
 from sqlalchemy import delete, event, func, insert, select, update
 
+from hub.audit.leaf import said_bytes
 from hub.demo.broker import EmbeddedBroker
 from hub.destinations.kafka import KafkaAccess, KafkaDestination
 from hub.domain.delivery import DeliveryError, Outgoing, Placed, Scope
@@ -870,7 +871,8 @@ async def test_without_transactions_on_the_embedded_broker_and_sqlite(tmp_path):
                     await connection.execute(select(audit_pending).order_by(audit_pending.c.entry))
                 ).mappings()
                 kept = [
-                    {k: v for k, v in each.items() if k != "entry"} for each in told.fetchmany(rows - 100)
+                    said_bytes({k: v for k, v in each.items() if k != "entry"})
+                    for each in told.fetchmany(rows - 100)
                 ]
                 await connection.execute(delete(audit_batch))
                 await connection.execute(insert(audit_batch), list(waiting.rows(kept)))

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from hub.audit.leaf import said_bytes
 from hub.store import append_only, waiting
 from hub.store.tables import audit_pending
 
@@ -46,7 +47,7 @@ def _carry_over(connection: sa.Connection) -> None:
     batch = highest // waiting.BATCH_MAX + 1
     found = connection.execute(sa.select(audit_pending).order_by(audit_pending.c.entry)).mappings()
     while some := found.fetchmany(waiting.BATCH_MAX):
-        [row] = waiting.rows([_without_number(each) for each in some])
+        [row] = waiting.rows([said_bytes(_without_number(each)) for each in some])
         connection.execute(_BATCH.insert().values(batch=batch, **row))
         batch += 1
     if connection.dialect.name == "postgresql":
