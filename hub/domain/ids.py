@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import NewType
@@ -107,18 +108,18 @@ def time_ordered_id(at: datetime, *parts: object) -> str:
     The random bits are a hash of ``parts``, so that a message that is read again before it was
     committed gets the id it had, and a replay on another machine gives the same bytes (RFC 9562, 5.7).
     """
-    return _uuid_7(_time_bits(at), parts)
+    return _uuid_7(_time_bits(at), map(str, parts))
 
 
-def made_by(event_id: str, *parts: object) -> str:
+def made_by(event_id: str, *parts: str) -> str:
     """The id of something that an event makes; ``parts`` name it, the event's id among them. Its time is the one in the event's id, so
     a message that is read from Kafka again, days later and into a database that a backup was put back into, gives the same.
     """
     return _uuid_7(event_id[:13], parts)
 
 
-def _uuid_7(time_bits: str, parts: tuple[object, ...]) -> str:
-    rest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+def _uuid_7(time_bits: str, parts: Iterable[str]) -> str:
+    rest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
     return f"{time_bits}-7{rest[:3]}-{_VARIANT[rest[3]]}{rest[4:7]}-{rest[7:19]}"
 
 
