@@ -4,10 +4,12 @@ Two kinds: news of a transfer (to the inbox) and a receipt for a message (to the
 bytes for the same input. Sources: FHIR R4 messaging, Task and OperationOutcome.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
+
+import orjson
 
 from hub.domain.ids import Identifier, made_by
 from hub.domain.message import Canonical, Received
@@ -63,13 +65,14 @@ def transfer_news(
     to: str,
     *,
     resources: Sequence[Mapping[str, Any]] = (),
+    written: Iterable[bytes] | None = None,
     patient_url: str | None = None,
     reason: Sequence[Identifier] = (),
     note: str = "",
 ) -> bytes:
     """The message Bundle that tells ``to`` what happened: a Task with the transfer's state, and what of the message is
-    for this party (`hub.journey.disclose`). ``patient_url`` is the Patient among them whose transfer it is, if one is.
-    ``note`` is a sentence for a human.
+    for this party (`hub.journey.disclose`); ``written`` is the same as JSON, where somebody has it already. ``patient_url`` is the
+    Patient among them whose transfer it is, if one is. ``note`` is a sentence for a human.
     """
     task_url = f"urn:uuid:{transfer.id}"
     header = {
@@ -81,8 +84,9 @@ def transfer_news(
         "focus": [{"reference": task_url}],
     }
     task = _task(occasion, transfer, resources, patient_url, reason, note)
+    others = resources if written is None else map(orjson.Fragment, written)
     return _bundle(
-        occasion, f"{to} {transfer.id}", header, [{"fullUrl": task_url, "resource": task}, *resources]
+        occasion, f"{to} {transfer.id}", header, [{"fullUrl": task_url, "resource": task}, *others]
     )
 
 

@@ -21,7 +21,7 @@ from hub.domain.roles import Role, may_do
 from hub.domain.transfer import State, Transfer
 from hub.domain.trust import Directory
 from hub.domain.value import value
-from hub.fhir import headers
+from hub.fhir import decimals, headers
 from hub.journey.advance import ANOTHER_ADDRESSED, Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.disclose import KEPT_BACK
 from hub.journey.effects import Effects, Happened, Outgoing
@@ -235,6 +235,7 @@ def _accepted(
         identified,
         advanced,
         tuple(dict.fromkeys((*canonical.flags, *advanced.flags))),
+        tuple(map(decimals.dumps, canonical.resources)),
     )
     sensitive = _is_sensitive(identified, known)
     receipt = receipt_for(
@@ -245,7 +246,7 @@ def _accepted(
         journey.directory,
         canonical.bundle_id,
     )
-    outbox = (*news(canonical, told, journey.directory, sensitive=sensitive), receipt)
+    outbox = (*news(happened, told, journey.directory, sensitive=sensitive), receipt)
     return Effects(
         understood.received,
         understood.message_id,

@@ -34,6 +34,8 @@ class Happened:
     identified: Identified
     advanced: Advanced
     flags: tuple[Flag, ...]
+    written: tuple[bytes, ...]
+    """The message's resources as JSON: written once, for the record and for whoever is told all of it."""
 
     @property
     def taken(self) -> tuple[Taken, ...]:

@@ -17,7 +17,7 @@ from hub.fhir import headers
 from hub.fhir.outgoing import Occasion, receipt, transfer_news
 from hub.journey.advance import Advanced, Taken
 from hub.journey.disclose import Resource, is_shown, resources_for
-from hub.journey.effects import Outgoing
+from hub.journey.effects import Happened, Outgoing
 
 _ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
 """Facts that are told although they moved nothing."""
@@ -39,11 +39,11 @@ def told_of(canonical: Canonical, advanced: Advanced) -> list[Told]:
 
 
 def news(
-    canonical: Canonical, told: Iterable[Told], directory: Directory, *, sensitive: bool = False
+    happened: Happened, told: Iterable[Told], directory: Directory, *, sensitive: bool = False
 ) -> tuple[Outgoing, ...]:
     """What the parties are told of one message. ``sensitive``: the patient's whereabouts are kept back."""
     return tuple(
-        _outgoing(canonical, each, directory, sensitive=sensitive) for each in told if each.to in directory
+        _outgoing(happened, each, directory, sensitive=sensitive) for each in told if each.to in directory
     )
 
 
@@ -76,8 +76,8 @@ def _is_news(canonical: Canonical, taken: Taken) -> bool:
     return moved or by_purpose or taken.is_alert or taken.fact.step in _ALWAYS_TOLD
 
 
-def _outgoing(canonical: Canonical, told: Told, directory: Directory, *, sensitive: bool) -> Outgoing:
-    to, transfer, taken = told.to, told.transfer, told.taken
+def _outgoing(happened: Happened, told: Told, directory: Directory, *, sensitive: bool) -> Outgoing:
+    canonical, to, transfer, taken = happened.canonical, told.to, told.transfer, told.taken
     event_type = canonical.event_type if taken is None else event_type_of(taken)
     resources: tuple[Resource, ...] = ()
     if taken is None or is_shown(taken.fact):
@@ -91,6 +91,7 @@ def _outgoing(canonical: Canonical, told: Told, directory: Directory, *, sensiti
         event_type,
         to,
         resources=resources,
+        written=happened.written if resources is canonical.resources else None,
         patient_url=canonical.patient_url,
         reason=canonical.reason,
         note=note,

@@ -15,7 +15,6 @@ from hub.domain.ids import TransferId
 from hub.domain.message import Stay
 from hub.domain.rejection import Disposition
 from hub.domain.transfer import Step, Transfer, final_state, fold
-from hub.fhir import decimals
 from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified
@@ -195,7 +194,7 @@ def _event(happened: Happened) -> Row:
             for c in canonical.changes
         ],
         "unmapped": [{"path": u.path, "value": u.value, "why": u.why} for u in canonical.unmapped],
-        "payload": pack(decimals.dumps(canonical.resources)),
+        "payload": pack(b"[%b]" % b",".join(happened.written)),
     }
 
 
