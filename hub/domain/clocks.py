@@ -37,7 +37,8 @@ class Pace(StrEnum):
     REPATRIATION = "repatriation"
 
 
-Limits = Mapping[Pace, Mapping[Clock, timedelta]]
+Limit = Annotated[timedelta, Field(gt=timedelta())]
+Limits = Mapping[Pace, Mapping[Clock, Limit]]
 Factor = Annotated[float, Field(ge=1)]
 
 
@@ -57,7 +58,7 @@ class Clocks(_Part):
     """The content of `schemas/clocks.yaml`. Durations are ISO 8601 (``PT30M``)."""
 
     limits: Limits = Field(default_factory=dict)
-    after_expected_end: Mapping[Pace, timedelta] = Field(
+    after_expected_end: Mapping[Pace, Limit] = Field(
         default_factory=dict, description="A journey whose end was announced may take this much longer"
     )
     ladder: tuple[Factor, ...] = Field(
@@ -65,6 +66,7 @@ class Clocks(_Part):
     )
     settle: timedelta = Field(
         default=timedelta(minutes=1),
+        ge=timedelta(),
         description="No clock rings so soon after news: a backlog may hold what it waits for",
     )
     routes: tuple[Route, ...] = ()
@@ -209,7 +211,10 @@ def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
     if state in _WITH_BED:
         bed = _last(facts, Step.ALLOCATE_BED)
         if bed is not None:
-            yield _Running(Clock.BED_HOLD, bed.occurred_at, bed.until)
+            # An end before the beginning is a slip. What the hub gave back then would be undone by the bed that came after it, and
+            # the clock would ring for ever.
+            is_possible = bed.until is not None and bed.until > bed.occurred_at
+            yield _Running(Clock.BED_HOLD, bed.occurred_at, bed.until if is_possible else None)
     if state is State.IN_TRANSIT:
         announced = _last(facts, Step.BOOK_TRANSPORT, Step.DEPART)
         until = announced.until if announced else None

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import update
 
 from hub.demo.people import MARSHWIGGLE, OAKENSHADE, QUILLFEATHER
@@ -77,6 +78,22 @@ async def test_a_bed_that_is_held_no_longer_is_given_back(hub, torbay, exeter, c
     )
     name, at = await due(hub)
     assert (name, at - hub.clock()) == ("bed-hold:1", timedelta(minutes=44))
+
+
+async def test_a_bed_that_is_said_to_be_held_until_before_it_was_given_is_held_as_long_as_any(
+    hub, torbay, exeter, clock
+):
+    """The end of yesterday's hold, left in the message: the hub would ring without end, and tell both hospitals each time."""
+    transfer = await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    given = hub.clock.later(hours=1)
+    for until in (given - timedelta(hours=3), given):
+        await answer(exeter, "ready", MARSHWIGGLE, torbay, until=until, at=given)
+        assert await due(hub) == ("bed-hold:1", given + timedelta(hours=12))
+    hub.clock.later(hours=13)
+    assert [await clock.once(), await clock.once()] == [1, 0]
+
+    assert await hub.state(transfer) == "awaiting-bed"
+    assert (await hub.told("RH8")).count("transfer.bed.released") == 1
 
 
 async def test_a_departure_that_was_told_late_takes_the_release_back(hub, torbay, exeter, clock):
@@ -187,6 +204,18 @@ async def test_a_route_has_limits_of_its_own():
     limits_of_this_route = clocks.limits_of(Stat)
     assert limits_of_this_route[Clock.DECISION] == timedelta(minutes=15)
     assert limits_of_this_route[Clock.VIEW] == timedelta(minutes=10)
+
+
+@pytest.mark.parametrize("limit", ["PT0S", "-PT10M"])
+def test_a_limit_that_is_over_before_it_begins_is_refused(limit):
+    """What rings before its own beginning would not be known to have rung."""
+    for said in (
+        {"limits": {"stat": {"view": limit}}},
+        {"after_expected_end": {"stat": limit}},
+        {"routes": [{"sender": "RA9", "receiver": "RH8", "limits": {"stat": {"view": limit}}}]},
+    ):
+        with pytest.raises(ValidationError):
+            Clocks.model_validate(said)
 
 
 async def test_a_hospital_that_is_given_nothing_for_a_minute_is_an_incident_until_it_is(hub, torbay):
