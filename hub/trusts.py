@@ -7,14 +7,14 @@ record to the wrong hospital.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from hub.codes.book import CodeBook, CodeFile, compile_book, problems
+from hub.codes.book import CodeBook, CodeFile, CodeFileError, CodeProblem, compile_book, problems
 from hub.domain.clocks import Clocks
 from hub.domain.retention import Policy
 from hub.domain.trust import Directory, TrustProfile
@@ -62,10 +62,7 @@ def load_directory(schemas_dir: Path) -> Directory:
 def load_clocks(schemas_dir: Path, directory: Directory) -> Clocks:
     """How long each part of a transfer may take (``clocks.yaml``). Raises TrustsError for a file that cannot be used."""
     file = "clocks.yaml"
-    try:
-        clocks = Clocks.model_validate(yaml.safe_load((schemas_dir / file).read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise TrustsError([Finding(file, "", f"cannot be used: {error}", "the hub team")]) from error
+    clocks = _of_the_hub(schemas_dir, file, Clocks)
     strangers = {each for route in clocks.routes for each in (route.sender, route.receiver)} - {
         p.ods for p in directory
     }
@@ -78,19 +75,29 @@ def load_clocks(schemas_dir: Path, directory: Directory) -> Clocks:
 def load_retention(schemas_dir: Path, directory: Directory) -> Policy:
     """How long what is kept (``retention.yaml``). Raises TrustsError for a file that cannot be used: then nothing is let go."""
     file = "retention.yaml"
-    try:
-        policy = Policy.model_validate(_parse((schemas_dir / file).read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise TrustsError(
-            Finding(file, ".".join(map(str, fault["loc"])), fault["msg"], "the hub team")
-            for fault in error.errors(include_url=False, include_context=False)
-        ) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise TrustsError([Finding(file, "", f"cannot be used: {error}", "the hub team")]) from error
+    policy = _of_the_hub(schemas_dir, file, Policy)
     if strangers := policy.held_trusts - {profile.ods for profile in directory}:
         names = ", ".join(sorted(strangers))
         raise TrustsError([Finding(file, "holds", f"{names}: no such trust has joined", "the hub team")])
     return policy
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def _of_the_hub(schemas_dir: Path, file: str, model: type[Content]) -> Content:
+    """What one of the hub team's own files says. Raises TrustsError: in which line or field it cannot be used."""
+    content, _ = _read_yaml(schemas_dir / file, file, "the hub team")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise TrustsError(_faults(error, file, "the hub team")) from error
+
+
+def _faults(error: ValidationError, file: str, mender: Mender) -> Iterator[Finding]:
+    for fault in error.errors(include_url=False, include_context=False):
+        problem = fault["msg"].removeprefix("Value error, ")
+        yield Finding(file, ".".join(map(str, fault["loc"])), problem, mender)
 
 
 def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:
@@ -104,8 +111,14 @@ def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:
             profile.ods: shared.with_maps(_files(schemas_dir, f"trusts/{profile.ods}/conceptmaps"))
             for profile in directory
         }
-    except ValueError as error:
-        raise TrustsError([Finding(str(error), "", "cannot be used", "the hub team")]) from error
+    except CodeFileError as error:
+        raise TrustsError([_in_codes(error.found)]) from error
+
+
+def _in_codes(problem: CodeProblem, mender: Mender | None = None) -> Finding:
+    at = f"line {problem.line}" if problem.line else ""
+    whose: Mender = "the trust" if problem.file.startswith("trusts/") else "the hub team"
+    return Finding(problem.file, at, problem.problem, mender or whose)
 
 
 def book_beside(schemas_dir: Path, profile: Path) -> CodeBook | None:
@@ -115,28 +128,34 @@ def book_beside(schemas_dir: Path, profile: Path) -> CodeBook | None:
         return None
     try:
         shared = compile_book(_files(schemas_dir, "codesystems"), _files(schemas_dir, "conceptmaps"))
+    except CodeFileError as error:
+        raise TrustsError([_in_codes(error.found)]) from error
+    try:
         return shared.with_maps(own)
-    except ValueError as error:
-        raise TrustsError([Finding(str(error), "", "cannot be used", "the trust")]) from error
+    except CodeFileError as error:
+        raise TrustsError([_in_codes(error.found, "the trust")]) from error
 
 
 def check_codes(schemas_dir: Path, directory: Directory) -> list[Finding]:
     """What is wrong with the maps: shared ones, then each trust's. The profiles must be sound. Raises TrustsError."""
-    book = compile_book(_files(schemas_dir, "codesystems"), ())
-    folders: list[tuple[str, Mender]] = [("conceptmaps", "the hub team")]
-    folders += [(f"trusts/{profile.ods}/conceptmaps", "the trust") for profile in directory]
-    return [
-        Finding(each.file, f"line {each.line}" if each.line else "", each.problem, mender)
-        for folder, mender in folders
-        for each in problems(book, _files(schemas_dir, folder))
-    ]
+    try:
+        book = compile_book(_files(schemas_dir, "codesystems"), ())
+    except CodeFileError as error:
+        raise TrustsError([_in_codes(error.found)]) from error
+    folders = ["conceptmaps", *(f"trusts/{profile.ods}/conceptmaps" for profile in directory)]
+    return [_in_codes(each) for folder in folders for each in problems(book, _files(schemas_dir, folder))]
 
 
 def _files(schemas_dir: Path, folder: str) -> list[CodeFile]:
-    return [
-        CodeFile(f"{folder}/{path.name}", path.read_bytes())
-        for path in sorted((schemas_dir / folder).glob("*.json"))
-    ]
+    found = []
+    for path in sorted((schemas_dir / folder).glob("*.json")):
+        name = f"{folder}/{path.name}"
+        try:
+            found.append(CodeFile(name, path.read_bytes()))
+        except OSError as error:
+            problem = f"the file cannot be read: {error.strerror}"
+            raise TrustsError([Finding(name, "", problem, "the hub team")]) from error
+    return found
 
 
 def load_profile(file: Path) -> TrustProfile:
@@ -210,34 +229,39 @@ def _read(folder: Path) -> tuple[TrustProfile, str] | list[Finding]:
 
 def _read_profile(path: Path, file: str) -> tuple[TrustProfile, str] | list[Finding]:
     """``file`` is what the findings call it."""
+    try:
+        content, text = _read_yaml(path, file, "the trust")
+        return TrustProfile.model_validate(content), text
+    except TrustsError as error:
+        return list(error.findings)
+    except ValidationError as error:
+        return list(_faults(error, file, "the trust"))
 
-    def unusable(problem: str, mender: Mender = "the trust", field: str = "") -> list[Finding]:
-        return [Finding(file, field, problem, mender)]
+
+def _read_yaml(path: Path, file: str, mender: Mender) -> tuple[dict[Any, Any], str]:
+    """The mapping that a file holds, and its text. Raises TrustsError; ``mender`` is whose what it says is."""
+
+    def unusable(problem: str, mender: Mender = mender) -> TrustsError:
+        return TrustsError([Finding(file, "", problem, mender)])
 
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return unusable(f"there is no {path.name}", "the hub team")
-    except UnicodeDecodeError:
-        return unusable("the file is not UTF-8")
+    except FileNotFoundError as error:
+        raise unusable(f"there is no {path.name}", "the hub team") from error
+    except UnicodeDecodeError as error:
+        raise unusable("the file is not UTF-8") from error
     except OSError as error:
-        return unusable(f"the file cannot be read: {error.strerror}", "the hub team")
+        raise unusable(f"the file cannot be read: {error.strerror}", "the hub team") from error
     try:
         content = _parse(text)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        return unusable(f"{line}not YAML that can be used: {error.problem or error.context}")
-    except (yaml.YAMLError, ValueError) as error:
-        return unusable(f"not YAML that can be used: {type(error).__name__}")
+        raise unusable(f"{line}not YAML that can be used: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise unusable(f"not YAML that can be used: {type(error).__name__}") from error
     if not isinstance(content, dict):
-        return unusable("the file must hold one mapping, field: value")
-    try:
-        return TrustProfile.model_validate(content), text
-    except ValidationError as error:
-        return [
-            Finding(file, ".".join(map(str, fault["loc"])), fault["msg"], "the trust")
-            for fault in error.errors(include_url=False, include_context=False)
-        ]
+        raise unusable("the file must hold one mapping, field: value")
+    return content, text
 
 
 def _parse(text: str) -> Any:

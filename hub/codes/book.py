@@ -6,7 +6,7 @@ Pure: it is handed the files' text. A translation names the map and the line it 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -42,6 +42,14 @@ class CodeProblem:
     problem: str
 
 
+class CodeFileError(ValueError):
+    """A file that cannot be used; ``found`` says why and where."""
+
+    def __init__(self, file: str, problem: str, line: int = 0) -> None:
+        self.found = CodeProblem(file, line, problem)
+        super().__init__(f"{file}, line {line}: {problem}" if line else f"{file}: {problem}")
+
+
 @dataclass(frozen=True, slots=True)
 class CodeBook:
     """Immutable; one for each trust, sharing what is common to all."""
@@ -75,16 +83,19 @@ class CodeBook:
         return ()
 
     def with_maps(self, files: Iterable[CodeFile]) -> "CodeBook":
-        """The same book with a trust's own ConceptMaps before the shared ones. Raises ValueError as `compile_book` does."""
+        """The same book with a trust's own ConceptMaps before the shared ones. Raises CodeFileError as `compile_book` does."""
         return CodeBook(self.systems, _merged(_compiled(files), self._maps))
 
 
 def compile_book(systems: Iterable[CodeFile], maps: Iterable[CodeFile]) -> CodeBook:
-    """A book of the shared code systems and maps. Raises ValueError, with the file's name, for what is not such a resource."""
+    """A book of the shared code systems and maps. Raises CodeFileError for what is not such a resource."""
     known: dict[str, dict[str, str]] = {}
     for file in systems:
         tree = _parsed(file, "CodeSystem")
-        known[tree["url"]] = {each["code"]: each.get("display", "") for each in tree["concept"]}
+        try:
+            known[tree["url"]] = {each["code"]: each.get("display", "") for each in tree["concept"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _not_as_it_must_be(file, "CodeSystem", error) from error
     return CodeBook(known, _compiled(maps))
 
 
@@ -92,49 +103,71 @@ def problems(book: CodeBook, files: Iterable[CodeFile]) -> list[CodeProblem]:
     """What is wrong with maps: no such target code, one code twice with different meanings."""
     found: list[CodeProblem] = []
     for file in files:
+        seen: dict[tuple[str, str, str], str] = {}
         try:
-            tree = _parsed(file, "ConceptMap")
-            lines = _lines(file.text)
-            for group in tree.get("group", ()):
-                seen: dict[str, str] = {}
-                for element in group["element"]:
-                    line = lines.get(id_of(group, element), 0)
-                    for target in element["target"]:
-                        if not book.has(group["target"], target["code"]):
-                            found.append(
-                                CodeProblem(file.name, line, f"{target['code']} is not in {group['target']}")
-                            )
-                        if seen.setdefault(element["code"], target["code"]) != target["code"]:
-                            found.append(CodeProblem(file.name, line, f"{element['code']} is mapped twice"))
-        except (ValueError, KeyError, TypeError) as error:
-            found.append(
-                CodeProblem(file.name, 0, f"not a ConceptMap that can be used: {type(error).__name__}")
-            )
+            for each in _elements(file):
+                if not book.has(each.system, each.target):
+                    found.append(CodeProblem(file.name, each.line, f"{each.target} is not in {each.system}"))
+                if seen.setdefault((each.source, each.code, each.system), each.target) != each.target:
+                    found.append(CodeProblem(file.name, each.line, f"{each.code} is mapped twice"))
+        except CodeFileError as error:
+            found.append(error.found)
     return found
 
 
 def _compiled(files: Iterable[CodeFile]) -> dict[tuple[str, str], tuple[Translation, ...]]:
     maps: dict[tuple[str, str], tuple[Translation, ...]] = {}
     for file in files:
-        tree, lines = _parsed(file, "ConceptMap"), _lines(file.text)
-        try:
-            for group in tree.get("group", ()):
-                for element in group["element"]:
-                    line = lines.get(id_of(group, element), 0)
-                    key = (_folded(group["source"]), element["code"])
-                    maps[key] = maps.get(key, ()) + tuple(
-                        Translation(
-                            group["target"],
-                            target["code"],
-                            target.get("display"),
-                            target.get("equivalence", "equivalent"),
-                            f"{file.name}, line {line}",
-                        )
-                        for target in element["target"]
-                    )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{file.name}: a ConceptMap lacks {error}") from error
+        for each in _elements(file):
+            key = (_folded(each.source), each.code)
+            at = f"{file.name}, line {each.line}"
+            maps[key] = (
+                *maps.get(key, ()),
+                Translation(each.system, each.target, each.display, each.equivalence, at),
+            )
     return maps
+
+
+class _Element(NamedTuple):
+    """One target of one element of a map."""
+
+    source: str
+    code: str
+    system: str
+    target: str
+    display: str | None
+    equivalence: str
+    line: int
+
+
+def _elements(file: CodeFile) -> Iterator[_Element]:
+    """What a map says, target by target. Raises CodeFileError, with the line of the element if it has come so far."""
+    tree, lines = _parsed(file, "ConceptMap"), _lines(file.text)
+    line = 0
+    try:
+        for group in tree.get("group", ()):
+            line = 0
+            for element in group["element"]:
+                line = lines.get(id_of(group, element), 0)
+                for target in element["target"]:
+                    yield _Element(
+                        _text(group["source"]), _text(element["code"]), _text(group["target"]), _text(target["code"]),
+                        target.get("display"), target.get("equivalence", "equivalent"), line,
+                    )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_as_it_must_be(file, "ConceptMap", error, line) from error
+
+
+def _text(said: Any) -> str:
+    """A code that is a number would never be met in a message."""
+    if not isinstance(said, str):
+        raise TypeError(type(said).__name__)
+    return said
+
+
+def _not_as_it_must_be(file: CodeFile, what: str, error: Exception, line: int = 0) -> CodeFileError:
+    why = f"{error} is missing" if isinstance(error, KeyError) else "something in it is of the wrong kind"
+    return CodeFileError(file.name, f"not a {what} that can be used: {why}", line)
 
 
 def _merged(
@@ -148,9 +181,9 @@ def _parsed(file: CodeFile, resource_type: str) -> dict[str, Any]:
     try:
         tree = orjson.loads(file.text)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"{file.name}, line {error.lineno}: not JSON") from error
+        raise CodeFileError(file.name, "not JSON", error.lineno) from error
     if not isinstance(tree, dict) or tree.get("resourceType") != resource_type:
-        raise ValueError(f"{file.name}: not a {resource_type}")
+        raise CodeFileError(file.name, f"not a {resource_type}")
     return tree
 
 

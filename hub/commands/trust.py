@@ -65,13 +65,17 @@ def trust_check(
 
     settings = settings_now()
     schemas = settings.schemas_dir
-    findings = _of_trust(check_trusts(schemas), ods)
+    findings, shown = _of_trust(check_trusts(schemas), ods), {}
+    try:
+        if not findings:
+            trusts = wiring.directory(settings)
+            findings = _of_trust(check_codes(schemas, trusts), ods)
+        if not findings:
+            rules = wiring.journey(settings, trusts)
+    except TrustsError as error:
+        # Somebody else's, perhaps: but nothing can be tried while it is so.
+        findings = list(error.findings)
     if not findings:
-        trusts = wiring.directory(settings)
-        findings = _of_trust(check_codes(schemas, trusts), ods)
-    shown = {}
-    if not findings:
-        rules = wiring.journey(settings, trusts)
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:
                 fail(f"No trust {each} has joined. `hub trust list` shows those that have.")

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hub.domain.transfer import HELD, WAITING, Fact, Move, Party, State, Step, Transfer, counting, fold
 from hub.domain.value import value
@@ -62,7 +63,9 @@ class Clocks(_Part):
         default_factory=dict, description="A journey whose end was announced may take this much longer"
     )
     ladder: tuple[Factor, ...] = Field(
-        default=(1.0, 1.5, 2.0), description="At these multiples of a limit the next level is told"
+        default=(1.0, 1.5, 2.0),
+        min_length=3,
+        description="At these multiples of a limit the next level is told; a person may close a transfer after the third",
     )
     settle: timedelta = Field(
         default=timedelta(minutes=1),
@@ -70,6 +73,13 @@ class Clocks(_Part):
         description="No clock rings so soon after news: a backlog may hold what it waits for",
     )
     routes: tuple[Route, ...] = ()
+
+    @field_validator("ladder")
+    @classmethod
+    def _climbs(cls, ladder: tuple[float, ...]) -> tuple[float, ...]:
+        if any(later <= earlier for earlier, later in pairwise(ladder)):
+            raise ValueError("each level must be later than the one before")
+        return ladder
 
     def limits_of(self, transfer: Transfer) -> Mapping[Clock, timedelta]:
         """How long each clock runs for this transfer; one that is not in it does not run. Of two routes the first counts."""

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from hub.cli import app
+from hub.commands.terminal import settings_now
 from hub.trusts import PROFILE, TrustsError, check_trusts, load_directory
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -47,3 +50,45 @@ def test_a_system_of_numbers_that_two_trusts_claim_stops_the_hub(schemas):
         schemas, "RA9", lambda profile: profile["identifier_systems"].update(patient=theirs.upper() + "/")
     )
     assert any("the system" in str(each) and "claimed by" in str(each) for each in check_trusts(schemas))
+
+
+def broken(schemas, file, old, new):
+    text = (schemas / file).read_text(encoding="utf-8")
+    assert old in text
+    (schemas / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("trusts/RA9/profile.yaml", "sites:", "sites: [", "profile.yaml: line 12: not YAML"),
+        ("trusts/RA9/profile.yaml", "sites:", f"x: {'[' * 5000}\nsites:", "profile.yaml: not YAML"),
+        ("trusts/RA9/profile.yaml", "sites:", "sitess:", "profile.yaml, sitess: Extra"),
+        ("trusts/RH8/profile.yaml", "ods: RH8", "ods: RA9", "RH8/profile.yaml, ods: the code RA9 is claimed by RA9 too (the hub team with both"),
+        ("trusts/RVJ/conceptmaps/specialty.json", "{", "{,", "specialty.json, line 1: not JSON (the trust can mend it)"),
+        ("trusts/RVJ/conceptmaps/specialty.json", '"target": [{', '"targets": [{', "specialty.json, line 7: not a ConceptMap that can be used: 'target' is missing (the trust"),
+        ("trusts/RVJ/conceptmaps/specialty.json", '"code": "', '"code": 5, "was": "', "not a ConceptMap that can be used: something in it is of the wrong kind (the trust"),
+        ("conceptmaps/request-priority.json", "{", "{,", "request-priority.json, line 1: not JSON (the hub team can mend it)"),
+        ("codesystems/task-status.json", '"concept"', '"concepts"', "task-status.json: not a CodeSystem that can be used: 'concept' is missing (the hub team"),
+        ("clocks.yaml", "limits:", "limits: [", "clocks.yaml: line 10: not YAML"),
+        ("clocks.yaml", "  stat:", "  stat: { view: PT99H }\n  stat:", "clocks.yaml: line 9: not YAML that can be used: 'stat' is there twice (the hub team"),
+        ("clocks.yaml", "PT10M", "10 minutes", "clocks.yaml, limits.stat.view: "),
+        ("clocks.yaml", "[1.0, 1.5, 2.0]", "[1.0, 2.0, 1.5]", "clocks.yaml, ladder: each level must be later"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_place_and_who_can_mend_it(schemas, monkeypatch, file, old, new, said):
+    """`hub trust check` is where it is mended: never a traceback, and one finding a line."""
+    for folder in ("conceptmaps", "codesystems"):
+        shutil.copytree(SCHEMAS / folder, schemas / folder)
+    shutil.copy(SCHEMAS / "clocks.yaml", schemas)
+    broken(schemas, file, old, new)
+    monkeypatch.setenv("HUB_SCHEMAS_DIR", str(schemas))
+    settings_now.cache_clear()
+    whose = next((part for part in file.split("/") if part.isupper()), "RA9")
+    for words in (["check", whose], ["check", "RK9"], ["check"]):
+        found = CliRunner().invoke(app, ["trust", *words])
+        assert isinstance(found.exception, SystemExit), found.exception
+        assert found.exit_code == 1
+        assert said in found.stdout
+        assert all(line.endswith("can mend it)") for line in found.stdout.splitlines())
+    settings_now.cache_clear()
