@@ -12,8 +12,19 @@ import typer
 from hub import wiring
 from hub.audit.catalogue import CATALOGUE, Action
 from hub.audit.entries import Code, Outcome
-from hub.commands.terminal import AsJson, Failure, fail, group, run_it, settings_now, show
+from hub.commands.terminal import (
+    AsJson,
+    Failure,
+    directory_now,
+    fail,
+    group,
+    require_joined,
+    run_it,
+    settings_now,
+    show,
+)
 from hub.domain.ids import OdsCode
+from hub.domain.transfer import HUB
 from hub.governance import reports
 from hub.governance.csv_text import csv_text
 from hub.governance.reports import Report
@@ -86,7 +97,7 @@ def search(
     fits = {
         "transfer": [Is("transfer_id", transfer or "")], "event": [Is("event_id", event or "")],
         "request": of_request(request or ""), "trust": _of_trust(ods or ""),
-        "by": [Is("trust", (by or "").upper())], "to": [Is("counterpart", (to or "").upper())],
+        "by": [Is("trust", _code(by or ""))], "to": [Is("counterpart", _code(to or ""))],
         "user": [Is("user_id", user or "")], "client": [Is("client_id", client or "")],
         "role": [Is("role_id", role or "")], "system": [Is("system", system or "")],
     }  # fmt: skip
@@ -108,10 +119,13 @@ def search(
         oldest_first=oldest_first,
         limit=0 if count else limit,
     )
-    _search(asked, used, as_json=as_json, as_fhir=as_fhir)
+    _search(asked, used, (ods, by, to), as_json=as_json, as_fhir=as_fhir)
 
 
-def _search(asked: Asked, used: Sequence[str], *, as_json: bool, as_fhir: bool) -> None:
+def _search(
+    asked: Asked, used: Sequence[str], trusts: Sequence[str | None], *, as_json: bool, as_fhir: bool
+) -> None:
+    names = _names() if as_fhir else {}
     asking = _asking(used, exported=as_json or as_fhir)
 
     async def work() -> tuple[book.Page, Mapping[str, Any]]:
@@ -123,20 +137,22 @@ def _search(asked: Asked, used: Sequence[str], *, as_json: bool, as_fhir: bool) 
             return found, await book.known_numbers(engine, found) if as_fhir else {}
 
     found, known = run_it(work)
+    if not found.rows and not found.total:
+        require_joined(*trusts)
     if found.total is not None:
         print(found.total)
     elif as_fhir:
-        _print_fhir(found.rows, known)
+        _print_fhir(found.rows, known, names)
     else:
         columns = ("at", "code", "outcome", "trust", "counterpart", "user_id", "transfer_id", "detail")
         show(found.rows, as_json, columns, "Nothing was found.")
 
 
-def _print_fhir(rows: Sequence[book.Row], known: Mapping[str, Any]) -> None:
+def _print_fhir(rows: Sequence[book.Row], known: Mapping[str, Any], names: Mapping[str, str]) -> None:
     from hub.fhir import decimals
     from hub.fhir.audit_event import audit_event
 
-    observer, names = wiring.audit_observer(settings_now()), _names()
+    observer = wiring.audit_observer(settings_now())
     for row in rows:
         print(decimals.dumps(audit_event(row, known.get(row["person_id"]), names, observer)).decode())
 
@@ -170,6 +186,8 @@ def trail(
     """One transfer's story, from the first request to the last delivery, in words a ward manager can read."""
     from hub.governance.trail import tell
 
+    names = _names()
+
     async def load(settings: HubSettings) -> tuple[queries.Row, list[queries.Row]]:
         async with wiring.opened(settings) as engine:
             try:
@@ -184,7 +202,6 @@ def trail(
     if as_json:
         show(entries, True, (), "")
         return
-    names = {each.ods: each.name for each in wiring.directory(settings_now())}
     for line in tell(found, entries, names):
         print(line)
 
@@ -209,6 +226,7 @@ def who_has_seen(
     """Everybody to whom something of a patient was disclosed, who read or searched it, or who broke the glass."""
     from hub.governance import access_page
 
+    names = _names()
     asked = Asked(patients=_patient(number), codes=reports.SEEN, at=_range(since, until), oldest_first=True)
     asking = _asking(
         _given(patient=number, since=since, until=until),
@@ -236,11 +254,11 @@ def who_has_seen(
 
     entries = run_it(work)
     if page is None:
-        _print(reports.WHO_HAS_SEEN, reports.who_has_seen(entries, _names()), as_csv, as_json)
+        _print(reports.WHO_HAS_SEEN, reports.who_has_seen(entries, names), as_csv, as_json)
         return
     text = access_page.page(
         entries,
-        _names(),
+        names,
         number=number,
         made_at=asking.at,
         since=_utc(since),
@@ -269,7 +287,7 @@ def user_did(
     """Everything this user did, the newest first."""
     asked = Asked(fits=[[Is("user_id", user)], *_only(ods)], at=_range(since, until))
     used = _given(user=user, trust=ods, since=since, until=until)
-    _report(reports.DONE, asked, used, limit, as_csv, as_json, _made(reports.done))
+    _report(reports.DONE, asked, used, limit, as_csv, as_json, _made(reports.done), ods)
 
 
 @report.command("refused")
@@ -289,7 +307,7 @@ def refused(
         at=_range(since, until),
     )
     used = _given(trust=ods, since=since, until=until)
-    _report(reports.REFUSALS, asked, used, limit, as_csv, as_json, _made(reports.refusals))
+    _report(reports.REFUSALS, asked, used, limit, as_csv, as_json, _made(reports.refusals), ods)
 
 
 @report.command("break-glass")
@@ -310,7 +328,7 @@ def break_glass(
         del engine
         return reports.broken(entries, wiring.now(), until=_utc(until), trust=ods and ods.upper())
 
-    _report(reports.BROKEN, asked, used, limit, as_csv, as_json, make)
+    _report(reports.BROKEN, asked, used, limit, as_csv, as_json, make, ods)
 
 
 @report.command("without-acceptance")
@@ -339,7 +357,7 @@ def without_acceptance(
         )
         return [each for each in found if not ods or ods.upper() in (each["sender"], each["receiver"])]
 
-    _report(reports.MOVED, asked, used, limit, as_csv, as_json, make)
+    _report(reports.MOVED, asked, used, limit, as_csv, as_json, make, ods)
 
 
 @report.command("left")
@@ -356,6 +374,11 @@ def left(
     as_json: AsJson = False,
 ) -> None:
     """What left the trust in a month: each disclosure and each reading by another trust, to whom and of which transfer."""
+    if month and (since or until):
+        fail("Give a month, or --since and --until.")
+    if month and not 1900 <= month.year < 9999:
+        fail(f"{month:%Y-%m} is no month of the hub's.")
+    names = _names()
     begin, end = reports.month(month.year, month.month) if month else reports.last_month(wiring.now())
     if since or until:
         begin, end = _utc(since), _utc(until)  # type: ignore[assignment]
@@ -366,8 +389,8 @@ def left(
         oldest_first=True,
     )
     used = _given(trust=ods, month=month, since=since, until=until)
-    make = _made(lambda rows: reports.left(rows, _names(), ods.upper()))
-    _report(reports.LEFT, asked, used, limit, as_csv, as_json, make)
+    make = _made(lambda rows: reports.left(rows, names, ods.upper()))
+    _report(reports.LEFT, asked, used, limit, as_csv, as_json, make, ods)
 
 
 # ---------------------------------------------------------------- what they share
@@ -384,7 +407,14 @@ def _made(pure: Callable[[Sequence[book.Row]], list[reports.Row]]) -> Make:
 
 
 def _report(
-    what: Report, asked: Asked, used: Sequence[str], limit: int, as_csv: bool, as_json: bool, make: Make
+    what: Report,
+    asked: Asked,
+    used: Sequence[str],
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
+    make: Make,
+    trust: str | None,
 ) -> None:
     asking = _asking(used, what.title, as_csv or as_json)
 
@@ -394,7 +424,10 @@ def _report(
             _say_if_more(found, limit)
             return await make(engine, found.rows)
 
-    _print(what, run_it(work), as_csv, as_json)
+    rows = run_it(work)
+    if not rows:
+        require_joined(trust)
+    _print(what, rows, as_csv, as_json)
 
 
 def _say_if_more(found: book.Page, limit: int) -> None:
@@ -430,7 +463,12 @@ def _patient(text: str) -> list[Any]:
 
 
 def _of_trust(ods: str) -> list[Is]:
-    return [Is("trust", ods.upper()), Is("counterpart", ods.upper())]
+    return [Is("trust", _code(ods)), Is("counterpart", _code(ods))]
+
+
+def _code(said: str) -> str:
+    """An ODS code, or the hub's own name, as entries have them."""
+    return HUB if said.lower() == HUB else said.upper()
 
 
 def _only(ods: str | None) -> list[list[Is]]:
@@ -446,4 +484,4 @@ def _utc(said: datetime | None) -> datetime | None:
 
 
 def _names() -> dict[str, str]:
-    return {each.ods: each.name for each in wiring.directory(settings_now())}
+    return {each.ods: each.name for each in directory_now()}

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -16,11 +17,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub import wiring
+from hub.domain.transfer import HUB
+from hub.domain.trust import Directory
 from hub.services.supervisor import end_with_the_supervisor
 from hub.settings import HubSettings
 from hub.store import schema
 from hub.store.intake import StoreUnavailableError
 from hub.store.queries import NotFoundError
+from hub.store.unit_of_work import is_refusal
 from hub.telemetry.log import set_up
 from hub.trusts import TrustsError
 
@@ -46,6 +50,10 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
     except (schema.SchemaError, TrustsError, wiring.SecondWorkerError, Failure) as error:
         fail(str(error))
     except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
+        if isinstance(error, DBAPIError) and is_refusal(error):
+            fail(
+                "The database is well and refuses one of the values: is a number too large, or a word no text?"
+            )
         kind = type(getattr(error, "orig", None) or error).__name__
         fail(
             f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
@@ -64,6 +72,31 @@ def change(work: Callable[[AsyncEngine], Awaitable[None]], missing: str) -> None
         print("done")
 
     run_it(changed, settings_now())
+
+
+def directory_now() -> Directory:
+    """The trusts that have joined; a folder that cannot be used is said, and ends the command."""
+    try:
+        return wiring.directory(settings_now())
+    except TrustsError as error:
+        fail(str(error))
+
+
+def require_joined(*said: str | None) -> None:
+    """For an answer that is empty: a code that nobody has would get the same. A trust that has left is still found by what it did."""
+    trusts = directory_now()
+    for ods in said:
+        if ods and ods.lower() != HUB and ods.upper() not in trusts:
+            fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
+
+
+def say_if_more(found: int, limit: int, how: str) -> None:
+    """A list that is cut short must not look whole; on standard error, where no file takes it for a row."""
+    if found > limit:
+        print(
+            f"hub: These are {limit}, and there are more: raise --limit, or narrow with {how}.",
+            file=sys.stderr,
+        )
 
 
 def fail(line: str) -> NoReturn:

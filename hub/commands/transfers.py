@@ -11,12 +11,15 @@ from hub.commands.terminal import (
     AsJson,
     Because,
     Failure,
+    fail,
     group,
+    require_joined,
     run_it,
+    say_if_more,
     settings_now,
     show,
 )
-from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, Transfer
+from hub.domain.transfer import REQUEST_STATUS, TASK_STATUS, State, Transfer
 from hub.settings import HubSettings
 from hub.store import queries
 from hub.store.clocks import NotExpiredError, expire_transfer
@@ -30,14 +33,20 @@ def transfers_list(
     ods: Annotated[str | None, typer.Option("--trust", help="Sent or received by this trust.")] = None,
     state: Annotated[str | None, typer.Option(help="Only in this state, for example awaiting-bed.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
-    limit: Annotated[int, typer.Option(help="At most this many, the last changed first.", min=1)] = 100,
+    limit: Annotated[
+        int, typer.Option(help="At most this many, the last changed first.", min=1, max=1_000_000)
+    ] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Open transfers: from whom, to whom, how they stand. No patient is named."""
+    if state and state not in set(State):
+        fail(f"There is no state {state}: they are {', '.join(State)}.")
 
     async def load(settings: HubSettings) -> list[queries.Row]:
         async with wiring.opened(settings) as engine:
-            return await queries.transfers(engine, trust=ods, state=state, ended=all_, limit=limit)
+            return await queries.transfers(
+                engine, trust=ods.upper() if ods else None, state=state, ended=all_, limit=limit + 1
+            )
 
     columns = (
         "transfer_id",
@@ -50,12 +59,16 @@ def transfers_list(
         "changed_at",
         "due_at",
     )
-    show(run_it(load, settings_now()), as_json, columns, "No transfer is open.")
+    rows = run_it(load, settings_now())
+    if not rows:
+        require_joined(ods)
+    say_if_more(len(rows), limit, "--trust or --state")
+    show(rows[:limit], as_json, columns, "No such transfer." if state or all_ else "No transfer is open.")
 
 
 @transfers.command("due")
 def transfers_due(
-    within: Annotated[float, typer.Option(help="Hours to look ahead.")] = 24,
+    within: Annotated[float, typer.Option(help="Hours to look ahead.", min=0, max=100_000)] = 24,
     as_json: AsJson = False,
 ) -> None:
     """What is waited for, the most urgent first: the daily chase list."""

@@ -16,18 +16,23 @@ from hub.commands.terminal import (
     Ods,
     cell,
     change,
+    directory_now,
     fail,
     group,
+    require_joined,
     run_it,
+    say_if_more,
     settings_now,
     show,
 )
 from hub.domain.delivery import DeliveryError
 from hub.domain.ids import PersonId, TransferId
 from hub.domain.message import Received
+from hub.domain.rejection import Why
 from hub.journey.decide import Choice
 from hub.settings import HubSettings
 from hub.store import outbox, queries, resending
+from hub.store.intake import NotWritableError
 from hub.store.unit_of_work import NotQuarantinedError
 from hub.trusts import TrustsError, book_beside, load_profile
 
@@ -128,19 +133,27 @@ def replay(
 def quarantine_list(
     ods: Annotated[str | None, typer.Option("--trust", help="Only this trust's.")] = None,
     why: Annotated[str | None, typer.Option(help="Only this reason code.")] = None,
+    limit: Annotated[
+        int, typer.Option(help="At most this many, the oldest first.", min=1, max=1_000_000)
+    ] = 200,
     as_json: AsJson = False,
 ) -> None:
     """What waits, why, where in the message, and who can mend it. No content is shown."""
+    if why and why not in set(Why):
+        fail(f"There is no reason {why}: schemas/asyncapi.yaml lists them.")
 
     async def load(settings: HubSettings) -> list[queries.Row]:
         async with wiring.opened(settings) as engine:
             return await queries.quarantined(
-                engine, trust=ods.upper() if ods else None, why=[why] if why else ()
+                engine, trust=ods.upper() if ods else None, why=[why] if why else (), limit=limit + 1
             )
 
     rows = run_it(load, settings_now())
+    if not rows:
+        require_joined(ods)
+    say_if_more(len(rows), limit, "--trust or --why")
     show(
-        rows,
+        rows[:limit],
         as_json,
         ("event_id", "trust", "received_at", "why", "at", "owner", "retries"),
         "Nothing is quarantined.",
@@ -212,6 +225,8 @@ def quarantine_retry(
                     effects = await work.retry(event_id, operator=getpass.getuser(), choice=choice)
                 except NotQuarantinedError:
                     raise Failure(f"There is no quarantined message {event_id}.") from None
+                except NotWritableError as error:
+                    raise Failure(f"The database refuses what becomes of {event_id}: {error}.") from None
                 why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
                 print(f"{event_id}  {effects.disposition}{why}")
                 well = well and effects.rejection is None
@@ -245,6 +260,7 @@ def resend(
         int,
         typer.Option(
             min=0,
+            max=2**63 - 1,
             help="The outbox-seq that the receiver says it read last (of several partitions, the one that was sent first); 0 for everything "
             "that its topics would hold.",
         ),
@@ -259,10 +275,8 @@ def resend(
     What was sent since lies there already: the receiver meets the older messages behind it, under the same event ids and numbers.
     """
     settings = settings_now()
-    directory = wiring.directory(settings)
-    if ods.upper() not in directory:
-        fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
-    profile = directory[ods.upper()]
+    require_joined(ods)
+    profile = directory_now()[ods.upper()]
     if profile.doors.outward != "kafka":
         fail(f"{profile.ods} reads no topics: over REST it can look up what it was told at any time.")
     topics = (profile.inbox_topic, profile.receipts_topic)
@@ -370,7 +384,10 @@ def positions_list(as_json: AsJson = False) -> None:
 
 @positions.command("set")
 def positions_set(
-    topic: str, partition: int, offset: Annotated[int, typer.Argument(min=0)], because: Because
+    topic: str,
+    partition: Annotated[int, typer.Argument(min=0, max=2**31 - 1)],
+    offset: Annotated[int, typer.Argument(min=0, max=2**63 - 1)],
+    because: Because,
 ) -> None:
     """Read a partition from this offset on: the mend when a topic was made anew.
 
