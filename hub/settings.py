@@ -30,7 +30,10 @@ class HubSettings(BaseSettings):
         """Said here, because SQLAlchemy's own answers come late; without the value, which holds a password."""
         try:
             driver = make_url(url.get_secret_value()).drivername
-        except ArgumentError:
+        except (
+            ArgumentError,
+            ValueError,
+        ):  # of what stands behind an @ in a password SQLAlchemy makes a port, and quotes it
             driver = ""
         if driver not in _DRIVERS:
             raise ValueError(

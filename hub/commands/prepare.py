@@ -1,5 +1,6 @@
 """The commands before the first message: settings, the database, the topics, the facade's description."""
 
+import re
 from typing import Any
 
 import typer
@@ -47,8 +48,11 @@ def _masked(name: str, value: Any) -> str:
     if name == "database_url":
         from sqlalchemy.engine import make_url
 
-        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
-    return str(value)
+        url = make_url(value.get_secret_value())
+        if "password" in url.query:
+            url = url.update_query_dict({"password": "***"})
+        return url.render_as_string(hide_password=True)
+    return re.sub(r"(://[^/\s]*?:)[^/\s]*@", r"\1***@", str(value))
 
 
 @db.command("upgrade")

@@ -96,15 +96,13 @@ def replay(
 
     settings = settings_now()
 
-    async def load(settings: HubSettings) -> list[Received]:
+    async def load(settings: HubSettings) -> tuple[list[Received], int]:
+        begin = since if since.tzinfo else since.replace(tzinfo=UTC)
         async with wiring.opened(settings) as engine:
-            return await queries.messages_for_replay(
-                engine,
-                ods.upper(),
-                since=since if since.tzinfo else since.replace(tzinfo=UTC),
-                reader=getpass.getuser(),
-                now=wiring.now(),
+            found = await queries.messages_for_replay(
+                engine, ods.upper(), since=begin, reader=getpass.getuser(), now=wiring.now()
             )
+            return found, await queries.sent_since(engine, ods.upper(), begin)
 
     try:
         rules = wiring.journey(settings, wiring.directory(settings))
@@ -116,7 +114,13 @@ def replay(
         fail(f"No trust {ods.upper()} has joined. `hub trust list` shows those that have.")
     if new.ods != ods.upper():
         fail(f"{profile} is a profile of {new.ods}, not of {ods.upper()}.")
-    messages = run_it(load, settings)
+    messages, sent = run_it(load, settings)
+    if sent > len(messages):
+        print(
+            f"hub: Of {sent} messages that {new.ods} sent since then, {len(messages)} are tried: of the others the content has aged out, or they "
+            "are too many for once. Go on with a later --since.",
+            file=sys.stderr,
+        )
     rows = [
         {"event_id": received.event_id, "path": each.path}
         | ({"before": each.before, "after": each.after} if values else {})

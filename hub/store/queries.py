@@ -289,6 +289,16 @@ def _dict(row: Any) -> Row:
     return {str(name): value for name, value in row.items()}
 
 
+async def sent_since(engine: AsyncEngine, trust: str, since: datetime) -> int:
+    """How many messages a trust sent since then, without repetitions; whatever has aged out counts."""
+    m = t.message
+    query = select(func.count()).where(
+        m.c.trust == trust, m.c.received_at >= since, m.c.disposition != Disposition.DUPLICATE.value
+    )
+    async with engine.connect() as connection:
+        return int(await connection.scalar(query) or 0)
+
+
 async def messages_for_replay(
     engine: AsyncEngine, trust: str, *, since: datetime, reader: str, now: datetime, limit: int = 10_000
 ) -> list[Received]:

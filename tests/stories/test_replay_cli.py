@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 
 import orjson
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from hub.cli import app
 from hub.commands.terminal import settings_now
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE
+from hub.store import tables as t
 from tests.stories.conftest import SCHEMAS, edited, resources
 from tests.stories.test_journeys import ask
 
@@ -121,3 +123,15 @@ async def test_what_is_too_old_or_anothers_is_not_read(hub, sloppy, new, type_):
     new.write_text("ods: RA9\n")
     assert (await type_(*since(new))).exit_code == 1
     assert [entry["trust"] for entry in await hub.audit(code="msg-read")] == ["RA9"]
+
+
+async def test_what_cannot_be_tried_is_said(hub, sloppy, type_, new):
+    """Nothing would differ: true of messages whose content has aged out, and of those behind the ten thousandth."""
+    async with hub.engine.begin() as connection:
+        await connection.execute(
+            update(t.message).where(t.message.c.event_id == sloppy.event_id).values(raw=None)
+        )
+    said = await type_("--trust", "RA9", "--since", "2026-06-01", "--profile", str(new))
+    assert said.exit_code == 0
+    assert "0 of 1 messages would differ." in said.stdout
+    assert "Of 2 messages that RA9 sent since then, 1 are tried" in said.stderr

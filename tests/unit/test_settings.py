@@ -66,6 +66,18 @@ def test_secrets_are_masked(shown, as_json):
         )
 
 
+def test_a_password_elsewhere_in_a_url_is_masked_too(shown):
+    output = shown(
+        "--json",
+        HUB_DATABASE_URL="postgresql+asyncpg:///hub?host=db&password=hunter2",
+        HUB_AUDIT_REPOSITORY_URL="https://hub:swordfish@audit.example/fhir",
+    )
+
+    assert "hunter2" not in output
+    assert "swordfish" not in output
+    assert "https://hub:***@audit.example/fhir" in output
+
+
 def test_secrets_are_not_in_a_repr(monkeypatch):
     monkeypatch.setenv("HUB_KAFKA_PASSWORD", "swordfish")
     monkeypatch.setenv("HUB_DATABASE_URL", "postgresql+asyncpg://hub:hunter2@db/hub")
@@ -85,7 +97,13 @@ def test_a_senseless_value_is_refused(monkeypatch, name, value):
 
 @pytest.mark.parametrize(
     "url",
-    ["hunter2", "postgresql://hub:hunter2@db/hub", "mysql://hub:hunter2@db/hub", "sqlite:///hunter2.db"],
+    [
+        "hunter2",
+        "postgresql://hub:hunter2@db/hub",
+        "mysql://hub:hunter2@db/hub",
+        "sqlite:///hunter2.db",
+        "postgresql+asyncpg://hub:pa@ss:hunter2@db/hub",
+    ],
 )
 def test_a_database_that_cannot_be_one_is_one_line_without_what_was_given(monkeypatch, url):
     from hub import cli
@@ -97,6 +115,7 @@ def test_a_database_that_cannot_be_one_is_one_line_without_what_was_given(monkey
     terminal.settings_now.cache_clear()
 
     assert result.exit_code == 1
+    assert "hunter2" not in result.output
     assert "hub: HUB_DATABASE_URL: must be a URL that begins with postgresql+asyncpg://" in result.stderr
     assert "hunter2" not in result.output
 
