@@ -8,12 +8,13 @@ row still says that it was there, by which hash, and what became of it; only wha
 exactly what is gone; stopped half way, it is run again.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Select,
     Table,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    true,
     tuple_,
     update,
 )
@@ -89,34 +91,45 @@ async def _let_go(
                 # A transfer that is opened again at this moment waits for us, or we see it open.
                 query = query.with_for_update(read=True, of=way.locks)
             found = (await connection.execute(query)).all()
-            if found:
-                keys = tuple(way.table.primary_key.columns)
-                gone = tuple_(*keys).in_([tuple(row)[: len(keys)] for row in found])
-                await connection.execute(way.change(gone))
-                freed = sum(row.bytes for row in found)
+            keys = tuple(way.table.primary_key.columns)
+            aged = {tuple(row)[: len(keys)]: row.bytes for row in found}
+            gone = await _changed(connection, way, keys, aged) if aged else []
+            if gone:
+                freed = sum(aged[key] for key in gone)
                 detail = {
                     "kind": rule.kind.value,
-                    "rows": len(found),
+                    "rows": len(gone),
                     "bytes": freed,
                     "before": before.isoformat(),
                     "policy": policy.digest,
                 }
                 entry = AuditEntry(Code.RETENTION_APPLIED, now, "cli", user_id=by, detail=detail)
                 await write_audit(connection, [entry])
-                rows, size = rows + len(found), size + freed
+                rows, size = rows + len(gone), size + freed
         if len(found) < batch:
             return Aged(rule, before, rows, size)
 
 
+async def _changed(
+    connection: AsyncConnection, way: "_Way", keys: tuple[Column[Any], ...], aged: Collection[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """The rows that this transaction let go. What another one did at the same moment, or what is to be sent again since, is not among them."""
+    changed = way.change(and_(tuple_(*keys).in_(list(aged)), way.still)).returning(*keys)
+    return [tuple(row) for row in await connection.execute(changed)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a kind is found and let go: ``find`` gives the key of ``table``, ``bytes``, and ``since``, from when it counts."""
+    """How a kind is found and let go: ``find`` gives the key of ``table``, ``bytes``, and ``since``, from when it counts. ``still`` must hold
+    of a row when its turn comes.
+    """
 
     table: Table
     find: Callable[[datetime, Policy], Select[Any]]
     emptied: Mapping[str, Any] | None = None
     """Columns and what is in them then; None: the row is deleted."""
     locks: Table | None = None
+    still: ColumnElement[bool] = field(default_factory=true)
 
     def change(self, which: ColumnElement[bool]) -> Any:
         if self.emptied is None:
@@ -253,13 +266,15 @@ def _assertion(before: datetime, policy: Policy) -> Select[Any]:
 _RAW: Mapping[str, Any] = {"raw": None, "key": None}
 _SAID: Mapping[str, Any] = {"payload": None, "changes": [], "unmapped": [], "stay": null()}
 
+_WITH_BYTES = and_(_m.raw.is_not(None), _m.disposition != Disposition.QUARANTINED.value)
+
 _WAYS: Mapping[Kind, _Way] = {
-    Kind.MESSAGE_OF_TRANSFER: _Way(t.message, _message_of_transfer, _RAW, t.transfer),
-    Kind.MESSAGE_ALONE: _Way(t.message, _message_alone, _RAW),
-    Kind.CONTENT_OF_TRANSFER: _Way(t.event, _content_of_transfer, _SAID, t.transfer),
-    Kind.CONTENT_ALONE: _Way(t.event, _content_alone, _SAID),
-    Kind.NEWS: _Way(t.outbox, _news, {"payload": None}, t.transfer),
-    Kind.RECEIPT: _Way(t.outbox, _receipt, {"payload": None}),
+    Kind.MESSAGE_OF_TRANSFER: _Way(t.message, _message_of_transfer, _RAW, t.transfer, _WITH_BYTES),
+    Kind.MESSAGE_ALONE: _Way(t.message, _message_alone, _RAW, still=_WITH_BYTES),
+    Kind.CONTENT_OF_TRANSFER: _Way(t.event, _content_of_transfer, _SAID, t.transfer, _e.payload.is_not(None)),
+    Kind.CONTENT_ALONE: _Way(t.event, _content_alone, _SAID, still=_e.payload.is_not(None)),
+    Kind.NEWS: _Way(t.outbox, _news, {"payload": None}, t.transfer, _DELIVERED),
+    Kind.RECEIPT: _Way(t.outbox, _receipt, {"payload": None}, still=_DELIVERED),
     Kind.TOLD: _Way(t.subscription_event, _told_event),
     Kind.ATTEMPT: _Way(t.delivery_attempt, _attempt),
     Kind.ASSERTION: _Way(t.used_assertion, _assertion),

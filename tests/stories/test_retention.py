@@ -374,3 +374,20 @@ async def test_looking_costs_what_there_is_to_find(hub):
     await asyncio.sleep(0)
     async with hub.engine.connect() as connection:
         assert (await connection.execute(select(t.message))).all() == []
+
+
+async def test_two_who_let_go_at_once_write_down_each_thing_once(hub, torbay, exeter):
+    """The night's timer on two machines: the book would say that more had gone than there was. Seen where there are row locks, on PostgreSQL."""
+    await moved(hub, torbay, exeter)
+    for _ in range(20):
+        await torbay.send(b"{")
+    await deliver_all(hub)
+    hub.clock.later(days=91)
+    would = await planned(hub)
+    assert would[Kind.RECEIPT] > 20
+
+    first, second = await asyncio.gather(go(hub, batch=2), go(hub, batch=2))
+
+    assert {kind: first.get(kind, 0) + second.get(kind, 0) for kind in would} == would
+    told = [entry["detail"] for entry in await hub.audit(code="retention-applied")]
+    assert {kind: sum(each["rows"] for each in told if each["kind"] == kind) for kind in would} == would
