@@ -173,7 +173,7 @@ def _must_tell_one_event(content: list[Entry]) -> None:
 
 def as_collection(tree: Tree) -> Iterator[Change]:
     """Change ``tree`` in place, if it was exchanged, to what it says. Last of all: entries may go, and paths with them."""
-    if tree.get("type") not in _EXCHANGED or tree["resourceType"] != "Bundle":
+    if tree["resourceType"] != "Bundle" or tree.get("type") not in _EXCHANGED:
         return
     yield Change("Bundle.type", tree["type"], "collection", "bundle-type")
     tree["type"] = "collection"

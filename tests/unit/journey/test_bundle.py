@@ -375,3 +375,24 @@ def test_what_tells_no_one_event_is_not_guessed_at(kind, entries, at):
     said = understood(kind, *entries)
     assert isinstance(said, Rejection)
     assert (said.why, said.at) == ("message-not-supported", at)
+
+
+def test_a_bare_stay_that_says_of_what_type_it_is_is_no_bundle():
+    """`type` of a Bundle is a code; that of a stay is a list."""
+    stay = {
+        **STAY,
+        "subject": {"identifier": PATIENT["identifier"][0]},
+        "type": [{"coding": [{"system": "http://snomed.info/sct", "code": "183452005"}]}],
+    }
+    received = Received(
+        EventId("e"),
+        OdsCode("RA9"),
+        Position("epr.ra9.events", 0, 0),
+        {"x-request-id": "m1"},
+        b"k",
+        orjson.dumps(stay),
+        datetime(2026, 1, 15, 12, tzinfo=UTC),
+    )
+    told = understand(received, JOURNEY).meaning
+    assert isinstance(told, Canonical), told
+    assert told.message["type"] == stay["type"]
