@@ -1,7 +1,7 @@
 """How each EPR speaks: bytes → tree. One module a dialect; this page says which one a message is in.
 
-FHIR R4 and STU3 (CareConnect), each in JSON and XML. HL7 v2 is recognised and named, so that what arrives too early
-is quarantined with a reason and can be run again when the hub has learned it.
+FHIR R4 and STU3 (CareConnect), each in JSON and XML. HL7 v2, CDA and other versions of FHIR are recognised and named, so that what
+arrives too early is quarantined with a reason and can be run again when the hub has learned it.
 """
 
 import re
@@ -15,9 +15,12 @@ class Dialect(StrEnum):
     FHIR_STU3_JSON = "fhir-stu3-json"
     FHIR_STU3_XML = "fhir-stu3-xml"
     HL7_V2 = "hl7-v2"
+    CDA = "cda"
+    FHIR_DSTU2 = "fhir-dstu2"
+    FHIR_R5 = "fhir-r5"
 
 
-SUPPORTED = frozenset(Dialect) - {Dialect.HL7_V2}
+SUPPORTED = frozenset(each for each in Dialect if each.value.startswith(("fhir-r4-", "fhir-stu3-")))
 STU3 = frozenset({Dialect.FHIR_STU3_JSON, Dialect.FHIR_STU3_XML})
 XML = frozenset({Dialect.FHIR_R4_XML, Dialect.FHIR_STU3_XML})
 
@@ -31,8 +34,13 @@ _STU3_JSON = re.compile(
 def detect(content_type: str, raw: bytes) -> Dialect:
     """The dialect by what the message looks like; by its header only where both looks are possible."""
     start = raw[:64].lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\x0b\x00")
-    says_stu3 = _says_stu3(content_type)
+    version = _says_version(content_type)
+    if version in _NOT_READ:
+        return _NOT_READ[version]
+    says_stu3 = version == "3"
     if start.startswith(b"<"):
+        if _CDA.search(raw, 0, 2000):
+            return Dialect.CDA
         # UTF-16 has a NUL beside every ASCII letter.
         is_stu3 = says_stu3 or _STU3_XML.search(raw.replace(b"\x00", b"") if b"\x00" in raw[:64] else raw)
         return Dialect.FHIR_STU3_XML if is_stu3 else Dialect.FHIR_R4_XML
@@ -45,9 +53,16 @@ def detect(content_type: str, raw: bytes) -> Dialect:
     return Dialect.FHIR_R4_JSON
 
 
+_CDA = re.compile(rb"<(?:[A-Za-z]\w*:)?ClinicalDocument[\s>]")
+_VERSION = re.compile(r"fhirversion\s*=\s*[\"']?(\d+)", re.IGNORECASE)
+_NOT_READ = {"1": Dialect.FHIR_DSTU2, "5": Dialect.FHIR_R5}
+
+
 @lru_cache(maxsize=64)
-def _says_stu3(content_type: str) -> bool:
-    return "fhirversion=3" in content_type.replace(" ", "").lower()
+def _says_version(content_type: str) -> str:
+    """The first number of the version of FHIR that a header names, or ""."""
+    found = _VERSION.search(content_type)
+    return found[1] if found else ""
 
 
 @lru_cache(maxsize=64)

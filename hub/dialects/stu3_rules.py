@@ -258,6 +258,9 @@ ROWS: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+ONLY_IN_STU3 = frozenset(row.element for row in ROWS if not isinstance(row.how, Codes))
+"""Elements that R4 does not have under that name where STU3 has them: a message with others that R4 does not know is not in STU3."""
+
 _IN_STU3: Mapping[tuple[str, str], Mapping[str, str]] = {
     (row.type, row.element): {after: before for before, after in row.how.codes.items()}
     for row in ROWS

@@ -101,6 +101,9 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
     for path, resource in _resources(tree):
         if "meta" in resource:
             done.profile_claim(resource, path)
+        if "contained" in resource or (resource["resourceType"] == "Bundle" and "entry" in resource):
+            for inside, each in _inside(resource, path):
+                done.profile_claim(each, inside)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
             if steps[0] in resource:
@@ -125,6 +128,18 @@ def _resources(tree: Tree) -> Iterator[tuple[str, Tree]]:
         resource = entry.get("resource")
         if resource is not None:
             yield f"Bundle.entry[{index}].resource", resource
+
+
+def _inside(resource: Tree, path: str) -> Iterator[tuple[str, Tree]]:
+    """What a resource holds that is a resource too: what is contained, and a Bundle's entries (a document within a message)."""
+    for index, each in enumerate(resource.get("contained", ())):
+        yield f"{path}.contained[{index}]", each
+    if resource["resourceType"] == "Bundle":
+        for index, entry in enumerate(resource.get("entry", ())):
+            if "resource" in entry:
+                inside = f"{path}.entry[{index}].resource"
+                yield inside, entry["resource"]
+                yield from _inside(entry["resource"], inside)
 
 
 def _at(node: Any, steps: tuple[str, ...], path: str) -> Iterator[tuple[str, Tree]]:

@@ -14,6 +14,7 @@ from hub.codes.book import CodeBook
 from hub.dialects import STU3, SUPPORTED, XML, Dialect, contradicts, detect
 from hub.dialects.fhir_xml import parse_xml
 from hub.dialects.stu3 import to_r4
+from hub.dialects.stu3_rules import ONLY_IN_STU3
 from hub.domain.message import Change, Flag, FlagCode, Received, Unmapped
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import TrustProfile
@@ -74,6 +75,8 @@ def read(
         )
     else:
         found = _sound(tree, dialect, trust, book or CodeBook())
+        if found.unmapped:
+            found = _in_its_own_version(found, raw, dialect, limits, trust, book or CodeBook())
     if isinstance(found, Read) and contradicts(content_type, dialect):
         return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
     return found
@@ -117,6 +120,51 @@ def _sound_stu3(
     if isinstance(found, Rejection):
         return replace(found, changes=changes, unmapped=unmapped)
     return replace(found, changes=changes, unmapped=unmapped, flags=(*_doubts(mended), *found.flags))
+
+
+def _in_its_own_version(
+    found: Read | Rejection, raw: bytes, dialect: Dialect, limits: Limits, trust: TrustProfile, book: CodeBook
+) -> Read | Rejection:
+    """What became R4 only without some of its elements may be in another version of FHIR, whatever its header says, and those elements
+    its period, its reason, the transfer it names. STU3 is read as STU3; R5 is not read.
+    """
+    unknown = [each for each in found.unmapped if each.why == RuleId.UNKNOWN_ELEMENT]
+    of_r5 = next((each for each in unknown if _is_of_r5(each)), None)
+    if of_r5 is not None:
+        return Rejection(
+            Why.DIALECT_NOT_SUPPORTED,
+            of_r5.path,
+            f"It looks like {Dialect.FHIR_R5}: R4 has no such element.",
+            changes=found.changes,
+            unmapped=found.unmapped,
+        )
+    if unknown and all(each.path.rpartition(".")[2] in ONLY_IN_STU3 for each in unknown):
+        sent = _tree(raw, _IN_STU3[dialect], limits)
+        if isinstance(sent, dict) and not check(sent, FhirVersion.STU3, limit=1):
+            in_stu3 = _sound_stu3(sent, lambda: sent, _IN_STU3[dialect], trust, book)
+            return in_stu3 if isinstance(in_stu3, Read) else found
+    return found
+
+
+_IN_STU3 = {r4: stu3 for stu3, r4 in _IN_R4.items()}
+_R5_ENCOUNTER = frozenset({"actualPeriod", "plannedStartDate", "plannedEndDate"})
+_R5_ADMISSION = frozenset(
+    {"origin", "admitSource", "reAdmission", "destination", "dischargeDisposition", "preAdmissionIdentifier"}
+)
+
+
+def _is_of_r5(unknown: Unmapped) -> bool:
+    """Whether an element that R4 does not know is R5's: of its Encounter, or a CodeableReference, which has a concept."""
+    name, said = unknown.path.rpartition(".")[2], unknown.value
+    if name == "admission":
+        return isinstance(said, dict) and not _R5_ADMISSION.isdisjoint(said)
+    if name == "concept":
+        return isinstance(said, dict) and not said.keys().isdisjoint({"coding", "text"})
+    if name == "reason" and isinstance(said, list):
+        return any(
+            isinstance(each, dict) and not each.keys().isdisjoint({"concept", "value"}) for each in said
+        )
+    return name in _R5_ENCOUNTER
 
 
 def _is_r4(tree: Tree, trust: TrustProfile, book: CodeBook) -> bool:

@@ -194,6 +194,10 @@ def test_no_bytes_break_it(put, at):
             False,
         ),
         ("", b"MSH|^~\\&|", Dialect.HL7_V2, False),
+        ("", b'<?xml version="1.0"?>\n<ClinicalDocument xmlns="urn:hl7-org:v3"/>', Dialect.CDA, False),
+        ("application/fhir+json; fhirVersion=4.3", b"{}", Dialect.FHIR_R4_JSON, False),
+        ("application/fhir+json; fhirVersion=5.0", b"{}", Dialect.FHIR_R5, False),
+        ("application/fhir+xml;fhirVersion=1.0", b"<Patient/>", Dialect.FHIR_DSTU2, False),
     ],
 )
 def test_what_a_message_is_in(content_type, raw, dialect, wrong):

@@ -279,3 +279,28 @@ def test_doing_it_twice_changes_nothing_more():
     once = copy.deepcopy(tree)
     assert to_national(tree, OURS, "england") == ((), ())
     assert tree == once
+
+
+def test_what_is_contained_claims_no_profile_either_nor_what_a_document_holds():
+    """The receiver's validator would look for the profile, wherever the claim stands."""
+
+    def patient(**more):
+        return {
+            "resourceType": "Patient",
+            "meta": {"profile": ["https://example/StructureDefinition/Ours"]},
+            **more,
+        }
+
+    document = {"resourceType": "Bundle", "type": "document", "entry": [{"resource": patient()}]}
+    tree = {
+        "resourceType": "Bundle",
+        "type": "message",
+        "entry": [{"resource": encounter(contained=[patient(id="p")])}, {"resource": document}],
+    }
+    changes, _ = to_national(tree, SHARED, "england")
+
+    assert [change.path for change in changes] == [
+        "Bundle.entry[0].resource.contained[0].meta.profile",
+        "Bundle.entry[1].resource.entry[0].resource.meta.profile",
+    ]
+    assert "profile" not in str(tree)

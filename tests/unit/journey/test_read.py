@@ -1,4 +1,4 @@
-"""What is too deep to read, and what says a thing twice, however the text is written."""
+"""What is too deep to read, what says a thing twice, however the text is written, and what is in another version of FHIR."""
 
 import json
 from datetime import UTC, datetime
@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub.dialects import Dialect
 from hub.domain.ids import EventId, OdsCode
 from hub.domain.message import Position, Received
 from hub.domain.rejection import Rejection, Why
 from hub.fhir.tree import deeper_than
-from hub.journey.read import Limits, _parse, read
+from hub.journey.read import Limits, Read, _parse, read
 from hub.trusts import load_directory
 from tests.unit.journey.test_nothing_lost import SCHEMAS
 
@@ -87,3 +88,75 @@ def test_which_property_comes_twice_is_said():
     raw = b'{"resourceType":"Patient","gender":"male","name":[{"family":"A"}],"gender":"female"}'
     found = _parse(raw, Limits())
     assert (found.why, found.at) == (Why.STRUCTURE_INVALID, "gender")
+
+
+def _stay(**elements):
+    return {
+        "resourceType": "Encounter",
+        "identifier": [{"system": "https://fhir.torbay.example/Id/visit", "value": "V-1"}],
+        "status": "in-progress",
+        "class": {"code": "IMP"},
+        "subject": {"identifier": {"system": "https://fhir.nhs.uk/Id/nhs-number", "value": "9990000018"}},
+    } | elements
+
+
+R5 = {
+    "its period": _stay(actualPeriod={"start": "2026-01-15T09:10:00Z"}),
+    "its admission": _stay(admission={"dischargeDisposition": {"text": "another hospital"}}),
+    "its reason": _stay(reason=[{"value": [{"concept": {"text": "chest pain"}}]}]),
+    "its status": _stay(status="discharged", actualPeriod={"end": "2026-01-15T09:10:00Z"}),
+    "what it asks for": {
+        "resourceType": "ServiceRequest",
+        "status": "active",
+        "intent": "order",
+        "subject": {"display": "x"},
+        "code": {"concept": {"text": "transfer"}},
+    },
+}
+
+
+def _read(tree, content_type=""):
+    position = Position("epr.ra9.events", 0, 0)
+    headers = {"content-type": content_type} if content_type else {}
+    return read(
+        Received(EventId("1"), OdsCode("RA9"), position, headers, b"k", orjson.dumps(tree), AT),
+        Limits(),
+        TRUST,
+    )
+
+
+@pytest.mark.parametrize("name", R5)
+def test_r5_is_not_read_as_r4_without_what_r4_does_not_know(name):
+    """The stay would have been taken as beginning now, and the request would ask for nothing."""
+    refused = _read(R5[name])
+    assert isinstance(refused, Rejection)
+    assert refused.why is Why.DIALECT_NOT_SUPPORTED
+    assert "fhir-r5" in refused.detail
+
+
+def test_a_vendors_own_element_does_not_make_it_another_version():
+    found = _read(_stay(admission={"ward": "Ash"}, concept="x", reason="fell", role=["nurse"]))
+    assert isinstance(found, Read)
+    assert {each.path for each in found.unmapped} == {
+        "Encounter.admission",
+        "Encounter.concept",
+        "Encounter.reason",
+        "Encounter.role",
+    }
+
+
+def test_stu3_is_read_as_stu3_though_nothing_says_so():
+    """Only STU3 has these elements; one of them names the transfer."""
+    tree = _stay(
+        reason=[{"text": "chest pain"}],
+        incomingReferral=[{"reference": "ReferralRequest/7"}],
+        diagnosis=[{"condition": {"display": "x"}, "role": {"text": "admission"}}],
+    )
+    for content_type in ("", "application/fhir+json; fhirVersion=4.0"):
+        found = _read(tree, content_type)
+        assert isinstance(found, Read)
+        assert found.dialect is Dialect.FHIR_STU3_JSON
+        assert found.unmapped == ()
+        assert found.tree["reasonCode"] == [{"text": "chest pain"}]
+        assert found.tree["basedOn"] == [{"reference": "ServiceRequest/7"}]
+        assert found.tree["diagnosis"][0]["use"] == {"text": "admission"}
