@@ -255,7 +255,7 @@ class TransferRefs:
 
     ``numbers`` and ``addresses`` are what an answer calls the request without saying whose name that is: a number without its
     system, the last part of a URL that leads to nothing in the message. They lead to no transfer, and away from those that have
-    another name.
+    another name. ``other`` is what a Task is about by its own account, where that is neither a request nor a stay: MedicationRequest.
     """
 
     hub_id: str | None = None
@@ -263,6 +263,7 @@ class TransferRefs:
     correlation_id: str | None = None
     numbers: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    other: str = ""
 
 
 @value

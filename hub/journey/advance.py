@@ -319,9 +319,16 @@ def _only_open(canonical: Canonical, person_id: PersonId, known: Known) -> Trans
     """Without a name: the one open transfer of this person in which the trust plays the part, and no guess.
 
     A message that names a request means that one and no other: an unrelated task of the same patient, or an answer that overtook its request.
+    A Task about something else, a prescription, is about that.
     """
     if canonical.refs.requests:
         return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
+    if canonical.refs.other:
+        return Rejection(
+            Why.TRANSFER_UNKNOWN,
+            "Task.focus",
+            f"The Task is about a {canonical.refs.other} and names no transfer.",
+        )
     found = _of_trust((t for t in known.transfers_of_person(person_id) if t.is_open), canonical)
     if canonical.kind is Kind.ANSWER:
         found = {k: t for k, t in found.items() if _can_be_answered(t, canonical, known)}

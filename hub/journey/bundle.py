@@ -27,6 +27,10 @@ _NOT_CONTENT = frozenset({"MessageHeader", "OperationOutcome"})
 _ONE_EVENT = frozenset({"Encounter", "ServiceRequest", "Task"})
 _ABOUT = ("ServiceRequest", "Task", "Encounter", "Patient")
 """What a message can be about."""
+_PEOPLE = frozenset(
+    {"Patient", "RelatedPerson", "Person", "Practitioner", "PractitionerRole", "Organization", "Location"}
+)
+"""What news of a patient can be about: who they are, and who looks after them."""
 _CANNOT_BE_DONE = {
     "DELETE": "Nothing is deleted here: say what happened (cancelled, entered-in-error).",
     "PATCH": "A patch changes a record that is not in the message: send the whole resource.",
@@ -76,7 +80,8 @@ def spread(draft: Draft) -> None:
 def _begin_with_its_focus(draft: Draft, header: Tree) -> None:
     """What the header says that the message is about comes before what came with it (FHIR R4, MessageHeader.focus). Raises RefusedError.
 
-    A message about an appointment or a dispensed medicine often has the patient's stay with it; that does not make it news of the stay.
+    A message about an appointment or a dispensed medicine often has the patient's stay with it; that does not make it news of the stay. Nor is
+    a prescription news of the patient, though it names both as what it is about.
     """
     focus = [
         found
@@ -84,7 +89,7 @@ def _begin_with_its_focus(draft: Draft, header: Tree) -> None:
         if (found := draft.resources.resolve(each, inside=header)) is not None
     ]
     types = {each["resourceType"] for each in focus}
-    if types and types.isdisjoint(_ABOUT):
+    if types and types.isdisjoint(_ONE_EVENT) and ("Patient" not in types or not types <= _PEOPLE):
         raise RefusedError(
             Why.MESSAGE_NOT_SUPPORTED,
             "MessageHeader.focus",

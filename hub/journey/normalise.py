@@ -27,6 +27,7 @@ from hub.domain.message import (
 from hub.domain.rejection import Rejection, Why
 from hub.domain.trust import Directory
 from hub.fhir import headers
+from hub.fhir.elements import resource_types
 from hub.fhir.systems import HUB_STATE, HUB_TRANSFER, HUB_TRANSFER_TYPE
 from hub.fhir.tree import Entry, Tree, code_of, codes, identifiers
 from hub.journey.bundle import as_collection, must_be_one, spread, url_of
@@ -461,6 +462,7 @@ def _refs(draft: Draft, kind: Kind, subject: Entry) -> TransferRefs:
         correlation_id=draft.received.header(headers.CORRELATION_ID) or None,
         numbers=_bare_numbers(draft, subject) if kind is Kind.ANSWER else (),
         addresses=_addresses(draft, subject) if kind is Kind.ANSWER else (),
+        other=_other(draft, subject) if kind is Kind.ANSWER else "",
     )
 
 
@@ -494,6 +496,26 @@ def _answered(draft: Draft, task: Entry) -> list[Mapping[str, Any]]:
         *referred,
         *(each for each in requests if not named or not named.isdisjoint(identifiers(each))),
     ]
+
+
+_TYPE = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)[/?]")
+_CAN_BE_ANSWERED = frozenset(
+    {"ServiceRequest", "Encounter", "EpisodeOfCare", "Patient", "CarePlan", "Task", "Bundle"}
+)
+
+
+def _other(draft: Draft, answer: Entry) -> str:
+    """The type of what a Task is about, where no transfer is asked for by that: a prescription, a questionnaire. A pharmacy's refusal
+    of a prescription refuses nothing else.
+    """
+    resource = answer.resource
+    focus = resource.get("focus")
+    if resource["resourceType"] != "Task" or not focus or resource.get("basedOn"):
+        return ""
+    target = draft.resources.resolve(focus, inside=resource) or {}
+    url = _TYPE.search(str(focus.get("reference", "")))
+    said = target.get("resourceType") or focus.get("type") or (url[1] if url else "")
+    return "" if said in _CAN_BE_ANSWERED or said not in resource_types() else str(said)
 
 
 _OTHERS = re.compile(r"(?:^|/)(?:Encounter|Patient|CarePlan|Task|Appointment|EpisodeOfCare)(?:/|\?)")

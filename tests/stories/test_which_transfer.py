@@ -445,6 +445,8 @@ def at_url(end):
         (at_url("ServiceRequest/tr-20/_history/1"), False),
         (at_url("ServiceRequest/OLD-7"), False),
         (at_url("CarePlan/TR-2"), True),
+        (at_url("MedicationRequest/8812377"), False),
+        ({"type": "QuestionnaireResponse", "display": "May a relative see the record?"}, False),
     ],
 )
 async def test_the_one_open_transfer_is_meant_unless_the_answer_calls_it_something_else(

@@ -377,6 +377,27 @@ def test_what_tells_no_one_event_is_not_guessed_at(kind, entries, at):
     assert (said.why, said.at) == ("message-not-supported", at)
 
 
+def test_a_prescription_is_no_news_of_the_patient_though_it_names_both():
+    """As EPS writes its messages; the demographics would have gone on with the prescription beside them."""
+    prescription = {
+        "resourceType": "MedicationRequest",
+        "id": "m",
+        "status": "active",
+        "intent": "order",
+        "medicationCodeableConcept": {"text": "x"},
+        "subject": {"reference": "Patient/p1"},
+    }
+    focus = [{"reference": "Patient/p1"}, {"reference": "MedicationRequest/m"}]
+    header = {**HEADER, "eventCoding": {"code": "prescription-order"}, "focus": focus}
+    refused = understood("message", *map(entry, [header, PATIENT, prescription]))
+    assert isinstance(refused, Rejection)
+    assert (refused.why, refused.at) == ("message-not-supported", "MessageHeader.focus")
+
+    who = {**HEADER, "eventCoding": {"code": "A31"}, "focus": [focus[0], {"reference": "PractitionerRole/r"}]}
+    told = understood("message", *map(entry, [who, PATIENT, {**ROLE, "contained": [ORGANISATION]}]))
+    assert isinstance(told, Canonical), told
+
+
 def test_a_bare_stay_that_says_of_what_type_it_is_is_no_bundle():
     """`type` of a Bundle is a code; that of a stay is a list."""
     stay = {
