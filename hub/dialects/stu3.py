@@ -8,6 +8,7 @@ The rules are rows of `hub.dialects.stu3_rules`; this module walks and applies t
  * ``stu3-admission-method``          UK Core has it on Encounter.hospitalization, CareConnect on the Encounter
  * ``stu3-question-enabled``          R4 wants an operator: ``exists`` or ``=``
  * ``stu3-not-taken``                 MedicationStatement.taken ``n`` is a status
+ * ``stu3-dicom-uid``                 the UIDs of an ImagingStudy: what was an OID is a number or a Coding
  * ``stu3-required``                  R4 requires what STU3 did not: said to be unknown
  * ``stu3-list``, ``stu3-single``     an element that may now repeat, or no longer
  * ``stu3-concept``                   a Coding or text where R4 has a CodeableConcept
@@ -69,11 +70,16 @@ for _row in ROWS:
     _ROWS_OF.setdefault(_row.type, []).append(_row)
 
 _ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
-_REQUIRED: Mapping[str, tuple[str, frozenset[str]]] = {
-    "Consent": ("scope", frozenset(("scope",))),
-    "Immunization": ("_occurrenceString", frozenset(("occurrenceDateTime", "_occurrenceDateTime"))),
+_REQUIRED: Mapping[str, tuple[tuple[str, frozenset[str]], ...]] = {
+    "Consent": (("scope", frozenset(("scope",))), ("category", frozenset(("category",)))),
+    "Immunization": (("_occurrenceString", frozenset(("occurrenceDateTime", "_occurrenceDateTime"))),),
+    "Goal": (("subject", frozenset(("subject",))),),
+    "RiskAssessment": (("subject", frozenset(("subject",))),),
+    "NutritionOrder": (("_intent", frozenset(("intent", "_intent"))),),
+    "Media": (("_status", frozenset(("status", "_status"))),),
+    "ImagingStudy": (("_status", frozenset(("status", "_status"))),),
 }
-"""R4 type → what it cannot be without and STU3 can, and the elements any of which will do."""
+"""R4 type → what it cannot be without and STU3 can, each with the elements any of which will do."""
 _OLD_NAME = re.compile(rf"(?<![A-Za-z])({'|'.join(RESOURCE_TYPES)})(?=/|\?|$)")
 _OLD_PROFILE = re.compile(r"/STU3/|/CareConnect-|^http://fhir\.nhs\.net/StructureDefinition/")
 _ADMISSION_METHOD = extension_url(
@@ -291,8 +297,7 @@ class _Turn:
             ]
 
     def _require(self, tree: Tree, new_type: str, path: str) -> None:
-        if new_type in _REQUIRED:
-            name, any_of = _REQUIRED[new_type]
+        for name, any_of in _REQUIRED.get(new_type, ()):
             self._unknown_unless(tree, name, any_of, path)
         if new_type == "MessageHeader":
             for each in _objects(tree.get("destination")):
@@ -302,7 +307,8 @@ class _Turn:
 
     def _unknown_unless(self, tree: Tree, name: str, any_of: frozenset[str], path: str) -> None:
         if not any_of & tree.keys():
-            tree[name] = {"extension": [{"url": _ABSENT, "valueCode": "unknown"}]}
+            absent = {"extension": [{"url": _ABSENT, "valueCode": "unknown"}]}
+            tree[name] = [absent] if name == "category" else absent
             self._changed(f"{path}.{name.removeprefix('_')}", None, "unknown", "stu3-required")
 
     def _changed(self, path: str, before: Any, after: Any, rule: str) -> None:
@@ -526,6 +532,26 @@ def _care_plan(turn: _Turn, tree: Tree, path: str) -> None:
         turn.moved(f"{path}.author", "author", "contributor", "stu3-care-plan-author")
 
 
+_OID = "urn:oid:"
+
+
+def _imaging_study(turn: _Turn, tree: Tree, path: str) -> None:
+    uid, identifiers = tree.get("uid"), tree.get("identifier", [])
+    if isinstance(uid, str) and isinstance(identifiers, list) and "_uid" not in tree:
+        said = {"system": "urn:dicom:uid", "value": tree.pop("uid")}
+        tree["identifier"] = [*identifiers, said]
+        turn.moved(f"{path}.uid", "uid", "identifier", "stu3-dicom-uid")
+
+
+def _image(turn: _Turn, tree: Tree, path: str) -> None:
+    """A series or an instance of an ImagingStudy."""
+    turn.said_otherwise(tree, "uid", path, "stu3-dicom-uid", lambda uid: uid.removeprefix(_OID))
+    kind = tree.get("sopClass")
+    if isinstance(kind, str):
+        tree["sopClass"] = {"system": "urn:ietf:rfc3986", "code": kind}
+        turn.moved(f"{path}.sopClass", kind, tree["sopClass"], "stu3-dicom-uid")
+
+
 _Special = Callable[[_Turn, Tree, str], None]
 _SPECIAL: Mapping[str, _Special] = {
     "Bundle": _bundle,
@@ -541,4 +567,7 @@ _SPECIAL: Mapping[str, _Special] = {
     "QuestionnaireItemEnableWhen": _enable_when,
     "MedicationStatement": _medication_statement,
     "CarePlan": _care_plan,
+    "ImagingStudy": _imaging_study,
+    "ImagingStudySeries": _image,
+    "ImagingStudySeriesInstance": _image,
 }

@@ -108,6 +108,7 @@ INNER_TYPES: Mapping[str, str] = {
     "ConsentExceptActor": "ConsentProvisionActor",
     "ConsentExceptData": "ConsentProvisionData",
     "MedicationPackageBatch": "MedicationBatch",
+    "DeviceUdi": "DeviceUdiCarrier",
 }
 """The same for types inside resources."""
 
@@ -248,6 +249,21 @@ ROWS: tuple[Row, ...] = (
     Row("FamilyMemberHistory", "notDoneReason", Move("dataAbsentReason")),
     Row("DeviceRequest", "context", Context()),
     Row("DeviceRequest", "requester", Pick("agent", "requester")),
+    Row("Device", "version", Move("version[].value")),
+    Row("Device", "model", Move("modelNumber")),
+    Row("Device", "udi", Move("udiCarrier")),
+    Row("NutritionOrder", "status", Codes({
+        "proposed": "draft", "planned": "draft", "requested": "active", "cancelled": "revoked",
+    })),
+    Row("Media", "type", Move("type", As.CONCEPT, f"{_CLINICAL}/media-type", {"photo": "image"})),
+    Row("Media", "subtype", Move("modality")),
+    Row("Media", "context", Context()),
+    Row("Media", "occurrenceDateTime", Move("createdDateTime")),
+    Row("Media", "occurrencePeriod", Move("createdPeriod")),
+    Row("ImagingStudy", "patient", Move("subject")),
+    Row("ImagingStudy", "context", Context()),
+    Row("ImagingStudy", "modalityList", Move("modality")),
+    # The UIDs of an ImagingStudy: rule stu3-dicom-uid, in stu3.py.
     Row("Goal", "status", Move("lifecycleStatus", codes={
         "in-progress": "active", "on-target": "active", "ahead-of-target": "active", "behind-target": "active",
         "sustaining": "active", "achieved": "completed",

@@ -75,7 +75,7 @@ def read(
         )
     else:
         found = _sound(tree, dialect, trust, book or CodeBook())
-        if found.unmapped:
+        if found.unmapped or isinstance(found, Rejection):
             found = _in_its_own_version(found, raw, dialect, limits, trust, book or CodeBook())
     if isinstance(found, Read) and contradicts(content_type, dialect):
         return replace(found, flags=(*found.flags, Flag(FlagCode.CONTENT_TYPE_WRONG, headers.CONTENT_TYPE)))
@@ -125,8 +125,8 @@ def _sound_stu3(
 def _in_its_own_version(
     found: Read | Rejection, raw: bytes, dialect: Dialect, limits: Limits, trust: TrustProfile, book: CodeBook
 ) -> Read | Rejection:
-    """What became R4 only without some of its elements may be in another version of FHIR, whatever its header says, and those elements
-    its period, its reason, the transfer it names. STU3 is read as STU3; R5 is not read.
+    """What is no R4, or became R4 only without some of its elements, may be in another version of FHIR, whatever its header says, and those
+    elements its period, its reason, the transfer it names. STU3 throughout is read as STU3; R5 is not read.
     """
     unknown = [each for each in found.unmapped if each.why == RuleId.UNKNOWN_ELEMENT]
     of_r5 = next((each for each in unknown if _is_of_r5(each)), None)
@@ -138,7 +138,8 @@ def _in_its_own_version(
             changes=found.changes,
             unmapped=found.unmapped,
         )
-    if unknown and all(each.path.rpartition(".")[2] in ONLY_IN_STU3 for each in unknown):
+    may_be_stu3 = bool(unknown) or isinstance(found, Rejection)
+    if may_be_stu3 and all(each.path.rpartition(".")[2] in ONLY_IN_STU3 for each in unknown):
         sent = _tree(raw, _IN_STU3[dialect], limits)
         if isinstance(sent, dict) and not check(sent, FhirVersion.STU3, limit=1):
             in_stu3 = _sound_stu3(sent, lambda: sent, _IN_STU3[dialect], trust, book)

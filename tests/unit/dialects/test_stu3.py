@@ -336,3 +336,63 @@ def test_every_row_leads_to_an_element_of_r4():
 
 def test_every_stu3_resource_type_is_known():
     assert all(elements(FhirVersion.STU3, name) for name in resource_types(FhirVersion.STU3))
+
+
+ABSENT = {
+    "extension": [
+        {"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}
+    ]
+}
+COMES_ALONG = [
+    (
+        {"resourceType": "Device", "version": "4.1", "model": "PX", "udi": {"deviceIdentifier": "(01)7", "name": "Pump"}},
+        {"version": [{"value": "4.1"}], "modelNumber": "PX", "udiCarrier": [{"deviceIdentifier": "(01)7"}]},
+    ),
+    ({"resourceType": "Consent", "status": "active", "patient": {"display": "x"}, "policyRule": "urn:p"}, {"category": [ABSENT]}),
+    ({"resourceType": "Goal", "status": "in-progress", "description": {"text": "walks"}}, {"subject": ABSENT}),
+    ({"resourceType": "RiskAssessment", "status": "final"}, {"subject": ABSENT}),
+    (
+        {"resourceType": "NutritionOrder", "status": "requested", "patient": {"display": "x"}, "dateTime": "2026-03-01"},
+        {"status": "active", "_intent": ABSENT},
+    ),
+    (
+        {"resourceType": "Media", "type": "photo", "content": {"url": "urn:c"}, "context": {"reference": "Encounter/e1"}},
+        {
+            "type": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/media-type", "code": "image"}]},
+            "_status": ABSENT,
+            "encounter": {"reference": "Encounter/e1"},
+        },
+    ),
+    (
+        {
+            "resourceType": "ImagingStudy",
+            "uid": "urn:oid:1.2.3",
+            "patient": {"display": "x"},
+            "series": [{
+                "uid": "urn:oid:1.2.3.4",
+                "modality": {"code": "CT"},
+                "instance": [{"uid": "urn:oid:1.2.3.4.5", "sopClass": "urn:oid:1.2.840"}],
+            }],
+        },
+        {
+            "identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}],
+            "subject": {"display": "x"},
+            "series": [{
+                "uid": "1.2.3.4",
+                "modality": {"code": "CT"},
+                "instance": [{"uid": "1.2.3.4.5", "sopClass": {"system": "urn:ietf:rfc3986", "code": "urn:oid:1.2.840"}}],
+            }],
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), COMES_ALONG, ids=[each[0]["resourceType"] for each in COMES_ALONG]
+)
+def test_what_comes_along_stops_no_transfer(said, expected):
+    """Each is sound in STU3; R4 has it in another form, or requires what STU3 does not."""
+    assert not check(said, FhirVersion.STU3)
+    converted = to_r4(said)
+    assert not check(converted.tree)
+    assert {name: converted.tree[name] for name in expected} == expected

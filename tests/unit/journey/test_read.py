@@ -160,3 +160,23 @@ def test_stu3_is_read_as_stu3_though_nothing_says_so():
         assert found.tree["reasonCode"] == [{"text": "chest pain"}]
         assert found.tree["basedOn"] == [{"reference": "ServiceRequest/7"}]
         assert found.tree["diagnosis"][0]["use"] == {"text": "admission"}
+
+
+def test_what_r4_refuses_and_stu3_does_not_is_stu3():
+    """In R4 the status of an allergy is a CodeableConcept."""
+    allergy = {
+        "resourceType": "AllergyIntolerance",
+        "clinicalStatus": "active",
+        "verificationStatus": "confirmed",
+    }
+    tree = {"resourceType": "Bundle", "type": "collection"}
+    tree["entry"] = [{"resource": _stay()}, {"resource": allergy | {"patient": {"display": "x"}}}]
+    found = _read(tree)
+    assert isinstance(found, Read)
+    status = found.tree["entry"][1]["resource"]["clinicalStatus"]
+    assert status["coding"][0]["code"] == "active"
+
+    wrong = allergy | {"patient": {"display": "x"}, "criticality": "worrying"}
+    refused = _read(wrong)
+    assert isinstance(refused, Rejection)
+    assert refused.at == "AllergyIntolerance.clinicalStatus"
