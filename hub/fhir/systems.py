@@ -63,12 +63,16 @@ _CANONICAL = {
 }
 _NATIONAL = re.compile(r"https?://fhir\.nhs\.(?:net|uk)/id/(.+)", re.IGNORECASE)
 """A national identifier system in any spelling of host and path: DSTU2's fhir.nhs.net, http, /id/."""
+_BARE_OID = re.compile(r"[0-2](?:\.(?:0|[1-9][0-9]*)){3,}")
+"""An OID as HL7 v2 and CDA write it, without the scheme that makes it a URI."""
 
 
 @lru_cache(maxsize=4096)
 def canonical_system(system: str) -> str:
-    """The one spelling of a national system; any other system comes back as it is."""
+    """The one spelling of a national system, and the URI of a bare OID; any other system comes back as it is."""
     stripped = system.strip().rstrip("/")
+    if _BARE_OID.fullmatch(stripped):
+        system = stripped = f"urn:oid:{stripped}"
     national = _NATIONAL.fullmatch(stripped)
     if national:
         stripped = f"https://fhir.nhs.uk/Id/{national[1]}"

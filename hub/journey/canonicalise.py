@@ -1,7 +1,7 @@
 """Part of step 2: the same tree with identifiers and times in their one form. Each change is remembered.
 
 Rules (`Change.rule`):
- * ``identifier-system``    national systems in their UK Core spelling
+ * ``identifier-system``    national systems in their UK Core spelling, OIDs as URIs
  * ``practitioner-shape``   a practitioner's number under the system that its shape says
  * ``nhs-number-spaces``    ten digits without spaces
  * ``ods-case``             ODS codes in upper case

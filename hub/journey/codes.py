@@ -8,6 +8,7 @@ Rules (`Change.rule`):
  * ``extension-place``    UK Core has this extension on the hospitalization, not on the Encounter
  * ``extension-url``      an extension of a retired family under its UK Core URL
  * ``profile-claim``      what the sender says its resource conforms to is a hint of its own, and is not passed on
+ * ``contained-version``  what is contained has no version of its own: FHIR allows none there (dom-4)
 """
 
 from collections.abc import Iterator
@@ -104,6 +105,8 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
         if "contained" in resource or (resource["resourceType"] == "Bundle" and "entry" in resource):
             for inside, each in _inside(resource, path):
                 done.profile_claim(each, inside)
+                if inside.endswith("]"):
+                    done.contained_meta(each, inside)
         resource_type = resource["resourceType"]
         for steps, kind in ELEMENTS.get(resource_type, ()):
             if steps[0] in resource:
@@ -171,6 +174,14 @@ class _Done:
             self.changes.append(Change(f"{path}.meta.profile", meta.pop("profile"), None, "profile-claim"))
             if not meta:
                 del resource["meta"]
+
+    def contained_meta(self, resource: Tree, path: str) -> None:
+        for name in ("versionId", "lastUpdated"):
+            if name in resource.get("meta", ()):
+                before = resource["meta"].pop(name)
+                self.changes.append(Change(f"{path}.meta.{name}", before, None, "contained-version"))
+        if not resource.get("meta", True):
+            del resource["meta"]
 
     def to_hospitalization(self, encounter: Tree, path: str) -> None:
         """Moves what CareConnect had on the Encounter itself (UK Core, Extension-UKCore-AdmissionMethod, context)."""

@@ -110,6 +110,8 @@ def _meaning(
         _must_agree_on(draft, subject, receiver)
     encounter = encounter_ref(draft, entry, kind) if entry else None
     event = _event(draft, kind, subject, entry)
+    if kind is Kind.ENCOUNTER and entry is not None:
+        _must_end_after_it_began(entry)
     goes_on = kind is Kind.ENCOUNTER and event != "encounter.discharged"
     occurred_at, said_at = _occurred_at(draft, kind, subject, entry, event)
     if not (goes_on and occurred_at and _is_long_stay(draft, occurred_at, subject, rules)):
@@ -407,6 +409,16 @@ def _occurred_at(
         if found is not None:
             return found, at
     return None, ""
+
+
+def _must_end_after_it_began(stay: Entry) -> None:
+    """Either time could be the mistake, and one of them is when the event happened."""
+    period = stay.resource.get("period") or {}
+    if "end" not in period:
+        return
+    began, ended = instant(period.get("start")), instant(period["end"])
+    if began is not None and ended is not None and ended < began:
+        raise RefusedError(Why.CLOCK_IMPLAUSIBLE, f"{stay.path}.period", "The stay ends before it begins.")
 
 
 def _began_at(kind: Kind, subject: Entry) -> datetime | None:

@@ -256,6 +256,14 @@ def test_a_role_that_leads_to_itself_is_nobodys():
             "Bundle.entry[0].resource.period.end",
         ),
         ({"period": {}}, {"timestamp": "2024-01-01T00:00:00Z"}, "Bundle.timestamp"),
+        (
+            {
+                "status": "finished",
+                "period": {"start": "2026-01-15T09:10:00Z", "end": "2026-01-14T09:10:00Z"},
+            },
+            {},
+            "Bundle.entry[0].resource.period",
+        ),
     ],
 )
 def test_a_time_that_cannot_be_right_is_named_where_it_is_said(stay, more, at):

@@ -281,8 +281,8 @@ def test_doing_it_twice_changes_nothing_more():
     assert tree == once
 
 
-def test_what_is_contained_claims_no_profile_either_nor_what_a_document_holds():
-    """The receiver's validator would look for the profile, wherever the claim stands."""
+def test_what_stands_within_a_resource_claims_no_profile_either_and_has_no_version():
+    """The receiver's validator would look for the profile, wherever the claim stands, and refuse the version (dom-4)."""
 
     def patient(**more):
         return {
@@ -291,16 +291,21 @@ def test_what_is_contained_claims_no_profile_either_nor_what_a_document_holds():
             **more,
         }
 
+    versioned = patient(id="p")
+    versioned["meta"] |= {"versionId": "3", "lastUpdated": "2026-01-15T09:10:00Z"}
     document = {"resourceType": "Bundle", "type": "document", "entry": [{"resource": patient()}]}
     tree = {
         "resourceType": "Bundle",
         "type": "message",
-        "entry": [{"resource": encounter(contained=[patient(id="p")])}, {"resource": document}],
+        "entry": [{"resource": encounter(contained=[versioned])}, {"resource": document}],
     }
     changes, _ = to_national(tree, SHARED, "england")
 
     assert [change.path for change in changes] == [
         "Bundle.entry[0].resource.contained[0].meta.profile",
+        "Bundle.entry[0].resource.contained[0].meta.versionId",
+        "Bundle.entry[0].resource.contained[0].meta.lastUpdated",
         "Bundle.entry[1].resource.entry[0].resource.meta.profile",
     ]
     assert "profile" not in str(tree)
+    assert "version" not in str(tree)
