@@ -54,6 +54,10 @@ _PATIENT_TRIGGERS: Mapping[str, str] = {
 }
 
 
+_NAMED_MAX = 6
+"""So many types of resource are named when a message is refused."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the hub insists on."""
@@ -235,9 +239,19 @@ def _kind(draft: Draft) -> tuple[Kind, Entry]:
         return _request_kind(draft, request), request
     if request is None and (patient := draft.told("Patient")) is not None:
         return Kind.PATIENT, _patient_subject(draft, patient)
-    raise RefusedError(
-        Why.MESSAGE_NOT_SUPPORTED, "MessageHeader.event" if draft.header else draft.tree["resourceType"]
-    )
+    at = "MessageHeader.event" if draft.header else draft.tree["resourceType"]
+    raise RefusedError(Why.MESSAGE_NOT_SUPPORTED, at, _what_it_holds(draft))
+
+
+def _what_it_holds(draft: Draft) -> str:
+    """Of what types: their names are FHIR's and say nothing of the patient."""
+    if draft.header is not None and draft.first("ServiceRequest") is not None:
+        return "A ServiceRequest comes with the event servicerequest-request or servicerequest-response."
+    types = sorted({each.resource["resourceType"] for each in draft.resources.entries})
+    if not types:
+        return "It holds no resource."
+    more = " and more" if len(types) > _NAMED_MAX else ""
+    return f"It holds {', '.join(types[:_NAMED_MAX])}{more}."
 
 
 def _must_be_what_is_addressed(draft: Draft, subject: Entry) -> None:

@@ -406,6 +406,23 @@ def test_a_prescription_is_no_news_of_the_patient_though_it_names_both():
     assert isinstance(told, Canonical), told
 
 
+def test_what_is_not_supported_says_what_it_holds():
+    """At night nobody looks into the message to learn why the hub has no use for it."""
+    weight = {"resourceType": "Observation", "id": "o", "status": "final", "code": {"text": "weight"}}
+    refused = understood("collection", entry(weight))
+    assert (refused.why, refused.at, refused.detail) == (
+        "message-not-supported",
+        "Bundle",
+        "It holds Observation.",
+    )
+
+    asked = {"resourceType": "ServiceRequest", "id": "s", "status": "active", "intent": "order"}
+    asked["subject"] = {"reference": "Patient/p1"}
+    refused = understood("message", *map(entry, [{**HEADER, "eventCoding": {"code": "O01"}}, asked, PATIENT]))
+    assert (refused.why, refused.at) == ("message-not-supported", "MessageHeader.event")
+    assert "servicerequest-request" in refused.detail
+
+
 def test_a_bare_stay_that_says_of_what_type_it_is_is_no_bundle():
     """`type` of a Bundle is a code; that of a stay is a list."""
     stay = {
