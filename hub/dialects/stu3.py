@@ -9,7 +9,7 @@ The rules are rows of `hub.dialects.stu3_rules`; this module walks and applies t
  * ``stu3-question-enabled``          R4 wants an operator: ``exists`` or ``=``
  * ``stu3-not-taken``                 MedicationStatement.taken ``n`` is a status
  * ``stu3-dicom-uid``                 the UIDs of an ImagingStudy: what was an OID is a number or a Coding
- * ``stu3-required``                  R4 requires what STU3 did not: said to be unknown
+ * ``stu3-required``                  R4 requires what STU3 did not: said to be unknown, an order an order
  * ``stu3-list``, ``stu3-single``     an element that may now repeat, or no longer
  * ``stu3-concept``                   a Coding or text where R4 has a CodeableConcept
  * ``stu3-canonical``                 a Reference where R4 has a canonical URL
@@ -75,11 +75,14 @@ _REQUIRED: Mapping[str, tuple[tuple[str, frozenset[str]], ...]] = {
     "Immunization": (("_occurrenceString", frozenset(("occurrenceDateTime", "_occurrenceDateTime"))),),
     "Goal": (("subject", frozenset(("subject",))),),
     "RiskAssessment": (("subject", frozenset(("subject",))),),
-    "NutritionOrder": (("_intent", frozenset(("intent", "_intent"))),),
-    "Media": (("_status", frozenset(("status", "_status"))),),
-    "ImagingStudy": (("_status", frozenset(("status", "_status"))),),
 }
 """R4 type → what it cannot be without and STU3 can, each with the elements any of which will do."""
+_REQUIRED_CODES = {
+    "NutritionOrder": ("intent", "order"),
+    "Media": ("status", "unknown"),
+    "ImagingStudy": ("status", "unknown"),
+}
+"""The same where R4 requires a code, and what that is: in STU3 a NutritionOrder is an order."""
 _OLD_NAME = re.compile(rf"(?<![A-Za-z])({'|'.join(RESOURCE_TYPES)})(?=/|\?|$)")
 _OLD_PROFILE = re.compile(r"/STU3/|/CareConnect-|^http://fhir\.nhs\.net/StructureDefinition/")
 _ADMISSION_METHOD = extension_url(
@@ -299,6 +302,11 @@ class _Turn:
     def _require(self, tree: Tree, new_type: str, path: str) -> None:
         for name, any_of in _REQUIRED.get(new_type, ()):
             self._unknown_unless(tree, name, any_of, path)
+        if new_type in _REQUIRED_CODES:
+            name, code = _REQUIRED_CODES[new_type]
+            if name not in tree:
+                tree[name] = code
+                self._changed(f"{path}.{name}", None, code, "stu3-required")
         if new_type == "MessageHeader":
             for each in _objects(tree.get("destination")):
                 self._unknown_unless(

@@ -8,7 +8,7 @@ server's resource id.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from hub.codes.book import CodeBook
@@ -425,13 +425,21 @@ def _occurred_at(
     return None, ""
 
 
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
 def _must_end_after_it_began(stay: Entry) -> None:
     """Either time could be the mistake, and one of them is when the event happened."""
     period = stay.resource.get("period") or {}
-    if "end" not in period:
+    if "end" not in period or "start" not in period:
         return
-    began, ended = instant(period.get("start")), instant(period["end"])
-    if began is not None and ended is not None and ended < began:
+    began, ended = period["start"], period["end"]
+    if len(began) > 10 and len(ended) > 10:
+        is_before = (instant(ended) or _LATEST) < (instant(began) or _EARLIEST)
+    else:  # a day beside an instant can be the day before it elsewhere
+        known = min(len(began), len(ended))
+        is_before = max(len(began), len(ended)) <= 10 and ended[:known] < began[:known]
+    if is_before:
         raise RefusedError(Why.CLOCK_IMPLAUSIBLE, f"{stay.path}.period", "The stay ends before it begins.")
 
 

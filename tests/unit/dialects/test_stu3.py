@@ -353,13 +353,13 @@ COMES_ALONG = [
     ({"resourceType": "RiskAssessment", "status": "final"}, {"subject": ABSENT}),
     (
         {"resourceType": "NutritionOrder", "status": "requested", "patient": {"display": "x"}, "dateTime": "2026-03-01"},
-        {"status": "active", "_intent": ABSENT},
+        {"status": "active", "intent": "order"},
     ),
     (
         {"resourceType": "Media", "type": "photo", "content": {"url": "urn:c"}, "context": {"reference": "Encounter/e1"}},
         {
             "type": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/media-type", "code": "image"}]},
-            "_status": ABSENT,
+            "status": "unknown",
             "encounter": {"reference": "Encounter/e1"},
         },
     ),
@@ -375,6 +375,7 @@ COMES_ALONG = [
             }],
         },
         {
+            "status": "unknown",
             "identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}],
             "subject": {"display": "x"},
             "series": [{
