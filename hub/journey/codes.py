@@ -7,6 +7,8 @@ Rules (`Change.rule`):
  * ``priority-derived``   a request that has an ambulance category and no priority gets the one that the map gives the category
  * ``extension-place``    UK Core has this extension on the hospitalization, not on the Encounter
  * ``extension-url``      an extension of a retired family under its UK Core URL
+ * ``extension-type``     PDS writes an address key and another kind of contact as UK Core did before 3.0: a Coding is a CodeableConcept now,
+   and the kind of contact stands on its ``system``
  * ``profile-claim``      what the sender says its resource conforms to is a hint of its own, and is not passed on
  * ``contained-version``  what is contained has no version of its own: FHIR allows none there (dom-4)
 """
@@ -116,6 +118,9 @@ def to_national(tree: Tree, book: CodeBook, nation: str) -> tuple[tuple[Change, 
             done.derived_priority(resource, path)
         if resource_type == "Encounter" and "extension" in resource:
             done.to_hospitalization(resource, path)
+        if resource_type in _HAVE_CONTACTS:
+            for holder, where in _holders_of_contacts(resource, path):
+                done.contacts(holder, where)
         for steps in _WHERE_EXTENSIONS.get(resource_type, ()):
             if steps[0] in resource:
                 for where, extension in _at(resource, steps, path):
@@ -131,6 +136,17 @@ def _resources(tree: Tree) -> Iterator[tuple[str, Tree]]:
         resource = entry.get("resource")
         if resource is not None:
             yield f"Bundle.entry[{index}].resource", resource
+
+
+_HAVE_CONTACTS = frozenset({"Patient", "RelatedPerson"})
+_ADDRESS_KEY = f"{_STRUCTURE}AddressKey"
+_OTHER_CONTACT = f"{_STRUCTURE}OtherContactSystem"
+
+
+def _holders_of_contacts(person: Tree, path: str) -> Iterator[tuple[Tree, str]]:
+    yield person, path
+    for index, each in enumerate(person.get("contact", ())):
+        yield each, f"{path}.contact[{index}]"
 
 
 def _inside(resource: Tree, path: str) -> Iterator[tuple[str, Tree]]:
@@ -182,6 +198,36 @@ class _Done:
                 self.changes.append(Change(f"{path}.meta.{name}", before, None, "contained-version"))
         if not resource.get("meta", True):
             del resource["meta"]
+
+    def contacts(self, holder: Tree, path: str) -> None:
+        address = holder.get("address", ())
+        for index, each in enumerate((address,) if isinstance(address, dict) else address):
+            for at, key in enumerate(each.get("extension", ())):
+                if key.get("url") == _ADDRESS_KEY:
+                    place = f"{path}.address" if isinstance(address, dict) else f"{path}.address[{index}]"
+                    for step, part in enumerate(key.get("extension", ())):
+                        self.as_concept(part, f"{place}.extension[{at}].extension[{step}]")
+        for index, each in enumerate(holder.get("telecom", ())):
+            for at, kind in reversed(list(enumerate(each.get("extension", ())))):
+                if kind.get("url") == _OTHER_CONTACT:
+                    place = f"{path}.telecom[{index}]"
+                    self.as_concept(kind, f"{place}.extension[{at}]")
+                    each.setdefault("_system", {}).setdefault("extension", []).insert(
+                        0, each["extension"].pop(at)
+                    )
+                    self.changes.append(
+                        Change(
+                            f"{place}.extension[{at}]", _OTHER_CONTACT, f"{place}.system", "extension-place"
+                        )
+                    )
+                    if not each["extension"]:
+                        del each["extension"]
+
+    def as_concept(self, extension: Tree, path: str) -> None:
+        if "valueCoding" in extension:
+            coding = extension.pop("valueCoding")
+            extension["valueCodeableConcept"] = {"coding": [coding]}
+            self.changes.append(Change(path, "valueCoding", "valueCodeableConcept", "extension-type"))
 
     def to_hospitalization(self, encounter: Tree, path: str) -> None:
         """Moves what CareConnect had on the Encounter itself (UK Core, Extension-UKCore-AdmissionMethod, context)."""

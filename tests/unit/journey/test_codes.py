@@ -309,3 +309,37 @@ def test_what_stands_within_a_resource_claims_no_profile_either_and_has_no_versi
     ]
     assert "profile" not in str(tree)
     assert "version" not in str(tree)
+
+
+def test_contacts_as_the_demographics_service_writes_them_are_said_as_uk_core_has_them_now():
+    """PDS gives these extensions a Coding, and the kind of contact beside the contact; UK Core 3.0 allows neither."""
+    kind = {"system": f"{UK}AddressKeyType", "code": "PAF"}
+    other = {"system": f"{UK}OtherContactSystem", "code": "textphone"}
+    key = [{"url": "type", "valueCoding": kind}, {"url": "value", "valueString": "12345678"}]
+    address = {"postalCode": "TQ2 7AA", "extension": [{"url": f"{EXTENSION}AddressKey", "extension": key}]}
+    telecom = {"system": "other", "value": "01632960587"}
+    telecom["extension"] = [{"url": f"{EXTENSION}OtherContactSystem", "valueCoding": other}]
+    tree = {
+        "resourceType": "Patient",
+        "address": [copy.deepcopy(address)],
+        "telecom": [copy.deepcopy(telecom)],
+        "contact": [{"address": address, "telecom": [telecom]}],
+    }
+    to_national(tree, SHARED, "england")
+
+    contact = tree["contact"][0]
+    for said in (tree["address"][0], contact["address"]):
+        assert said["extension"][0]["extension"][0] == {
+            "url": "type",
+            "valueCodeableConcept": {"coding": [kind]},
+        }
+    for said in (tree["telecom"][0], contact["telecom"][0]):
+        assert "extension" not in said
+        [beside] = said["_system"]["extension"]
+        assert beside == {
+            "url": f"{EXTENSION}OtherContactSystem",
+            "valueCodeableConcept": {"coding": [other]},
+        }
+    once = copy.deepcopy(tree)
+    assert to_national(tree, SHARED, "england") == ((), ())
+    assert tree == once
