@@ -52,6 +52,9 @@ TRANSPORT_PRIORITY = _Kind(("https://fhir.nhs.uk/CodeSystem/arp-priority-codes",
 REQUEST_PRIORITY = _Kind(("http://hl7.org/fhir/request-priority",))
 VERIFICATION = _Kind((f"{_UK}NHSNumberVerificationStatusEngland",))
 
+_HOLDS_NO_SUCH_CODE = frozenset({f"{_UK}NHSNumberVerificationStatus"})
+"""Retired systems under which PDS gives the codes of the national one. Beside that the coding would say a code that there is not."""
+
 ELEMENTS: dict[str, tuple[tuple[tuple[str, ...], _Kind], ...]] = {
     "Encounter": (
         (("class",), ENCOUNTER_CLASS),
@@ -299,7 +302,10 @@ class _Done:
             rule = "code-mapped-loosely" if loosely else "code-mapped"
             where = f"{path}.coding[{index}]" if is_concept else path
             self.changes.append(Change(where, dict(coding), national, rule, found.source))
-            if is_concept:
+            if is_concept and found.equivalence == "equal" and coding.get("system") in _HOLDS_NO_SUCH_CODE:
+                codings[index] = national
+                codings.insert(0, codings.pop(index))
+            elif is_concept:
                 codings.insert(0, national)
             else:
                 value.clear()

@@ -343,3 +343,17 @@ def test_contacts_as_the_demographics_service_writes_them_are_said_as_uk_core_ha
     once = copy.deepcopy(tree)
     assert to_national(tree, SHARED, "england") == ((), ())
     assert tree == once
+
+
+def test_a_code_that_its_system_does_not_have_is_not_kept_beside_the_national_one():
+    """PDS gives 01 under the retired system, whose codes are words; a word of that system stays beside, as any other."""
+    number = {"system": "https://fhir.nhs.uk/Id/nhs-number", "value": "9990000018"}
+    for code, beside in (("01", 0), ("number-present-and-verified", 1)):
+        concept = {"coding": [{"system": f"{UK}NHSNumberVerificationStatus", "code": code}]}
+        verified = {"url": f"{EXTENSION}NHSNumberVerificationStatus", "valueCodeableConcept": concept}
+        tree = {"resourceType": "Patient", "identifier": [{**number, "extension": [verified]}]}
+        changes, flags = to_national(tree, SHARED, "england")
+        first, *others = concept["coding"]
+        assert (first["system"], first["code"]) == (f"{UK}NHSNumberVerificationStatusEngland", "01")
+        assert (len(others), flags) == (beside, ())
+        assert changes[0].before["code"] == code
