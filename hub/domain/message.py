@@ -172,6 +172,8 @@ class PersonRef:
     sensitivity: str | None = None
     numbers: tuple[PersonKey, ...] = ()
     """Those of ``local`` by which the hospital tells its patients apart (``identifier_systems.patient`` of its profile)."""
+    told_as: str | None = None
+    """Of a Task at an address that identifies its patient by nothing: the id in its reference, as the hub has told it."""
 
     @property
     def keys(self) -> tuple[PersonKey, ...]:

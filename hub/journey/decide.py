@@ -5,8 +5,8 @@ Both are pure. `understand` is tried on each message by itself; `decide` in orde
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypedDict
 
@@ -18,10 +18,11 @@ from hub.domain.ids import EventId, OdsCode, PersonId, TransferId, parse_uuid
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
-from hub.domain.transfer import State, Transfer
+from hub.domain.transfer import State, Transfer, fold
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import decimals, headers
+from hub.fhir.outgoing import instant
 from hub.journey.advance import ANOTHER_ADDRESSED, Advanced, Taken, advance, identity_changed, named_transfer
 from hub.journey.disclose import KEPT_BACK
 from hub.journey.effects import Effects, Happened, Outgoing
@@ -175,9 +176,14 @@ def _act(
     """What it does, of a person who is known."""
     # A record that was to be made for this message is not made when the message is refused.
     whom = None if identified.created else identified.person_id
-    if named and not any(each.id == named.person_id for each in known.group(identified.person_id)):
+    theirs = {each.id for each in known.group(identified.person_id)}
+    if canonical.person.told_as is not None and canonical.person.told_as not in theirs:
+        return _refused(understood, ANOTHER_ADDRESSED, journey, now, canonical, person_id=whom)
+    if named and named.person_id not in theirs:
         another = ANOTHER_ADDRESSED if canonical.about else _TRANSFER_OF_ANOTHER
         return _refused(understood, another, journey, now, canonical)
+    if named is not None:
+        canonical = _after_what_it_is_about(canonical, named)
     advanced = advance(canonical, identified.person_id, named, known)
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical, person_id=whom)
@@ -203,6 +209,29 @@ _TRANSFER_OF_ANOTHER = Rejection(
     "identifier",
     "The transfer that the message names is another person's. Say which transfer is meant.",
 )
+
+
+def _after_what_it_is_about(canonical: Canonical, transfer: Transfer) -> Canonical:
+    """A decision with the time at which it was made, after all that it was made on: otherwise it would stand before that, and move nothing.
+
+    * Who says on which version they decide knows what had happened by then, whatever their clock says.
+    * What is put or patched at an address with a time that the Task was read with was decided now: nobody has changed the time. A Task
+      is read to the millisecond, and what it tells of can have happened a moment later.
+    * A draft that is sent off with the time at which it was written is asked now.
+    """
+    at, now = canonical.occurred_at, canonical.received.received_at
+    moved = [move.fact.occurred_at for move in fold(transfer.facts) if move.after is not None]
+    last = max(moved, default=transfer.requested_at)
+    is_now = knows_all = False
+    if canonical.kind is Kind.ANSWER:
+        read = {last, transfer.requested_at, transfer.changed_at or last}
+        is_now = canonical.about is not None and instant(at) in map(instant, read)
+        knows_all = canonical.expected_version == transfer.version
+    elif canonical.kind is Kind.REQUEST and canonical.status != "draft":
+        is_now = transfer.state is State.DRAFT and at <= last
+    if is_now or (knows_all and at <= last):
+        at = max(now if is_now else at, last + timedelta(microseconds=1))
+    return replace(canonical, occurred_at=at)
 
 
 def _role(received: Received) -> Role:

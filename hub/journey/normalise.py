@@ -102,7 +102,7 @@ def _meaning(
         must_be_one(draft, subject)
     entry = encounter_entry(draft, kind, subject)
     described = described_by(draft, subject)
-    person = person_ref(draft, kind, described, rules.nhs_number_check)
+    person = person_ref(draft, kind, subject, described, rules.nhs_number_check)
     receiver_code = _receiver_code(draft, kind, subject)
     receiver = directory.trust_of(receiver_code) if receiver_code else None
     if kind is Kind.ANSWER and len((draft.header or {}).get("destination", ())) > 1:

@@ -5,11 +5,13 @@ Patient.link; PDS FHIR API, security labels; HL7 FHIR extension patient-unknownI
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from hub.domain.ids import NHS_AUTHORITY, NhsNumber, PersonKey, parse_nhs_number
 from hub.domain.message import Flag, FlagCode, Kind, PatientLink, PersonRef
 from hub.domain.rejection import Why
+from hub.fhir import headers
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
 from hub.fhir.tree import VALUE_MAX, Entry, Tree, code_of, identifiers
 from hub.journey.draft import Draft, RefusedError
@@ -26,7 +28,11 @@ _SENSITIVITY = {"V": "V", "R": "R", "REDACTED": "V", "U": "U"}
 
 
 def person_ref(
-    draft: Draft, kind: Kind, described: Described, nhs_number_check: Literal["enforce", "flag"]
+    draft: Draft,
+    kind: Kind,
+    subject: Entry,
+    described: Described,
+    nhs_number_check: Literal["enforce", "flag"],
 ) -> PersonRef:
     """The patient, by the Patient resource or by a reference that carries an identifier. Raises RefusedError."""
     source, at, is_patient = described
@@ -51,6 +57,8 @@ def person_ref(
     )
     if ref.unknown:
         draft.flags.append(Flag(FlagCode.IDENTITY_UNKNOWN, at))
+    if not ref.keys and not is_patient and _is_at_an_address(draft, subject) and _is_as_told(source):
+        return replace(ref, told_as=_identity_in(source) or None)
     if not ref.keys:
         raise RefusedError(
             Why.PATIENT_UNIDENTIFIED,
@@ -60,6 +68,15 @@ def person_ref(
             else "",
         )
     return ref
+
+
+def _is_at_an_address(draft: Draft, subject: Entry) -> bool:
+    return subject.resource["resourceType"] == "Task" and bool(draft.received.proved(headers.ABOUT))
+
+
+def _is_as_told(source: Mapping[str, Any]) -> bool:
+    """Whether a reference says no more of a patient than the hub tells of one who has no NHS number: ``Patient/{id}``, or nothing."""
+    return not source or (not [*identifiers(source)] and bool(_identity_in(source)))
 
 
 def described_by(draft: Draft, subject: Entry) -> Described:
@@ -74,9 +91,9 @@ def described_by(draft: Draft, subject: Entry) -> Described:
         patient = _described(draft, reference, f"{subject.path}.{name}", is_strict=name == "subject")
     if patient is not None:
         return patient, "Patient.identifier", True
-    if reference is None:
+    if reference is None and not _is_at_an_address(draft, subject):
         raise RefusedError(Why.PATIENT_MISSING, "Patient")
-    return reference, f"{subject.path}.{name}.identifier", False
+    return reference or {}, f"{subject.path}.{name}.identifier", False
 
 
 def _described(draft: Draft, reference: Mapping[str, Any] | None, at: str, *, is_strict: bool) -> Tree | None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from datetime import timedelta
 
 import orjson
 import pytest
@@ -12,9 +13,10 @@ from hub.dialects.fhir_xml_writer import write_xml
 from hub.fhir.systems import HUB_TRANSFER
 from hub.store import tables as t
 from hub.store.packing import unpack
-from tests.stories.conftest import resources
+from tests.stories.conftest import TRUSTS, resources
 from tests.stories.rest import System, issue
 from tests.stories.test_asking import sends, service_request
+from tests.stories.test_mistaken_identity import without_nhs_number
 
 JSON = "application/fhir+json"
 XML = "application/fhir+xml"
@@ -561,3 +563,118 @@ async def test_a_body_that_is_too_deep_is_its_senders_to_mend(hub, torbay, at_to
         said = await sends(hub, at_exeter, method, path, body)
         assert said.status_code == 400, (method, path, said.text)
     assert await hub.state(transfer_id) == "requested"
+
+
+# -- whom the hub itself knows by no number, and when it was decided -----------------------------------------------------
+
+
+@pytest.fixture
+async def unnumbered(hub, torbay):
+    """The transfers of two patients without an NHS number."""
+    found = []
+    for patient, number in ((MARSHWIGGLE, "TR-1"), (FENNIMOSS, "TR-2")):
+        message = torbay.epr.asks_to_transfer(
+            patient, to="RH8", request_number=number, encounter_number=f"V-{number}", at=hub.clock()
+        )
+        found.append((await torbay.send(without_nhs_number(message))).transfer_id)
+    hub.clock.later(minutes=1)
+    return found
+
+
+async def decides(hub, system, verb, task, *, version=None, **changed):
+    """What is read, with something changed, as each of the ways to decide sends it."""
+    path, said = f"/Task/{task['id']}", {"If-Match": f'W/"{version}"'} if version else {}
+    if verb == "PATCH":
+        patch = [{"op": "add", "path": f"/{name}", "value": value} for name, value in changed.items()]
+        return await sends(hub, system, "PATCH", path, patch, kind=PATCH, **said)
+    if verb == "POST":
+        return await sends(hub, system, "POST", "/Task", task | changed, **said)
+    return await sends(hub, system, "PUT", path, task | changed, **said)
+
+
+@pytest.mark.parametrize("verb", ["PUT", "PATCH", "POST"])
+async def test_the_task_of_a_patient_without_an_nhs_number_can_be_decided_as_it_was_read(
+    hub, at_exeter, unnumbered, verb
+):
+    """Somebody whom nobody knows, or whose number was found not to be theirs: all that is told of them is the hub's own reference."""
+    here, there = unnumbered
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    assert "identifier" not in task["for"]
+    for status, becomes in (("rejected", "rejected"), ("accepted", "accepted")):
+        said = await decides(hub, at_exeter, verb, task, status=status, statusReason=WHY)
+        assert said.is_success, said.text
+        assert await states(hub, here, there) == [becomes, "requested"]
+        hub.clock.later(minutes=1)
+        # Whoever has refused is not even told the reference, and may think it over.
+        task = said.json()
+        assert ("for" in task) == (status == "accepted")
+
+
+@pytest.mark.parametrize("verb", ["PUT", "PATCH"])
+async def test_another_patient_without_an_nhs_number_is_another(hub, at_exeter, unnumbered, verb):
+    here, there = unnumbered
+    this, other = [(await at_exeter.get(f"/Task/{each}")).json() for each in unnumbered]
+    said = await decides(hub, at_exeter, verb, this, status="accepted", **{"for": other["for"]})
+    assert (said.status_code, await states(hub, here, there)) == (400, ["requested"] * 2)
+    assert "another patient" in said.text
+
+
+#     the moment of the decision before, as its author wrote it
+MOMENTS = ("2026-11-23T09:01:30.1234567Z", "2026-11-23T09:01:30Z")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("with_version", [True, False])
+@pytest.mark.parametrize("verb", ["PUT", "PATCH", "POST"])
+async def test_a_decision_that_keeps_the_time_it_was_read_with_is_made_now(
+    hub, torbay, at_torbay, at_exeter, verb, with_version, moment
+):
+    """Exeter takes its acceptance back and changes the status and the reason only; it was answered 200 and stayed accepted."""
+    here = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    assert (await decides(hub, at_exeter, "PUT", task, status="accepted", lastModified=moment)).is_success
+    now = hub.clock.later(minutes=30)
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    version = task["meta"]["versionId"] if with_version else None
+    said = await decides(hub, at_exeter, verb, task, version=version, status="rejected", statusReason=WHY)
+    assert (said.is_success, said.json()["status"]) == (True, "rejected")
+    assert await hub.state(here) == "rejected"
+    assert (await hub.rows(t.transfer_history))[-1]["occurred_at"] == now
+
+
+async def test_a_decision_on_a_version_comes_after_it_whatever_the_clock_says(
+    hub, torbay, at_torbay, exeter, at_exeter
+):
+    """Torbay's clock is fast and Exeter's is slow; over REST and over Kafka, who says which version they decide on has seen it."""
+    here = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    fast, slow = (hub.clock() + timedelta(minutes=each) for each in (20, -20))
+    await decides(hub, at_exeter, "PUT", task, status="on-hold", lastModified=slow.isoformat())
+    info = (await at_torbay.get(f"/Task/{here}")).json()
+    await decides(hub, at_torbay, "PUT", info, status="requested", lastModified=fast.isoformat())
+    hub.clock.later(minutes=1)
+    said = await decides(
+        hub, at_exeter, "PUT", task, version=3, status="accepted", lastModified=slow.isoformat()
+    )
+    assert (said.is_success, said.json()["status"]) == (True, "accepted")
+    refuses = exeter.epr.answers(
+        MARSHWIGGLE, "rejected", requester=TRUSTS["RA9"], request_number="TR-1", reason="RRNA", at=slow
+    )
+    refuses.headers["if-match"] = 'W/"4"'
+    refused = await exeter.send(refuses)
+    assert (str(refused), await hub.state(here)) == ("accepted", "rejected")
+
+
+async def test_a_draft_that_is_sent_off_is_asked_then_and_not_when_it_was_written(
+    hub, torbay, at_torbay, facade
+):
+    """It was written yesterday: who is asked now has had no day to look at it, and who came yesterday has not come for it."""
+    request = service_request(torbay, status="draft") | {"authoredOn": hub.clock().isoformat()}
+    here = (await sends(hub, at_torbay, "POST", "/ServiceRequest", request)).json()["id"]
+    now = hub.clock.later(days=1)
+    await at_torbay.signed_in()
+    task = {"resourceType": "Task", "status": "requested", "intent": "order"}
+    focus = {"reference": f"ServiceRequest/{here}"}
+    assert (await sends(hub, at_torbay, "POST", "/Task", task | {"focus": focus})).status_code == 201
+    [transfer] = await hub.rows(t.transfer)
+    assert (transfer["requested_at"], transfer["due_at"] > now + timedelta(minutes=5)) == (now, True)
