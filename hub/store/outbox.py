@@ -5,7 +5,7 @@ They raise what SQLAlchemy and the driver raise; nothing is half written.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -589,6 +589,17 @@ async def next_due(store: Store) -> list[tuple[str, datetime]]:
             select(c.receiver, due_at).where(c.seq.in_(first)).order_by(c.receiver)
         )
         return [(receiver, at) for receiver, at in found]
+
+
+async def sent_to(store: Store, receivers: Collection[str], since: datetime) -> set[str]:
+    """Those of these receivers to whom something was sent after ``since``."""
+    c = outbox.c
+    recently = (c.state == literal_column("'sent'"), c.payload.is_not(None), c.sent_at > since)
+    async with _one_statement(store) as connection:
+        found = await connection.execute(
+            select(c.receiver).where(*recently, c.receiver.in_(receivers)).distinct()
+        )
+        return set(found.scalars())
 
 
 async def hold_lease(store: Store, name: str, holder: str, until: datetime, now: datetime) -> bool:

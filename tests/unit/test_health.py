@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from hub.services.health import untried
 from hub.store.tables import outbox as table
@@ -47,5 +47,17 @@ async def waits(engine, *rows):  # noqa: F811
 )
 async def test_who_is_due_and_not_tried_is_named(engine, rows, found):  # noqa: F811
     await waits(engine, *rows)
+
+    assert await untried(engine, directory(), MINUTE, NOON) == found
+
+
+@pytest.mark.parametrize(("sent", "found"), [(0.5, []), (2, ["RH8"]), (None, ["RH8"])])
+async def test_who_is_given_what_waited_is_served(engine, sent, found):  # noqa: F811
+    """After an outage of five hours the queue is emptied in order: what stands behind was never tried, and its turn comes."""
+    await waits(engine, (9, 300, 299), (0, 298, None))
+    if sent is not None:
+        done = update(table).where(table.c.event_id == "e0")
+        async with engine.begin() as connection:
+            await connection.execute(done.values(state="sent", sent_at=NOON - sent * MINUTE))
 
     assert await untried(engine, directory(), MINUTE, NOON) == found
