@@ -93,13 +93,17 @@ def kept_back(resources: Sequence[Resource]) -> tuple[Resource, ...]:
 
 
 def _led_to_by_what_is_hidden(said: Sequence[Resource], shown: Sequence[Resource]) -> set[str]:
-    """Full URLs of people and places to which references led that are hidden, and no other does."""
+    """Full URLs of people and places to which references led that are hidden, and no other does; of those, too, that nothing leads to and that
+    say who is meant: a GP's role, with the practice.
+    """
     urls = {name: entry["fullUrl"] for entry in said for name in _names(entry)}
     led = {entry["fullUrl"]: _leads(entry, urls) for entry in said}
     leads = {entry["fullUrl"]: _leads(entry, urls) for entry in shown}
     directory = {e["fullUrl"] for e in said if e["resource"]["resourceType"] in _DIRECTORY}
-    hidden = {url for entry in said for url in led[entry["fullUrl"]] - leads[entry["fullUrl"]]}
-    behind = _reached(hidden & directory, led) & directory
+    hidden = {url for entry in said for url in led[entry["fullUrl"]] - leads[entry["fullUrl"]]} & directory
+    seen = _reached(led.keys() - directory, leads)
+    hidden |= {url for url in directory - seen if not (hidden - seen).isdisjoint(led[url])}
+    behind = _reached(hidden, led) & directory
     return behind - _reached(led.keys() - behind, leads)
 
 
@@ -130,7 +134,8 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(each)
     elif isinstance(node, dict):
         if isinstance(reference := node.get("reference"), str):
-            yield from (reference, "/".join(reference.rsplit("/", 2)[-2:]))
+            plain = reference.partition("/_history/")[0]
+            yield from (plain, "/".join(plain.rsplit("/", 2)[-2:]))
         for each in node.values():
             yield from _references(each)
 
