@@ -557,9 +557,10 @@ def _remember(effects: Effects, known: Known) -> None:
             known.remove_stay(fact.event_id)
     # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not.
     # What a draft's receiver told is still to be looked at when the request is made.
-    stay, about = happened.canonical.stay, first_taken.transfer if first_taken else None
-    is_drafts = (
-        about is not None and about.state is State.DRAFT and about.receiver == happened.canonical.trust
+    stay = happened.canonical.stay
+    is_drafts = any(
+        each.transfer.state is State.DRAFT and each.transfer.receiver == happened.canonical.trust
+        for each in happened.taken
     )
     if stay is not None and (happened.transfer_id is None or is_drafts):
         known.add_stay(happened.identified.person_id, stay)

@@ -307,10 +307,18 @@ async def _transfers(connection: AsyncConnection, person_ids: set[str], known: K
 
 
 async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known, now: datetime) -> None:
-    """The persons' stays that belong to no transfer yet, as long as a request may still come for them; a draft's request too."""
+    """The persons' stays that belong to no transfer yet, as long as a request may still come for them; a draft's request too, whatever else the
+    stay was told to.
+    """
     e = t.event
-    drafts = {each.id for each in known.transfers.values() if each.state is State.DRAFT}
-    ways = [e.c.transfer_id.is_(None), *([among(e.c.transfer_id, drafts, connection)] if drafts else [])]
+    of_drafts = {
+        fact.event_id
+        for each in known.transfers.values()
+        if each.state is State.DRAFT
+        for fact in each.facts
+        if fact.by == each.receiver
+    }
+    ways = [e.c.transfer_id.is_(None), *([among(e.c.event_id, of_drafts, connection)] if of_drafts else [])]
     for way in ways:
         rows = await connection.execute(
             select(
@@ -322,7 +330,6 @@ async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known
                 e.c.received_at,
                 e.c.sequence,
                 e.c.stay,
-                e.c.transfer_id,
             ).where(
                 among(e.c.person_id, person_ids, connection),
                 way,
@@ -331,9 +338,7 @@ async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known
             )
         )
         for row in rows:
-            if row.stay is not None and (
-                row.transfer_id is None or known.transfers[row.transfer_id].receiver == row.trust
-            ):
+            if row.stay is not None:
                 known.add_stay(row.person_id, _stay(row))
 
 

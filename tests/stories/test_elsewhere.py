@@ -574,3 +574,30 @@ async def test_who_was_there_for_something_else_while_the_request_was_a_draft_ha
     hub.clock.later(hours=5)
     await ask(torbay, MARSHWIGGLE)
     assert await hub.state(drafted) == "requested"
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+@pytest.mark.parametrize("draft", [False, True])
+async def test_who_arrives_while_another_hospital_was_asked_has_arrived_too(
+    hub, torbay, exeter, plymouth, draft, in_a_batch
+):
+    """Plymouth was to have them, or was to be asked; the admission is told to that transfer first."""
+    other = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-0", specialty="150", draft=draft)
+    hub.clock.later(minutes=5)
+    drafted = await ask(torbay, MARSHWIGGLE, draft=True)
+    hub.clock.later(hours=1)
+    came = exeter.epr.admits(
+        MARSHWIGGLE, encounter_number="W-7", at=hub.clock(), ward="Taw", source="51", method="81"
+    )
+    hub.clock.later(minutes=20)
+    asks = torbay.epr.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    records = [exeter.record(came), torbay.record(asks)]
+    for batch in [records] if in_a_batch else [[each] for each in records]:
+        await hub.take(batch)
+
+    assert (await hub.state(drafted), await hub.told("RH8")) == ("completed", ["transfer.requested"])
+    assert await hub.state(other) == ("draft" if draft else "requested")
+    again = await exeter.reports("A08", MARSHWIGGLE, encounter_number="W-7", status="in-progress")
+    assert (str(again), await hub.state(drafted)) == ("accepted", "completed")
