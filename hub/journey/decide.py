@@ -18,7 +18,7 @@ from hub.domain.ids import EventId, OdsCode, PersonId, TransferId, parse_uuid
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
-from hub.domain.transfer import State, Transfer, fold
+from hub.domain.transfer import State, Step, Transfer, fold
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import decimals, headers
@@ -190,7 +190,7 @@ def _act(
     # Whatever way the message found what it moves: it is what its address names, or nothing.
     if canonical.about and [each.transfer.id for each in advanced.taken] != [canonical.about]:
         return _refused(understood, ANOTHER_ADDRESSED, journey, now, canonical, person_id=whom)
-    if not may_do(_role(canonical.received), (each.fact.step for each in advanced.taken)):
+    if not may_do(_role(canonical.received), _acts(advanced.taken)):
         not_allowed = Rejection(Why.ROLE_NOT_ALLOWED, "Authorization")
         return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:
@@ -238,6 +238,12 @@ def _role(received: Received) -> Role:
     """Whose words they are. Only the facade proves a role: whatever a record in Kafka says of one is a system's."""
     said = received.proved(headers.ROLE)
     return Role(said) if said else Role.SYSTEM
+
+
+def _acts(taken: Sequence[Taken]) -> set[Step]:
+    """What a message does. That another hospital is told that the patient does not come is what follows of it, and nobody's act."""
+    steps = {each.fact.step for each in taken}
+    return steps - {Step.DIVERGE} or steps
 
 
 def _transfers_of(identified: Identified, known: Known) -> list[Transfer]:

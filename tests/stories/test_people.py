@@ -23,6 +23,7 @@ from hub.store import break_glass
 from hub.store import tables as t
 from tests.stories.rest import URL, System, facade_of, issue
 from tests.stories.test_facade import asked, request
+from tests.stories.test_journeys import ask
 
 ISSUER = "https://sign-in.example"
 ROLES = {
@@ -191,6 +192,28 @@ async def test_what_each_role_may(hub, torbay, people, sign_in, role):
         if expected == 403:
             assert said.json()["issue"][0]["details"]["coding"][-1]["code"] == "role-not-allowed"
     assert (await somebody.get("/$inbox")).status_code == 403
+
+
+async def test_who_may_say_that_a_patient_left_may_do_so_where_others_wait_for_them(
+    hub, torbay, people, sign_in
+):
+    """Plymouth was asked too and is told by what the driver says. It is no step of the driver's; an alarm alone would be none for them to give."""
+    bound = await ask(torbay, MARSHWIGGLE)
+    waits = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-2", specialty="150")
+    hub.clock.later(minutes=5)
+    driver = Somebody(people, sign_in.person(hub.clock, "RA9", Role.TRANSPORT))
+    left = torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", to_site="RH801", at=hub.clock())
+    said = await driver.send(left)
+    hub.expected += 1
+    assert said.status_code == 200, said.text
+    assert [await hub.state(each) for each in (bound, waits)] == ["in-transit", "requested"]
+    assert (await hub.told("RK9"))[-1] == "transfer.diverged"
+    hub.clock.later(minutes=5)
+    home = await driver.send(
+        torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-2", disposition="19", at=hub.clock())
+    )
+    hub.expected += 1
+    assert home.status_code == 403
 
 
 def test_each_step_for_each_role():
