@@ -1,11 +1,11 @@
 """The request, the patient and the stays of a transfer, as a party may read them: from what was said, by the rules of the inbox."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hub.domain.ids import OdsCode
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, PersonKey, parse_nhs_number
 from hub.domain.transfer import EVENT_TYPE, HUB, REQUEST_STATUS, Party, Transfer
 from hub.facade.access import Sees
 from hub.fhir.detached import detached
@@ -53,9 +53,10 @@ def service_request(view: View) -> Tree | None:
     }
 
 
-def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
+def patient_then(view: View, nhs_number: str | None, not_theirs: Collection[PersonKey] = ()) -> list[Tree]:
     """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's; if none did,
-    by number alone. Empty if what they told has aged out: a number alone would look like all there ever was.
+    by number alone. Empty if what they told has aged out: a number alone would look like all there ever was. Numbers that are ``not_theirs``
+    are not repeated, whoever told them: somebody would be treated by another patient's record.
     """
     transfer = view.transfer
     for author in (view.reader, transfer.other(view.reader)):
@@ -64,11 +65,31 @@ def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
             shown = [
                 _lessened(detached(r, entries, {}), view.level, _PATIENT_MINIMUM) for _, r, entries in told
             ]
+            if not_theirs:
+                shown = [_without(each, author, not_theirs) for each in shown]
             return _versions(transfer.person_id, [at for at, _, _ in told], shown)
     if view.aged_out:
         return []
     known = {"identifier": [{"system": NHS_NUMBER, "value": nhs_number}]} if nhs_number else {}
     return _versions(transfer.person_id, [transfer.requested_at], [{"resourceType": "Patient", **known}])
+
+
+def _without(patient: Tree, author: OdsCode, numbers: Collection[PersonKey]) -> Tree:
+    """A Patient of ``author``'s without these numbers."""
+
+    def is_among(identifier: Mapping[str, Any]) -> bool:
+        system, value = str(identifier.get("system", "")), str(identifier.get("value", ""))
+        nhs = system == NHS_NUMBER
+        key = (
+            PersonKey(NHS_AUTHORITY, parse_nhs_number(value).digits)
+            if nhs
+            else PersonKey(f"{author}|{system}", value)
+        )
+        return key in numbers
+
+    kept = [each for each in patient.get("identifier", ()) if not is_among(each)]
+    rest = {name: value for name, value in patient.items() if name != "identifier"}
+    return {**rest, "identifier": kept} if kept else rest
 
 
 def encounter_then(view: View, end: str) -> list[Tree]:

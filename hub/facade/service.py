@@ -313,8 +313,15 @@ class Facade:
     async def as_patients_then(self, transfers: Sequence[Transfer], reader: Reader) -> list[list[Tree]]:
         """The patients as each message of their transfer told of them, oldest first."""
         views = await self._views(transfers, reader)
-        numbers = await search.nhs_numbers(self.engine, {each.transfer.person_id for each in views})
-        return [clinical.patient_then(each, numbers.get(each.transfer.person_id)) for each in views]
+        persons = {each.transfer.person_id for each in views}
+        numbers = await search.nhs_numbers(self.engine, persons)
+        others = await search.not_theirs(self.engine, persons)
+        return [
+            clinical.patient_then(
+                each, numbers.get(each.transfer.person_id), others.get(each.transfer.person_id, ())
+            )
+            for each in views
+        ]
 
     async def as_encounters(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """The stays of those transfers of which this reader may see them: at the sender's, at the receiver's."""

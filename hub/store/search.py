@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select, union, un
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry
-from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, PersonKey, parse_nhs_number
 from hub.domain.transfer import State, Transfer
 from hub.fhir import decimals
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER
@@ -101,6 +101,23 @@ async def nhs_numbers(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, 
             )
         )
         return {row.person_id: row.value for row in rows}
+
+
+async def not_theirs(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, set[PersonKey]]:
+    """Person → numbers of which a human has said that they are not theirs, whichever of their records it was said of; rarely any."""
+    n = t.person_not_theirs.c
+    found: dict[str, set[PersonKey]] = {}
+    async with engine.connect() as connection:
+        records = await one_record(connection, set(persons))
+        rows = (
+            await connection.execute(
+                select(n.person_id, n.authority, n.value).where(among(n.person_id, records, connection))
+            )
+        ).all()
+        for person in persons if rows else ():
+            own = await one_record(connection, {person})
+            found[person] = {PersonKey(row.authority, row.value) for row in rows if row.person_id in own}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

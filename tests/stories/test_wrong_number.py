@@ -111,6 +111,29 @@ async def test_both_hospitals_are_told_that_the_number_is_not_his(hub, torbay, e
     assert asked.transfer_id in (await duty("audit", "trail", asked.transfer_id, "--json")).stdout
 
 
+async def test_whoever_reads_his_patient_is_not_given_her_number(
+    hub, torbay, exeter, at_torbay, at_exeter, mistaken, duty
+):
+    """By none of its versions, at neither hospital; and what is read can be decided on. It is shown again once that was said by mistake."""
+    asked, his = mistaken
+    shown = "/Patient", f"/Patient/{his}", f"/Patient/{his}/_history", f"/Patient/{his}/_history/1"
+    for said, count in (((), 1), (("--yes",), 0), (("--take-back", "--yes"), 1)):
+        await mend(duty, his, *said)
+        for system in (at_torbay, at_exeter):
+            for path in (*shown, "/Task?_include=Task:patient"):
+                read = await system.get(path)
+                assert (read.status_code, MARSHWIGGLE.family in read.text) == (200, True)
+                assert (QUILLFEATHER.nhs_number in read.text) == bool(count), path
+                assert MARSHWIGGLE.local["RA9"] in read.text
+        if not count:
+            hub.clock.later(minutes=1)
+            task = (await at_exeter.get(f"/Task/{asked.transfer_id}")).json()
+            accepts = {"status": "accepted", "lastModified": hub.clock().isoformat()}
+            assert (await at_exeter.put(task | accepts)).status_code == 200
+            hub.expected += 1
+    assert await hub.state(asked.transfer_id) == "accepted"
+
+
 async def test_what_was_never_asked_is_told_to_its_sender_alone(hub, torbay, duty):
     drafted = await torbay.send(edited(ask(torbay, MISTAKEN), as_a_draft))
     assert await hub.state(drafted.transfer_id) == "draft"
