@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hub.domain.ids import NHS_AUTHORITY, OdsCode, PersonKey, parse_nhs_number
+from hub.domain.ids import OdsCode, PersonKey
 from hub.domain.transfer import EVENT_TYPE, HUB, REQUEST_STATUS, Party, Transfer
 from hub.facade.access import Sees
 from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree, identifiers
-from hub.journey.disclose import is_shown, kept_back, resources_for
+from hub.journey.disclose import is_shown, kept_back, resources_for, without
 from hub.store.search import Said
 
 
@@ -66,30 +66,12 @@ def patient_then(view: View, nhs_number: str | None, not_theirs: Collection[Pers
                 _lessened(detached(r, entries, {}), view.level, _PATIENT_MINIMUM) for _, r, entries in told
             ]
             if not_theirs:
-                shown = [_without(each, author, not_theirs) for each in shown]
+                shown = [without(each, author, not_theirs) for each in shown]
             return _versions(transfer.person_id, [at for at, _, _ in told], shown)
     if view.aged_out:
         return []
     known = {"identifier": [{"system": NHS_NUMBER, "value": nhs_number}]} if nhs_number else {}
     return _versions(transfer.person_id, [transfer.requested_at], [{"resourceType": "Patient", **known}])
-
-
-def _without(patient: Tree, author: OdsCode, numbers: Collection[PersonKey]) -> Tree:
-    """A Patient of ``author``'s without these numbers."""
-
-    def is_among(identifier: Mapping[str, Any]) -> bool:
-        system, value = str(identifier.get("system", "")), str(identifier.get("value", ""))
-        nhs = system == NHS_NUMBER
-        key = (
-            PersonKey(NHS_AUTHORITY, parse_nhs_number(value).digits)
-            if nhs
-            else PersonKey(f"{author}|{system}", value)
-        )
-        return key in numbers
-
-    kept = [each for each in patient.get("identifier", ()) if not is_among(each)]
-    rest = {name: value for name, value in patient.items() if name != "identifier"}
-    return {**rest, "identifier": kept} if kept else rest
 
 
 def encounter_then(view: View, end: str) -> list[Tree]:

@@ -24,7 +24,7 @@ from hub.domain.value import value
 from hub.fhir import decimals, headers
 from hub.fhir.outgoing import instant
 from hub.journey.advance import ANOTHER_ADDRESSED, Advanced, Taken, advance, identity_changed, named_transfer
-from hub.journey.disclose import KEPT_BACK
+from hub.journey.disclose import KEPT_BACK, without_numbers
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify, somebody_new
 from hub.journey.known import LINKED, FirstMessage, Known
@@ -281,7 +281,7 @@ def _accepted(
         journey.directory,
         canonical.bundle_id,
     )
-    outbox = (*news(happened, told, journey.directory, sensitive=sensitive), receipt)
+    outbox = (*news(_as_told(happened, known), told, journey.directory, sensitive=sensitive), receipt)
     return Effects(
         understood.received,
         understood.message_id,
@@ -292,6 +292,20 @@ def _accepted(
         happened,
         outbox,
         tuple(_audit_accepted(understood, happened, outbox, now, sensitive=sensitive)),
+    )
+
+
+def _as_told(happened: Happened, known: Known) -> Happened:
+    """What others are told of it: without numbers that were found not to be the patient's, which a human's answer lets it give all the same."""
+    group, canonical = known.group(happened.identified.person_id), happened.canonical
+    others = {key for each in group for key in each.not_theirs}
+    if not others:
+        return happened
+    resources = without_numbers(canonical.resources, canonical.patient_url, canonical.trust, others)
+    return replace(
+        happened,
+        canonical=replace(canonical, resources=resources),
+        written=tuple(map(decimals.dumps, resources)),
     )
 
 

@@ -6,11 +6,13 @@ anything of a third trust's message, and whoever has no part in the transfer get
 restricted patient could be found by goes nowhere: addresses, telecom, GP, narratives (PDS, sensitive patients).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, PersonKey, parse_nhs_number
 from hub.domain.transfer import Fact, Party, Step
+from hub.fhir.systems import NHS_NUMBER
 from hub.fhir.tree import Tree
 
 Resource = Mapping[str, Any]
@@ -147,6 +149,45 @@ def is_shown(fact: Fact) -> bool:
     if fact.step is Step.DIVERGE:
         return False
     return fact.step is not Step.IDENTIFY or fact.because.endswith("nhs-number-superseded")
+
+
+def without_numbers(
+    resources: Sequence[Resource], patient_url: str | None, author: OdsCode, numbers: Collection[PersonKey]
+) -> tuple[Resource, ...]:
+    """The entries of ``author``'s message without numbers of which a human has said that they are not its patient's: not passed on, though the message
+    says them still. Somebody else in it may have them, a mother beside her child.
+    """
+
+    def changed(entry: Resource) -> Resource:
+        resource = entry["resource"]
+        if entry["fullUrl"] == patient_url:
+            return {**entry, "resource": without(resource, author, numbers)}
+        about = {
+            name: without(resource[name], author, numbers)
+            for name in ("subject", "for")
+            if isinstance(resource.get(name), dict)
+        }
+        return {**entry, "resource": {**resource, **about}} if about else entry
+
+    return tuple(map(changed, resources))
+
+
+def without(named: Tree, author: OdsCode, numbers: Collection[PersonKey]) -> Tree:
+    """A Patient, or a reference to one, of ``author``'s without these numbers."""
+
+    def is_among(identifier: Mapping[str, Any]) -> bool:
+        system, value = str(identifier.get("system", "")), str(identifier.get("value", ""))
+        if system == NHS_NUMBER:
+            return PersonKey(NHS_AUTHORITY, parse_nhs_number(value).digits) in numbers
+        return PersonKey(f"{author}|{system}", value) in numbers
+
+    said = named.get("identifier", [])
+    if isinstance(said, dict):
+        kept: Any = {} if is_among(said) else said
+    else:
+        kept = [each for each in said if not is_among(each)]
+    rest = {name: value for name, value in named.items() if name != "identifier"}
+    return {**rest, "identifier": kept} if kept else rest
 
 
 def _reduced(resource: Tree) -> Tree:

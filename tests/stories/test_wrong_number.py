@@ -134,6 +134,23 @@ async def test_whoever_reads_his_patient_is_not_given_her_number(
     assert await hub.state(asked.transfer_id) == "accepted"
 
 
+async def test_what_a_human_lets_pass_is_passed_on_without_her_number(
+    hub, torbay, exeter, at_exeter, mistaken, duty
+):
+    """Torbay's record is still wrong when he leaves; the duty team says that it is him, and Exeter is not sent her number again."""
+    asked, his = mistaken
+    await mend(duty, his, "--yes")
+    left = await torbay.discharges(MISTAKEN, encounter_number="V-1", to_site="RH801")
+    assert (left.disposition, left.why) == NO_MATCH
+    retried = await hub.unit.retry(left.event_id, "duty", Choice(person_id=PersonId(his)))
+    assert retried.disposition is Disposition.ACCEPTED
+    news = (await hub.inbox("RH8"))[-1]
+    assert (news.event_type, news.headers["transfer-id"]) == ("transfer.departed", asked.transfer_id)
+    assert [each["value"] for each in news.of("Patient")["identifier"]] == [MARSHWIGGLE.local["RA9"]]
+    assert QUILLFEATHER.nhs_number not in str(news.bundle)
+    assert QUILLFEATHER.nhs_number not in (await at_exeter.get(f"/Patient/{his}")).text
+
+
 async def test_what_was_never_asked_is_told_to_its_sender_alone(hub, torbay, duty):
     drafted = await torbay.send(edited(ask(torbay, MISTAKEN), as_a_draft))
     assert await hub.state(drafted.transfer_id) == "draft"
