@@ -35,7 +35,7 @@ prerequisites: setup ## install Java, Maven and PostgreSQL where this machine al
 
 test: prerequisites ## unit, property, story and contract tests, then the live ones on real Kafka and PostgreSQL
 	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not long and not validator" tests/unit tests/stories tests/contracts tests/corpus tests/edges tests/live/test_stories.py
-	@$(VENV)/bin/python -m pytest -q -m "not long" tests/live --ignore=tests/live/test_stories.py
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not long" tests/live --ignore=tests/live/test_stories.py
 
 test-fast: setup ## all but the live tests
 	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal --ignore=tests/live
