@@ -23,7 +23,7 @@ from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import decimals, headers
 from hub.fhir.outgoing import instant
-from hub.journey.advance import ANOTHER_ADDRESSED, Advanced, Taken, advance, identity_changed, named_transfer
+from hub.journey.advance import advance, identity_changed
 from hub.journey.disclose import KEPT_BACK, without_numbers
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified, identify, somebody_new
@@ -31,6 +31,8 @@ from hub.journey.known import LINKED, FirstMessage, Known
 from hub.journey.normalise import Rules, normalise
 from hub.journey.read import Limits, read
 from hub.journey.route import Told, event_type_of, news, receipt_for, told_of
+from hub.journey.taken import Advanced, Taken
+from hub.journey.which_transfer import ANOTHER_ADDRESSED, named_transfer
 
 
 @value

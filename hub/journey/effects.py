@@ -7,8 +7,8 @@ from hub.domain.ids import EventId, OdsCode, PersonId, TransferId
 from hub.domain.message import Canonical, Flag, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.value import value
-from hub.journey.advance import Advanced, Taken
 from hub.journey.identify import Identified
+from hub.journey.taken import Advanced, Taken
 
 
 @value

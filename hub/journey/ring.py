@@ -10,9 +10,9 @@ from hub.domain.ids import EventId, time_ordered_id
 from hub.domain.transfer import EVENT_TYPE, HUB, Fact, Party, Step, Transfer
 from hub.domain.trust import Directory
 from hub.fhir.outgoing import Occasion
-from hub.journey.advance import Taken
 from hub.journey.effects import Outgoing
 from hub.journey.route import from_the_hub
+from hub.journey.taken import Taken
 
 
 @dataclass(frozen=True, slots=True)

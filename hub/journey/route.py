@@ -15,9 +15,9 @@ from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import headers
 from hub.fhir.outgoing import Occasion, receipt, transfer_news
-from hub.journey.advance import Advanced, Taken
 from hub.journey.disclose import Resource, is_shown, resources_for
 from hub.journey.effects import Happened, Outgoing
+from hub.journey.taken import Advanced, Taken
 
 _ALWAYS_TOLD = frozenset({Step.DIVERGE, Step.CONFIRM, Step.IDENTIFY, Step.DIE})
 """Facts that are told although they moved nothing."""

@@ -15,9 +15,9 @@ from hub.domain.ids import TransferId
 from hub.domain.message import Stay
 from hub.domain.rejection import Disposition
 from hub.domain.transfer import Step, Transfer, final_state, fold
-from hub.journey.advance import Taken
 from hub.journey.effects import Effects, Happened, Outgoing
 from hub.journey.identify import Identified
+from hub.journey.taken import Taken
 from hub.store import subscribed, waiting
 from hub.store import tables as t
 from hub.store.bulk import insert_ignoring, insert_rows, update_rows
