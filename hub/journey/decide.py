@@ -43,6 +43,8 @@ class Understood:
     message_id: str
     sha256: str
     meaning: Canonical | Rejection
+    dialect: str = ""
+    """What it was read as; "" if it could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,18 @@ class Journey:
 def understand(received: Received, journey: Journey) -> Understood:
     """Steps 1 and 2. A fault of our own becomes this message's quarantine and nobody else's."""
     sha256 = hashlib.sha256(received.raw).hexdigest()
+    dialect = ""
     try:
         book = journey.books.get(received.trust)
         found = read(received, journey.limits, journey.directory[received.trust], book)
-        meaning = (
-            found
-            if isinstance(found, Rejection)
-            else normalise(received, found, journey.directory, journey.rules, book)
-        )
+        if isinstance(found, Rejection):
+            meaning: Canonical | Rejection = found
+        else:
+            dialect = found.dialect.value
+            meaning = normalise(received, found, journey.directory, journey.rules, book)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the other messages
         meaning = _fault(error)
-    return Understood(received, message_id_of(received, sha256), sha256, meaning)
+    return Understood(received, message_id_of(received, sha256), sha256, meaning, dialect)
 
 
 def message_id_of(received: Received, sha256: str) -> str:

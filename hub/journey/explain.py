@@ -24,6 +24,7 @@ class Explanation:
     outcome: str
     """``canonical``, ``quarantined`` or ``rejected``."""
     dialect: str
+    """What the message was read as; what it looks like, if it could not be read."""
     event_type: str | None
     issues: tuple[Json, ...]
     changes: tuple[Change, ...] = ()
@@ -56,8 +57,9 @@ class Explanation:
 
 def explain(received: Received, journey: Journey) -> Explanation:
     """Run steps 1 and 2 on a message and say what they did. Which transfer it belongs to, only the store knows."""
-    meaning = understand(received, journey).meaning
-    dialect = detect(received.headers.get(headers.CONTENT_TYPE, ""), received.raw).value
+    understood = understand(received, journey)
+    meaning = understood.meaning
+    dialect = understood.dialect or detect(received.headers.get(headers.CONTENT_TYPE, ""), received.raw).value
     if isinstance(meaning, Rejection):
         rejected = meaning.ruling.disposition is Disposition.REJECTED
         return Explanation(
