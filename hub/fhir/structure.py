@@ -222,7 +222,7 @@ def _value_schema(element: Element) -> JsonSchema:
     if element.codes:
         return {"enum": list(element.codes)}
     if element.type == "Resource":
-        return {"type": "object"}  # checked by its own validator, see _resources_within
+        return {"type": "object"}  # checked by its own validator, see resources_within
     return _ref(element.type)
 
 
@@ -421,7 +421,7 @@ def check(
             if is_contained and "contained" in one:
                 issues.append(StructureIssue(f"{path}.contained", "invariant", _DOM_2))
             if resource_type in _HOLDERS or "contained" in one:
-                waiting += _resources_within(path, resource_type, one)
+                waiting += resources_within(path, resource_type, one)
         else:
             issues.append(_unknown_type(path or "Resource", version, one))
         if len(issues) >= limit:
@@ -453,7 +453,7 @@ def _unknown_type(path: str, version: FhirVersion, resource: Mapping[str, Any]) 
     return StructureIssue(f"{path}.resourceType", "not-supported", why)
 
 
-def _resources_within(
+def resources_within(
     path: str, resource_type: str, resource: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, bool]]:
     """(path, resource, whether it is contained) of the resources directly inside one. The walk is flat, not recursive.

@@ -15,6 +15,7 @@ from hub.fhir import headers
 from hub.fhir.systems import HUB_TRANSFER, NHS_NUMBER, VERIFICATION_EXTENSIONS
 from hub.fhir.tree import VALUE_MAX, Entry, Tree, code_of, identifiers
 from hub.journey.draft import Draft, RefusedError
+from hub.journey.repair.ids import well_formed
 
 Described = tuple[Mapping[str, Any], str, bool]
 """What describes a person, where it stands, and whether it is a Patient."""
@@ -142,7 +143,8 @@ _NOT_LOCAL = frozenset({NHS_NUMBER, HUB_TRANSFER})
 def _record(draft: Draft, identity: object) -> PersonKey | None:
     if not isinstance(identity, str) or not identity or len(identity) > VALUE_MAX:
         return None
-    return PersonKey(f"{draft.received.trust}|{_RECORD}", identity)
+    # A link can name a record that is not in the message, by the id that its trust writes; its own message had that mended.
+    return PersonKey(f"{draft.received.trust}|{_RECORD}", well_formed(identity))
 
 
 def is_record(key: PersonKey) -> bool:

@@ -23,7 +23,7 @@ from hub.fhir import decimals, headers
 from hub.fhir.elements import FhirVersion, resource_types
 from hub.fhir.structure import StructureIssue, check
 from hub.fhir.tree import Tree, deeper_than, has_many_brackets
-from hub.journey.repair import Repaired, RuleId, repair, repair_stu3
+from hub.journey.repair import RULES, Repaired, RuleId, repair, repair_stu3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _sound_stu3(
             sent = in_r4()
             if isinstance(sent, Rejection) or not _is_r4(sent, trust, book):
                 return _refused(mended)
-            tree, mended = sent, Repaired()
+            tree, mended, dialect = sent, Repaired(), _IN_R4[dialect]
     converted = to_r4(tree)
     found = _sound(converted.tree, dialect, trust, book)
     changes = (*mended.changes, *converted.changes, *found.changes)
@@ -141,7 +141,7 @@ def _in_its_own_version(
     may_be_stu3 = bool(unknown) or isinstance(found, Rejection)
     if may_be_stu3 and all(each.path.rpartition(".")[2] in ONLY_IN_STU3 for each in unknown):
         sent = _tree(raw, _IN_STU3[dialect], limits)
-        if isinstance(sent, dict) and not check(sent, FhirVersion.STU3, limit=1):
+        if isinstance(sent, dict) and _is_stu3(sent, trust):
             in_stu3 = _sound_stu3(sent, lambda: sent, _IN_STU3[dialect], trust, book)
             return in_stu3 if isinstance(in_stu3, Read) else found
     return found
@@ -166,6 +166,14 @@ def _is_of_r5(unknown: Unmapped) -> bool:
             isinstance(each, dict) and not each.keys().isdisjoint({"concept", "value"}) for each in said
         )
     return name in _R5_ENCOUNTER
+
+
+def _is_stu3(tree: Tree, trust: TrustProfile) -> bool:
+    """Whether a message is STU3 throughout, but for ids: those are as wrong in one version as in the other."""
+    if not check(tree, FhirVersion.STU3, limit=1):
+        return True
+    switched_off = trust.repairs_off | (RULES.keys() - {RuleId.ID_FORM})
+    return not repair_stu3(copy.deepcopy(tree), switched_off, limit=1).issues
 
 
 def _is_r4(tree: Tree, trust: TrustProfile, book: CodeBook) -> bool:

@@ -33,6 +33,7 @@ class RuleId(StrEnum):
     CONCEPT_TO_CODING = "concept-to-coding"
     CLASS_ASSUMED = "class-assumed"
     PLACEHOLDER = "placeholder"
+    ID_FORM = "id-form"
     UUID_URN = "uuid-urn"
     REFERENCE_EMPTY = "reference-empty"
     EXTENSION_URL = "extension-without-url"
@@ -127,6 +128,11 @@ RULES: Mapping[RuleId, Rule] = {
     RuleId.PLACEHOLDER: Rule(
         "Keeps references, ids and identifier values that were never filled in as unmapped.",
         "Seen: Patient/[PatientResourceId], Schedule/{ScheduleItem}, $nhs-number, :uuid:.",
+    ),
+    RuleId.ID_FORM: Rule(
+        "Says the id of a resource, and its version, with FHIR's letters (pat_1 → pat-1-… and a part of its hash); "
+        "references to it in the message follow.",
+        f"{_TYPES}#id: 1 to 64 of A-Z a-z 0-9 - . Seen: underscores, colons and more than 64 characters.",
     ),
     RuleId.UUID_URN: Rule(
         "Writes a UUID in a reference or fullUrl as urn:uuid: and lower case.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from hub.fhir.decimals import decimal
 from hub.fhir.elements import Element
+from hub.journey.repair.ids import well_formed
 from hub.journey.repair.rules import RuleId
 from hub.journey.uk_time import with_offset
 
@@ -63,6 +64,17 @@ def _text_number(value: Any, _element: Element, _zone: str) -> Mended:
     if isinstance(value, bool):
         return ("true" if value else "false"), ""
     return (str(value), "") if isinstance(value, int | float | Decimal) else None
+
+
+_IDS = frozenset({"versionId", "identifier"})
+"""Elements of this type that name a message or a version: Meta.versionId, MessageHeader.response.identifier."""
+
+
+def _id_form(value: Any, element: Element, _zone: str) -> Mended:
+    if not isinstance(value, str) or not value or element.name not in _IDS:
+        return None
+    after = well_formed(value)
+    return (after, "") if after != value else None
 
 
 def _folded(code: str) -> str:
@@ -141,6 +153,7 @@ _MENDERS: tuple[tuple[RuleId, frozenset[str], Mender], ...] = (
     (RuleId.BOOLEAN_TEXT, frozenset({"boolean"}), _boolean_text),
     (RuleId.NUMBER_TEXT, _WHOLE | {"decimal"}, _number_text),
     (RuleId.TEXT_NUMBER, _TEXTS, _text_number),
+    (RuleId.ID_FORM, frozenset({"id"}), _id_form),
     (RuleId.CODE_CASE, frozenset({"code"}), _code_case),
     (RuleId.DAY_FIRST, _TIMES | {"date"}, _day_first),
     (RuleId.TIME_SEPARATOR, _TIMES, _time_separator),

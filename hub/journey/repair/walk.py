@@ -8,6 +8,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from hub.codes.book import CodeBook, Translation
@@ -16,6 +17,7 @@ from hub.domain.message import Change, Unmapped
 from hub.fhir.elements import Element, FhirVersion, properties, resource_types
 from hub.fhir.tree import Tree
 from hub.journey.canonicalise import instant
+from hub.journey.repair.ids import mend_ids
 from hub.journey.repair.rules import RuleId
 from hub.journey.repair.values import menders
 from hub.journey.uk_time import Assumed, with_offset
@@ -97,11 +99,19 @@ class Walk:
 
     def message(self, tree: Tree) -> None:
         """Mend a message, in place: a Bundle or a resource by itself."""
+        if self._on(RuleId.ID_FORM):
+            mend_ids(tree, self.version, self._is_id, partial(self._changed, rule=RuleId.ID_FORM))
         self._resource(tree, str(tree.get("resourceType")))
         if tree.get("resourceType") == "Bundle":
             self._entries(tree)
         for path, each in resources_of(tree):
             self._identifiers(each, path)
+
+    def _is_id(self, identity: str) -> bool:
+        """Whether what stands where an id should is one: filled in, and without blanks that another rule takes away."""
+        if _BLANK_VALUE.fullmatch(identity):
+            return False
+        return bool(identity) and (identity == identity.strip() or not self._on(RuleId.SPACES))
 
     def _resource(self, node: Tree, path: str) -> None:
         """Mend a resource and all within it. One of a type that cannot be checked is left alone."""

@@ -33,11 +33,14 @@ OWN = (
                 "fullUrl": "urn:uuid:6b5a8f2e-1111-4222-8333-444455556666",
                 "resource": {
                     "resourceType": "Patient",
+                    "id": "p1",
                     "identifier": [{"system": "https://fhir.nhs.uk/Id/nhs-number", "value": "9990000018"}],
                     "name": [{"given": ["Ada", None], "_given": [None, {"id": "g2"}], "family": "Okafor"}],
                     "gender": "female",
                     "birthDate": "1956-02-29",
-                    "contained": [{"resourceType": "Organization", "identifier": [{"value": "RA9"}]}],
+                    "contained": [
+                        {"resourceType": "Organization", "id": "o1", "identifier": [{"value": "RA9"}]}
+                    ],
                 },
             },
             {
@@ -61,6 +64,7 @@ ODD = (
     ":uuid:", "URN:UUID:6B5A8F2E-1111-4222-8333-444455556666", '\\"', {"coding": [{"code": "a"}, {"code": "b"}]},
     {"type": "Patient"}, {"url": "http://hl7.org/fhir/us/core/x", "valueCode": "y"}, {"resourceType": "Patient", "x": 1},
     [{"value": "1"}, {"value": "2"}], {"unheard": {"of": ["x", None]}}, {"status": "generated"},
+    "a_b", "Patient/a_b", "#a_b",
 )  # fmt: skip
 NAMESPACES = {"Patient": {"*": "urn:patient"}, "Encounter": {"FIN NBR": "urn:fin"}}
 

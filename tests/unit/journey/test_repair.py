@@ -152,6 +152,25 @@ CASES = [
         patient(),
     ),
     ("narrative-incomplete", patient(text={"status": "generated"}), patient()),
+    # Ids
+    ("id-form", patient(id="pat_1"), patient(id="pat-1-5a3fad0bc142aa09")),
+    ("id-form", patient(meta={"versionId": 'W/"3"'}), patient(meta={"versionId": "W-3-82a947320751e854"})),
+    (
+        "id-form",
+        patient(contained=[{"resourceType": "Organization", "id": "org_1"}], managingOrganization={"reference": "#org_1"}),
+        patient(
+            contained=[{"resourceType": "Organization", "id": "org-1-dfc765491880219b"}],
+            managingOrganization={"reference": "#org-1-dfc765491880219b"},
+        ),
+    ),
+    (
+        "id-form",
+        bundle({"resource": patient(id="pat_1")}, {"resource": encounter(subject={"reference": "Patient/pat_1"})}),
+        bundle(
+            {"resource": patient(id="pat-1-5a3fad0bc142aa09")},
+            {"resource": encounter(subject={"reference": "Patient/pat-1-5a3fad0bc142aa09"})},
+        ),
+    ),
     # Bundles
     ("entry-without-resource", bundle({"resource": patient()}, {"fullUrl": f"urn:uuid:{UUID}"}), bundle({"resource": patient()})),
     (
