@@ -302,10 +302,10 @@ def _accepted(
 
 def _as_told(happened: Happened, known: Known) -> Happened:
     """What others are told of it: without numbers that were found not to be the patient's, which a human's answer lets it give all the same."""
-    group, canonical = known.group(happened.identified.person_id), happened.canonical
-    others = {key for each in group for key in each.not_theirs}
+    others = known.not_theirs(known.group(happened.identified.person_id))
     if not others:
         return happened
+    canonical = happened.canonical
     resources = without_numbers(canonical.resources, canonical.patient_url, canonical.trust, others)
     return replace(
         happened,
