@@ -101,7 +101,9 @@ async def _is_as_signed(connection: AsyncConnection, newest: Any | None, frontie
         signed = newest is None or read_checkpoint(newest.note).root == frontier.root()
     except NoteError:
         return False
-    beyond = select(audit_entry.c.leaf_index).where(audit_entry.c.leaf_index >= frontier.size).limit(1)
+    at = audit_entry.c.leaf_index
+    # In order, so that PostgreSQL goes by the index: without statistics it would read the whole log to find nothing.
+    beyond = select(at).where(at >= frontier.size).order_by(at).limit(1)
     return signed and await connection.scalar(beyond) is None
 
 
