@@ -2,9 +2,11 @@
 
 import pytest
 
-from hub.demo.people import QUILLFEATHER
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from hub.store import tables as t
 from hub.store.engine import open_engine
 from hub.store.restored import ahead, give_new_numbers
+from tests.harness.log import exported, seal_all, verified
 from tests.stories.rest import System
 from tests.stories.test_facade import asked, polled  # noqa: F401 - a fixture
 from tests.stories.test_subscriptions import board, facade, notifier, subscribes, wish  # noqa: F401 - fixtures
@@ -40,6 +42,21 @@ async def test_a_late_acknowledgement_meets_no_other_patients_message(hub, torba
         assert (await at_exeter.ack(str(number))).status_code == 404
     waiting = [int(each["resource"]["id"]) for each in (await at_exeter.get("/$inbox")).json()["entry"]]
     assert waiting == [last, first]
+
+
+async def test_no_audit_entry_has_the_number_of_another_act(hub, torbay, exeter):
+    """A repository that keeps AuditEvents by their ids was given those of the lost time, under the numbers that come next."""
+    await torbay.asks_to_transfer(MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1")
+    await seal_all(hub.engine)
+    await torbay.asks_to_transfer(QUILLFEATHER, to="RH8", request_number="TR-2", encounter_number="V-2")
+    before = {row["entry"] for table in (t.audit_entry, t.audit_pending) for row in await hub.rows(table)}
+    await goes_on_at(hub)
+    await exeter.answers(MARSHWIGGLE, "accepted", request_number="TR-1", requester=torbay.profile)
+    after = {row["entry"] for row in await hub.rows(t.audit_pending)} - before
+    assert min(after) > max(before) + ahead(hub.clock())
+    assert max(after) < 2**53  # a number that JavaScript can hold
+    await seal_all(hub.engine)
+    assert verified(await exported(hub.engine)).intact
 
 
 async def test_a_subscriber_sees_that_something_is_missing(
