@@ -17,7 +17,9 @@ Row = Mapping[str, Any]
 def as_audit_events(
     engine: AsyncEngine, to: str, names: Mapping[str, str], observer: Observer
 ) -> Callable[[Sequence[Row]], Awaitable[list[Outgoing]]]:
-    """Sealed entries → what a feed sends: keyed by the event that the entry is about, numbered by its leaf."""
+    """Sealed entries → what a feed sends: keyed by the event that the entry is about, named by that and the entry's number, numbered by
+    its leaf. After a backup was put back the same event's entry can have the same leaf and be another act, but not the same name.
+    """
 
     async def render(rows: Sequence[Row]) -> list[Outgoing]:
         patients = await known_as(engine, {row["person_id"] for row in rows if row["person_id"]})
@@ -37,5 +39,5 @@ def _outgoing(
         key=about,
         headers={CONTENT_TYPE: CONTENT_TYPE_FHIR},
         payload=decimals.dumps(audit_event(row, person, names, observer)),
-        event_id=about,
+        event_id=f"{about}/{row['entry']}",
     )

@@ -9,7 +9,8 @@ what comes after it: a repository that misses one event must not look complete.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,9 +36,12 @@ _BAD_AFTER = 3
 _OTHER_LOG = Fault(
     Scope.RECEIVER,
     "OtherLog",
-    "the topic holds entries that this log does not have: another hub's, or the database is older than the topic. "
-    "Give this hub a topic of its own (HUB_AUDIT_TOPIC)",
+    "the topic holds entries that this log does not have: the database is older than the topic (`hub db restored`, if that was not done), "
+    "or they are another hub's (give this hub a topic of its own, HUB_AUDIT_TOPIC)",
 )
+
+_NUMBER = re.compile(r"/([0-9]{1,19})$")
+"""The entry's, in an event id."""
 
 Render = Callable[[Sequence[dict[str, Any]]], Awaitable[list[Outgoing]]]
 """Sealed entries → what is sent, its ``seq`` the leaf's index."""
@@ -126,25 +130,38 @@ class FeedService:
         if back.gone:
             await self._say_gone(feed)
         sent = [each for each in back.found if each.event_id != CHECKPOINT]
-        if not sent:
-            return await self._moved(feed, feed.next_leaf, None) if back.gone else feed
-        if not await self._are_of_this_log(sent):
+        strange = await self._not_of_this_log(sent)
+        if not await self._are_of_a_lost_time(strange):
             raise DeliveryError(_OTHER_LOG)
-        self._log.info("feed.found_sent", feed=self._name, rows=len(sent))
-        last = max(sent, key=lambda each: each.offset)
+        ours = [each for each in sent if each not in strange]
+        if sent:
+            self._log.info("feed.found_sent", feed=self._name, rows=len(ours), of_a_lost_time=len(strange))
+        if not ours:
+            return await self._moved(feed, feed.next_leaf, None) if back.gone else feed
+        last = max(ours, key=lambda each: each.offset)
         next_leaf = max(feed.next_leaf, last.seq + 1)
         return await self._moved(feed, next_leaf, last.offset if next_leaf == last.seq + 1 else None)
 
-    async def _are_of_this_log(self, sent: Sequence[Placed]) -> bool:
-        waiting = sorted((each.seq, each.event_id) for each in sent)
+    async def _not_of_this_log(self, sent: Sequence[Placed]) -> set[Placed]:
+        strange: set[Placed] = set()
+        waiting = sorted(sent, key=lambda each: each.seq)
         while waiting:
-            rows = await feeds.leaves(self._engine, waiting[0][0], self._config.batch_max)
+            rows = await feeds.leaves(self._engine, waiting[0].seq, self._config.batch_max)
             here = {(each.seq, each.event_id) for each in await self._render(rows)}
-            some = [each for each in waiting if rows and each[0] <= rows[-1]["leaf_index"]]
-            if not some or not here.issuperset(some):
-                return False
+            some = [each for each in waiting if rows and each.seq <= rows[-1]["leaf_index"]]
+            if not some:
+                return strange.union(waiting)
+            strange.update(each for each in some if (each.seq, each.event_id) not in here)
             waiting = waiting[len(some) :]
-        return True
+        return strange
+
+    async def _are_of_a_lost_time(self, strange: Collection[Placed]) -> bool:
+        """Whether somebody said that a backup was put back, and these entries have numbers of before."""
+        if not strange:
+            return True
+        numbers = [_NUMBER.search(each.event_id) for each in strange]
+        first = await feeds.first_since_backup(self._engine)
+        return all(number is not None and int(number[1]) < first for number in numbers)
 
     async def _say_gone(self, feed: Feed) -> None:
         now, detail = self._now(), {"topic": self._topic, "next_leaf": feed.next_leaf}

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import BigInteger, cast, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.delivery import Placed
+from hub.domain.incident import IncidentKind
 from hub.store.bulk import insert_ignoring
-from hub.store.tables import audit_entry, audit_feed
+from hub.store.tables import audit_entry, audit_feed, incident
 
 Row = dict[str, Any]
 _f = audit_feed.c
@@ -58,6 +59,16 @@ async def leaves(engine: AsyncEngine, first: int, most: int) -> list[Row]:
             {str(name): value for name, value in row.items()}
             for row in (await connection.execute(query)).mappings()
         ]
+
+
+async def first_since_backup(engine: AsyncEngine) -> int:
+    """The number from which entries were given since a backup was put back last (`hub db restored`); 0 if that never was. Lower ones
+    that this log does not have are those of the time that was lost.
+    """
+    first = cast(incident.c.detail["first_entry"].as_string(), BigInteger)
+    query = select(func.max(first)).where(incident.c.kind == IncidentKind.BACKUP_PUT_BACK)
+    async with engine.connect() as connection:
+        return await connection.scalar(query) or 0
 
 
 async def moved(

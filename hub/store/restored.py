@@ -48,14 +48,19 @@ async def give_new_numbers(engine: AsyncEngine, because: str, now: datetime) -> 
         highest = await connection.scalar(select(func.coalesce(func.max(outbox.c.seq), 0))) or 0
         await _go_on_at(connection, outbox.c.seq, highest + step)
         # An audit repository has the AuditEvents of the lost time, and would take another act's under the same id for one that it has.
-        await _go_on_at(connection, audit_batch.c.batch, await _last_batch(connection) + step)
+        batch = await _last_batch(connection) + step
+        await _go_on_at(connection, audit_batch.c.batch, batch)
         # What has a number and was not told yet gets a new one from who tells it.
         untold = select(_e.seq).join(subscription, _e.subscription_id == _s.subscription_id)
         untold = untold.where(_e.number > _s.told_number)
         await connection.execute(update(subscription_event).where(_e.seq.in_(untold)).values(number=None))
         number = _s.last_number + step
         await connection.execute(update(subscription).values(last_number=number, told_number=number))
-        detail = {"because": because, "first": highest + step + 1}
+        detail = {
+            "because": because,
+            "first": highest + step + 1,
+            "first_entry": (batch + 1) * BATCH_MAX,
+        }
         await open_incident(
             connection, IncidentKind.BACKUP_PUT_BACK, now.isoformat(timespec="seconds"), detail, "cli", now
         )

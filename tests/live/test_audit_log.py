@@ -137,6 +137,79 @@ async def test_every_entry_is_sealed_and_passed_on_once_while_sealer_and_feeds_a
         assert (done.returncode, report["intact"], report["size"]) == (0, True, len(entries))
 
 
+@pytest.mark.long
+async def test_a_backup_is_put_back_and_the_audit_is_passed_on_as_it_is_now(
+    tmp_path, bootstrap_servers, database_url
+):
+    """The repository and the topic have the AuditEvents of the lost time. They are given those of the new time, none of which is taken for an older one."""
+    with live_hub(tmp_path, bootstrap_servers, database_url) as hub:
+        async with a_repository(refusals=0) as repository:
+            more = {
+                "HUB_AUDIT_REPOSITORY_URL": f"http://127.0.0.1:{repository.port}/AuditEvent",
+                "HUB_AUDIT_SEAL_S": "0.1",
+                "HUB_DISPATCH_BACKOFF_MAX_S": "1",
+            }
+
+            async def a_day(number, taken_in):
+                services = [hub.start(name, **more) for name in ("worker", "dispatcher", "sealer", "feeds")]
+                asked = hub.one.asks_to_transfer(
+                    patient_number(number),
+                    to=hub.two.profile.ods,
+                    request_number=f"R{number}",
+                    encounter_number=f"E{number}",
+                    at=now(),
+                )
+                await hub.produce((hub.one, asked))
+                await hub.until_taken_in(taken_in)
+                await hub.until_delivered()
+                await hub.until(lambda: _is_passed_on(hub), "everything is sealed and passed on")
+                for each in services:
+                    each.stop()
+
+            await a_day(1, taken_in=1)
+            backup = await hub.copy_of_the_database()
+            await a_day(2, taken_in=2)
+            lost = {row["entry"] for row in await hub.audit()}
+            kept = tmp_path / "kept.txt"
+            kept.write_text(hub.run("audit", "checkpoint"))
+
+            hub.database_url = backup
+            before = {row["entry"] for row in await hub.audit()}
+            hub.run("db", "restored", "--because", "the disk was lost")
+            await a_day(3, taken_in=3)
+            here = {row["entry"] for row in await hub.audit()} - before
+            assert here
+            assert not here & lost
+            given = {int(event["id"]) for event in repository.had.values()}
+            assert given == lost | before | here
+            told = await hub.on(hub.audit_topic)
+            ids = [orjson.loads(r.value)["id"] for r in told if dict(r.headers)["event-id"] != b"checkpoint"]
+            assert len(ids) == len(set(ids))
+            assert {int(each) for each in ids} == given
+
+            # Whoever kept a checkpoint of the lost time sees that this is another history.
+            (tmp_path / "hub.pub").write_text(hub.run("audit", "key", "--public"))
+            (tmp_path / "log.ndjson").write_text(hub.run("audit", "export"))
+            verify = ["audit", "verify", "log.ndjson", "--key", "hub.pub", "--json"]
+            assert _report(tmp_path, *verify)["intact"]
+            found = _report(tmp_path, *verify, "--from-checkpoint", kept.name)["findings"]
+            assert [each["kind"] for each in found] == ["rewritten"]
+
+
+async def _is_passed_on(hub):
+    """Nothing waits to be sealed, and both feeds have passed on what is."""
+    waiting = await hub.rows("select 1 from audit_pending limit 1")
+    size = (await hub.rows("select max(size) as n from audit_checkpoint"))[0]["n"]
+    rows = await hub.rows("select name, next_leaf from audit_feed")
+    there = {row["name"] for row in rows if row["next_leaf"] == size}
+    return not waiting and there == {"topic", "repository"}
+
+
+def _report(folder, *arguments):
+    command = [sys.executable, "-m", "hub.cli", *arguments]
+    return json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=False).stdout)
+
+
 async def test_a_feed_does_not_go_on_behind_another_logs_entries(tmp_path, bootstrap_servers, database_url):
     """The topic is another hub's, or the database is older than it: nothing is passed over in silence."""
     with live_hub(tmp_path, bootstrap_servers, database_url) as hub:
@@ -153,9 +226,9 @@ async def test_a_feed_does_not_go_on_behind_another_logs_entries(tmp_path, boots
             "update audit_feed set next_leaf = 0, last_offset = null returning name"
         )
         assert connection_row
-        # The entries are now said to be about something else.
+        # The first entry is now another one.
         await hub.rows("alter table audit_entry disable trigger user")
-        await hub.rows("update audit_entry set event_id = 'another' where leaf_index = 0")
+        await hub.rows("update audit_entry set entry = entry + 1 where leaf_index = 0")
         hub.start("feeds", HUB_DISPATCH_BACKOFF_MAX_S="1")
 
         async def said():
