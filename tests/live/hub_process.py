@@ -23,11 +23,18 @@ from confluent_kafka.admin import AdminClient
 from hub.demo.epr import Epr, Message
 from hub.destinations import topics
 from hub.domain.trust import Directory, TrustProfile
+from tests.harness.postgres_server import binaries
 from tests.whole_topic import whole_topic
 
 _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"
 _codes = itertools.count()
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+
+
+async def _run(*command: str | Path) -> None:
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()
 
 
 class LiveHub:
@@ -128,15 +135,23 @@ class LiveHub:
             await connection.close()
 
     async def copy_of_the_database(self) -> str:
-        """A backup as it is now; its address. Nobody may be connected."""
+        """A backup as it is now, put back beside it as the runbook says (deploy/RUNBOOK.md); its address. Nobody may be connected."""
         copied = f"{self.database_url}_copy"
         name = self.database_url.rsplit("/", 1)[1]
         server = self.database_url.rsplit("/", 1)[0] + "/postgres"
+        tools = binaries()
         connection = await asyncpg.connect(server.replace("+asyncpg", ""))
         try:
-            await connection.execute(f'create database "{name}_copy" template "{name}"')
+            await connection.execute(
+                f'create database "{name}_copy"' + ("" if tools else f' template "{name}"')
+            )
         finally:
             await connection.close()
+        if tools:
+            dump = self.folder / "hub.dump"
+            of, to = (each.replace("+asyncpg", "") for each in (self.database_url, copied))
+            await _run(tools / "pg_dump", "--format=custom", f"--file={dump}", of)
+            await _run(tools / "pg_restore", "--no-owner", "--exit-on-error", f"--dbname={to}", dump)
         return copied
 
     async def audit(self, where: str = "true") -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 
+import asyncpg
 import orjson
 import pytest
 import uvicorn
@@ -175,6 +176,8 @@ async def test_a_backup_is_put_back_and_the_audit_is_passed_on_as_it_is_now(
 
             hub.database_url = backup
             before = {row["entry"] for row in await hub.audit()}
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="what is sealed"):
+                await hub.rows("update audit_entry set code = code")
             hub.run("db", "restored", "--because", "the disk was lost")
             await a_day(3, taken_in=3)
             here = {row["entry"] for row in await hub.audit()} - before
