@@ -1,6 +1,6 @@
 """Looking for transfers as one trust: only those it is a party to, the last changed first, page by page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from hub.store import tables as t
 from hub.store.bulk import among
 from hub.store.load import is_receivers, with_facts
 from hub.store.packing import unpack
+from hub.store.patients import known_as, patients_of
 from hub.store.write import write_audit
 
 _t = t.transfer.c
@@ -91,16 +92,10 @@ async def count(engine: AsyncEngine, trust: OdsCode, wanted: Wanted, broken: Ite
         return int(await connection.scalar(select(func.count()).select_from(union(*ends).subquery())) or 0)
 
 
-async def nhs_numbers(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, str]:
-    """Person → NHS number, of those whose number is known."""
-    p = t.person_identifier.c
-    async with engine.connect() as connection:
-        rows = await connection.execute(
-            select(p.person_id, p.value).where(
-                among(p.person_id, persons, connection), p.authority == NHS_AUTHORITY
-            )
-        )
-        return {row.person_id: row.value for row in rows}
+async def nhs_numbers(engine: AsyncEngine, persons: Collection[str]) -> dict[str, str]:
+    """Person → the NHS number that they have now, whichever of their records has it, of those whose number is known."""
+    known = await known_as(engine, persons)
+    return {person: each.nhs_number for person, each in known.items() if each.nhs_number}
 
 
 async def not_theirs(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, set[PersonKey]]:
@@ -108,15 +103,15 @@ async def not_theirs(engine: AsyncEngine, persons: Iterable[str]) -> dict[str, s
     n = t.person_not_theirs.c
     found: dict[str, set[PersonKey]] = {}
     async with engine.connect() as connection:
-        records = await one_record(connection, set(persons))
+        patients = await patients_of(connection, persons)
         rows = (
             await connection.execute(
-                select(n.person_id, n.authority, n.value).where(among(n.person_id, records, connection))
+                select(n.person_id, n.authority, n.value).where(among(n.person_id, patients, connection))
             )
         ).all()
-        for person in persons if rows else ():
-            own = await one_record(connection, {person})
-            found[person] = {PersonKey(row.authority, row.value) for row in rows if row.person_id in own}
+    for row in rows:
+        for person in patients[row.person_id].records:
+            found.setdefault(person, set()).add(PersonKey(row.authority, row.value))
     return found
 
 
@@ -164,21 +159,15 @@ async def aged_out(engine: AsyncEngine, transfers: Iterable[str]) -> set[str]:
 
 
 async def restricted(engine: AsyncEngine, persons: Iterable[str]) -> set[str]:
-    """Those of these persons of whom any record is restricted (PDS: R, V), merged ones included."""
-    person, other = t.person.alias("person"), t.person.alias("other")
-    one_record = or_(
-        other.c.person_id == person.c.person_id,
-        other.c.merged_into == person.c.person_id,
-        other.c.person_id == person.c.merged_into,
-        other.c.merged_into == person.c.merged_into,
-    )
+    """Those of these persons of whom any record is restricted (PDS: R, V), however many merges lie between."""
+    p = t.person.c
     async with engine.connect() as connection:
-        rows = await connection.execute(
-            select(person.c.person_id)
-            .join(other, one_record)
-            .where(among(person.c.person_id, persons, connection), other.c.sensitivity.in_(("R", "V")))
+        patients = await patients_of(connection, persons)
+        query = select(p.person_id).where(
+            among(p.person_id, patients, connection), p.sensitivity.in_(("R", "V"))
         )
-        return set(rows.scalars())
+        secret = set((await connection.execute(query)).scalars())
+    return {person for person, patient in patients.items() if patient.records & secret}
 
 
 async def persons(engine: AsyncEngine, trust: OdsCode, named: Token) -> list[str]:
@@ -243,16 +232,8 @@ async def persons_named(
 
 
 async def one_record(connection: AsyncConnection, persons: set[str]) -> frozenset[str]:
-    """These persons with everybody merged into or out of the same record."""
-    person = t.person.c
-    if not persons:
-        return frozenset()
-    merged = select(person.merged_into).where(
-        among(person.person_id, persons, connection), person.merged_into.is_not(None)
-    )
-    survivors = persons | set((await connection.execute(merged)).scalars())
-    losers = select(person.person_id).where(among(person.merged_into, survivors, connection))
-    return frozenset(survivors | set((await connection.execute(losers)).scalars()))
+    """These persons with everybody merged into or out of the same record, however many merges lie between."""
+    return frozenset(await patients_of(connection, persons)) if persons else frozenset()
 
 
 def _ends(
