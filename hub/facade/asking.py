@@ -213,14 +213,20 @@ async def _focus(facade: Facade, task: Tree, caller: Caller, served: Served) -> 
 
 
 def _about(task: Tree, known: Tree) -> Tree:
-    """The Task with what the journey goes by: the transfer's own name, and whom it is for where it does not say."""
+    """The Task with what the journey goes by: the transfer's own name, and whom it is for where it does not say. What version another
+    server's Task has says nothing of the transfer's.
+    """
     said = task.get("identifier")
     named = [each for each in (said if isinstance(said, list) else []) if isinstance(each, dict)]
     own = {"system": HUB_TRANSFER, "value": known["id"]}
     patient = {"for": known["for"]} if "for" in known else {}
+    meta = task.get("meta")
+    is_anothers = task.get("id") != known["id"] and isinstance(meta, dict)
+    unversioned = {"meta": {n: v for n, v in meta.items() if n != "versionId"}} if is_anothers else {}
     return {
         **patient,
         **task,
+        **unversioned,
         "id": known["id"],
         "identifier": [own, *(each for each in named if each.get("system") != HUB_TRANSFER)],
     }

@@ -219,9 +219,11 @@ _TRANSFER_OF_ANOTHER = Rejection(
 def _after_what_it_is_about(canonical: Canonical, transfer: Transfer) -> Canonical:
     """A decision with the time at which it was made, after all that it was made on: otherwise it would stand before that, and move nothing.
 
-    * Who says on which version they decide knows what had happened by then, whatever their clock says.
-    * What is put or patched at an address with a time that the Task was read with was decided now: nobody has changed the time. A Task
-      is read to the millisecond, and what it tells of can have happened a moment later.
+    * Who says on which version they decide knows what had happened by then, whatever their clock says. Who puts the Task back as it was read
+      at that version says it too, though without If-Match.
+    * What is put or patched at an address with a time that the Task was once read with was decided now: nobody has changed the time. A Task
+      is read to the millisecond, some systems write it back to the second, and what it tells of can have happened a moment later.
+    * What says no time, or one that is no time, was decided now, also where somebody else's clock is ahead.
     * A draft that is sent off with the time at which it was written is asked now.
     """
     at, now = canonical.occurred_at, canonical.received.received_at
@@ -229,14 +231,29 @@ def _after_what_it_is_about(canonical: Canonical, transfer: Transfer) -> Canonic
     last = max(moved, default=transfer.requested_at)
     is_now = knows_all = False
     if canonical.kind is Kind.ANSWER:
-        read = {last, transfer.requested_at, transfer.changed_at or last}
-        is_now = canonical.about is not None and instant(at) in map(instant, read)
-        knows_all = canonical.expected_version == transfer.version
+        is_now = canonical.about is not None and (at == now or _was_read(at, transfer))
+        knows_all = transfer.version in {canonical.expected_version, _version_put_back(canonical)}
     elif canonical.kind is Kind.REQUEST and canonical.status != "draft":
         is_now = transfer.state is State.DRAFT and at <= last
     if is_now or (knows_all and at <= last):
         at = max(now if is_now else at, last + timedelta(microseconds=1))
     return replace(canonical, occurred_at=at)
+
+
+def _was_read(at: datetime, transfer: Transfer) -> bool:
+    """Whether a time is one that the Task of the transfer was read with, at this version or an earlier one."""
+    times = {transfer.requested_at, transfer.changed_at or transfer.requested_at}
+    times |= {time for fact in transfer.facts for time in (fact.occurred_at, fact.received_at)}
+    return any(instant(at) == instant(each) or at == each.replace(microsecond=0) for each in times)
+
+
+def _version_put_back(canonical: Canonical) -> int | None:
+    """The version of the Task that is put at its own address, as far as it is the hub's: another server's Task has versions of its own."""
+    if canonical.about is None:
+        return None
+    resources = (each["resource"] for each in canonical.resources)
+    own = any((each["resourceType"], each.get("id")) == ("Task", canonical.about) for each in resources)
+    return canonical.sequence if own else None
 
 
 def _role(received: Received) -> Role:

@@ -678,3 +678,61 @@ async def test_a_draft_that_is_sent_off_is_asked_then_and_not_when_it_was_writte
     assert (await sends(hub, at_torbay, "POST", "/Task", task | {"focus": focus})).status_code == 201
     [transfer] = await hub.rows(t.transfer)
     assert (transfer["requested_at"], transfer["due_at"] > now + timedelta(minutes=5)) == (now, True)
+
+
+#   how the decision is put, of what was read at the second version and at the third; none says If-Match
+NOT_LOST = {
+    "with the time of an older version": lambda hub, old, task: task | {"lastModified": old["lastModified"]},
+    "with when an older version came": lambda hub, old, task: (
+        without(task, "lastModified") | {"meta": {"lastUpdated": old["meta"]["lastUpdated"]}}
+    ),
+    "with its time cut to the second": lambda hub, old, task: (
+        without(task, "meta") | {"lastModified": task["lastModified"][:19] + "Z"}
+    ),
+    "with no time at all": lambda hub, old, task: without(task, "meta", "lastModified", "authoredOn"),
+    "by a clock that is slow, as it was read": lambda hub, old, task: (
+        task | {"lastModified": (hub.clock() - timedelta(minutes=30)).isoformat()}
+    ),
+    "by a clock that is two hours ahead": lambda hub, old, task: (
+        without(task, "meta") | {"lastModified": (hub.clock() + timedelta(hours=2)).isoformat()}
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", ["PUT", "PUT in XML", "POST"])
+@pytest.mark.parametrize("how", NOT_LOST)
+async def test_a_decision_that_is_answered_200_is_what_the_task_says(
+    hub, torbay, at_torbay, at_exeter, how, verb
+):
+    """Exeter has accepted by a system whose clock is fast, and refuses by another one: answered 200, it stayed accepted."""
+    here = await asked(hub, torbay, at_torbay)
+    first = (await at_exeter.get(f"/Task/{here}")).json()
+    seen = (hub.clock() - timedelta(seconds=7)).isoformat()
+    old = (await decides(hub, at_exeter, "PUT", first, status="received", lastModified=seen)).json()
+    assert old["lastModified"] != old["meta"]["lastUpdated"] != first["meta"]["lastUpdated"]
+    hub.clock.later(seconds=90, milliseconds=345)
+    fast = (hub.clock() + timedelta(minutes=20)).isoformat()
+    assert (await decides(hub, at_exeter, "PUT", old, status="accepted", lastModified=fast)).is_success
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    assert task["lastModified"].endswith(".345Z")
+    hub.clock.later(minutes=5)
+    put = NOT_LOST[how](hub, old, task) | {"status": "rejected", "statusReason": WHY}
+    if "XML" in verb:
+        said = await sends(hub, at_exeter, "PUT", f"/Task/{here}", write_xml(put), kind=XML)
+    else:
+        said = await decides(hub, at_exeter, verb, put)
+    assert (said.is_success, said.json()["status"], await hub.state(here)) == (True, "rejected", "rejected")
+
+
+async def test_another_servers_task_has_versions_of_its_own(hub, torbay, at_torbay, at_exeter):
+    """What is posted late, by a Task of Exeter's own that happens to have the version of the transfer, was decided when it says."""
+    here = await asked(hub, torbay, at_torbay)
+    task = (await at_exeter.get(f"/Task/{here}")).json()
+    early = (hub.clock() + timedelta(minutes=1)).isoformat()
+    hub.clock.later(minutes=10)
+    at = hub.clock().isoformat()
+    await decides(hub, at_exeter, "PUT", task, status="rejected", statusReason=WHY, lastModified=at)
+    hub.clock.later(minutes=1)
+    own = {"id": "T-1", "meta": {"versionId": "2"}, "status": "accepted", "lastModified": early}
+    late = await sends(hub, at_exeter, "POST", "/Task", without(task, "statusReason") | own)
+    assert (late.status_code, late.json()["status"], await hub.state(here)) == (201, "rejected", "rejected")
