@@ -126,6 +126,16 @@ _PATIENTS = frozenset({"patient", "subject"})
 _REFERENCES = _PATIENTS | {"requester", "owner", "performer"}
 _WHOM = frozenset({"patient", "subject", "for"})
 """Whoever says one of these means one patient, whatever is searched: never passed over, because then others would be shown."""
+_OF_PATIENTS = frozenset(
+    {"name", "given", "family", "phonetic", "birthdate", "gender", "deceased", "death-date", "telecom", "phone", "email", "address",
+     "address-city", "address-country", "address-postalcode", "address-state", "address-use", "general-practitioner", "organization",
+     "link", "language", "active"}
+)  # fmt: skip
+"""What FHIR R4 searches Patients by besides numbers. Nobody is found by it here, and who asks for one person so must not be shown
+all of their trust's: the first of them would be taken for that person.
+"""
+_NARROWING = frozenset({"_has", "_filter", "_query", "_list", "_text", "_content"})
+"""FHIR's own ways to narrow any search that are not served here."""
 _STATUS_OF: Mapping[str, Mapping[State, str]] = {"Task": TASK_STATUS, "ServiceRequest": REQUEST_STATUS}
 
 
@@ -275,14 +285,20 @@ def must_not_be_meant(resource: str, name: str) -> None:
         raise bad_request(
             f"{plain} is not searched by in this way. {plain}: {meant}.", plain, "not-supported"
         )
-    if plain in _WHOM:
-        raise bad_request(f"{resource} is not searched by {plain}.", plain, "not-supported")
+    if _is_not_served(resource, plain):
+        instead = " Ask by a number: identifier=system|value." if resource == "Patient" else ""
+        raise bad_request(f"{resource} is not searched by {plain}.{instead}", plain, "not-supported")
+
+
+def _is_not_served(resource: str, plain: str) -> bool:
+    """Whether a parameter narrows in FHIR, and so much that what is shown without it would be taken for what was asked for."""
+    return plain in _WHOM | _NARROWING or (resource == "Patient" and plain in _OF_PATIENTS)
 
 
 def must_hold_something(resource: str, name: str) -> None:
     """That a parameter without a value is none of those that narrow. Raises FacadeError (400)."""
     plain = plain_name(name)
-    if plain in SEARCHED[resource] or plain in _WHOM:
+    if plain in SEARCHED[resource] or _is_not_served(resource, plain):
         raise bad_request(f"{plain} is empty: give it a value, or leave it out.", plain, "value")
 
 
