@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import parse_qsl
 
@@ -18,30 +18,45 @@ from hub.fhir import decimals
 from hub.fhir.tree import Tree
 
 
-def validators(resource: Tree) -> dict[str, str]:
-    """ETag and Last-Modified of a resource with its meta (RFC 9110, 8.8)."""
-    changed_at = _changed_at(resource)
-    return {"ETag": _etag(resource), "Last-Modified": format_datetime(changed_at, usegmt=True)}
+def validators(resource: Tree, now: datetime) -> dict[str, str]:
+    """ETag and Last-Modified of a resource with its meta (RFC 9110, 8.8). Last-Modified is when this version had stood for a minute, and is
+    not said before ``now`` is that late: HTTP's times are seconds, and another version can come in the same one, or have come in just then and not be
+    committed yet. Whoever has read since then has this one.
+    """
+    settled_at = _settled_at(resource)
+    last = {"Last-Modified": format_datetime(settled_at, usegmt=True)} if settled_at <= now else {}
+    return {"ETag": _etag(resource), **last}
 
 
 def is_unchanged(said: Mapping[str, str], resource: Tree) -> bool:
-    """Whether the caller has this version: by If-None-Match, else by If-Modified-Since (RFC 9110, 13.2.2)."""
+    """Whether the caller has this version: by If-None-Match, else by If-Modified-Since (RFC 9110, 13.2.2).
+
+    Only of what is the same as long as its version is. A Patient's versions begin anew with each transfer, and in all that was told of a
+    patient a number can be found not to be theirs: that is given again each time.
+    """
+    if resource["resourceType"] not in _SAME_AS_ITS_VERSION:
+        return False
     if known := said.get("if-none-match"):
         return known.strip() == "*" or _etag(resource) in {each.strip() for each in known.split(",")}
     try:
         since = parsedate_to_datetime(said.get("if-modified-since", ""))
-        return _changed_at(resource) <= (since if since.tzinfo else since.replace(tzinfo=UTC))
+        return _settled_at(resource) <= (since if since.tzinfo else since.replace(tzinfo=UTC))
     except (ValueError, OverflowError, TypeError):
         return False
+
+
+_SAME_AS_ITS_VERSION = frozenset({"Task", "Provenance"})
+_SETTLES_WITHIN = timedelta(minutes=1)
+"""Longer than any transaction takes."""
 
 
 def _etag(resource: Tree) -> str:
     return f'W/"{resource["meta"].get("versionId", "1")}"'
 
 
-def _changed_at(resource: Tree) -> datetime:
+def _settled_at(resource: Tree) -> datetime:
     """To the second, as HTTP has it."""
-    return datetime.fromisoformat(resource["meta"]["lastUpdated"]).replace(microsecond=0)
+    return datetime.fromisoformat(resource["meta"]["lastUpdated"]).replace(microsecond=0) + _SETTLES_WITHIN
 
 
 def tree_of(body: bytes) -> Tree | None:

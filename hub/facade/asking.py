@@ -42,7 +42,7 @@ async def create_request(
     transfer = await facade.transfer(str(transfer_id), caller, served)
     shown = await facade.as_requests([transfer], caller.reader)
     location = {"Location": f"{facade.base}/ServiceRequest/{transfer.id}"}
-    return fhir(shown[0], 201, location | validators(shown[0]))
+    return fhir(shown[0], 201, location | validators(shown[0], facade.now()))
 
 
 async def create_task(
@@ -258,4 +258,4 @@ async def _task(
     transfer = await facade.transfer(transfer_id, caller, served)
     [task] = await facade.as_tasks([transfer], caller.reader)
     location = {"Location": f"{facade.base}/Task/{transfer.id}"} if status == 201 else {}
-    return fhir(task, status, location | validators(task))
+    return fhir(task, status, location | validators(task, facade.now()))

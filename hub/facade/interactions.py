@@ -55,7 +55,7 @@ async def read_task(
     transfer = await facade.transfer(request.path_params["id"], caller, served)
     await facade.seen(caller, served, transfer)
     [task] = await facade.as_tasks([transfer], caller.reader)
-    return _given(request, task)
+    return _given(facade, request, task)
 
 
 async def search_transfers(
@@ -138,7 +138,7 @@ async def _part(
     if not found:
         raise await facade.missing(caller, served, transfer, "unknown")
     await facade.seen(caller, served, transfer)
-    return _given(request, found[0])
+    return _given(facade, request, found[0])
 
 
 async def history(facade: Facade, request: Request, caller: Caller, served: Served, body: bytes) -> Response:
@@ -157,7 +157,7 @@ async def vread(facade: Facade, request: Request, caller: Caller, served: Served
         await facade.denied(caller, served, "unknown", transfer)
         raise not_found()
     await facade.seen(caller, served, transfer, version=found[0]["meta"]["versionId"])
-    return fhir(found[0], headers=validators(found[0]))
+    return fhir(found[0], headers=validators(found[0], facade.now()))
 
 
 async def _then(
@@ -225,7 +225,7 @@ async def read_request(
     if not found:
         raise await facade.missing(caller, served, transfer, "not-readable")
     await facade.seen(caller, served, transfer)
-    return _given(request, found[0])
+    return _given(facade, request, found[0])
 
 
 async def read_patient(
@@ -238,14 +238,14 @@ async def read_patient(
     if not found:
         raise await facade.missing(caller, served, transfer, "not-readable")
     await facade.seen(caller, served, transfer)
-    return _given(request, found[0])
+    return _given(facade, request, found[0])
 
 
-def _given(request: Request, resource: Tree) -> Response:
+def _given(facade: Facade, request: Request, resource: Tree) -> Response:
     """A resource, or 304 where the caller has this version."""
     if is_unchanged(request.headers, resource):
-        return Response(status_code=304, headers=validators(resource))
-    return fhir(resource, headers=validators(resource))
+        return Response(status_code=304, headers=validators(resource, facade.now()))
+    return fhir(resource, headers=validators(resource, facade.now()))
 
 
 def _only_version(read: Handler) -> Handler:

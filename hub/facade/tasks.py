@@ -42,7 +42,9 @@ def versions(transfer: Transfer, reader: Reader) -> list[Transfer]:
     for number, fact in enumerate(transfer.facts, 1):
         facts = transfer.facts[:number]
         state = final_state(fold(facts)) or transfer.state
-        then = replace(transfer, facts=facts, state=state, version=number, changed_at=fact.received_at)
+        # The last change can have come of a message that had waited: then it is later than that.
+        changed_at = fact.received_at if number < len(transfer.facts) else transfer.changed_at
+        then = replace(transfer, facts=facts, state=state, version=number, changed_at=changed_at)
         if sees(then, reader, fact.received_at) is not Sees.NOTHING:
             found.append(then)
     return found

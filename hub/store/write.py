@@ -47,7 +47,8 @@ async def write_effects(
     )
     await _write_persons(connection, happened)
     await insert_rows(connection, t.event, [_event(each) for each in happened])
-    await _write_transfers(connection, happened, clocks)
+    # What a message of yesterday does now changes its transfer now: whoever asks for what has changed since must find it.
+    await _write_transfers(connection, happened, clocks, now if again else None)
     await insert_rows(connection, t.outbox, [outbox_row(out, now) for each in effects for out in each.outbox])
     await write_audit(connection, [entry for each in effects for entry in each.audit])
 
@@ -198,9 +199,17 @@ def _event(happened: Happened) -> Row:
     }
 
 
-async def _write_transfers(connection: AsyncConnection, happened: Sequence[Happened], clocks: Clocks) -> None:
-    """What a batch did to transfers, and the earlier events that are part of one now."""
-    await write_taken(connection, [taken for each in happened for taken in each.taken], clocks)
+async def _write_transfers(
+    connection: AsyncConnection, happened: Sequence[Happened], clocks: Clocks, changed_at: datetime | None
+) -> None:
+    """What a batch did to transfers, and the earlier events that are part of one now. ``changed_at`` None: when its messages came."""
+    taken = [taken for each in happened for taken in each.taken]
+    if changed_at is not None:
+        taken = [
+            dataclasses.replace(each, transfer=dataclasses.replace(each.transfer, changed_at=changed_at))
+            for each in taken
+        ]
+    await write_taken(connection, taken, clocks)
     for each in happened:
         for event_id, taken in each.adopted:
             await connection.execute(

@@ -140,6 +140,8 @@ async def test_a_decision_by_patch(hub, torbay, at_torbay, at_exeter):
 async def test_what_has_not_changed_is_not_given_again(hub, torbay, at_torbay):
     made = await sends(hub, at_torbay, "POST", "/ServiceRequest", service_request(torbay))
     path = f"/Task/{made.json()['id']}"
+    assert "last-modified" not in (await at_torbay.get(path)).headers
+    hub.clock.later(minutes=2)
     read = await at_torbay.get(path)
     same = {"If-Modified-Since": read.headers["last-modified"]}
     for headers, status in (

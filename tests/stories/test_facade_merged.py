@@ -1,6 +1,7 @@
 """Records that were merged one after the other are one patient over REST too, however many merges lie between."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -41,7 +42,7 @@ async def merged_twice(hub, torbay):
         message = edited(ask(torbay, patient, f"TR-{number}", f"V-{number}"), lives_at(POSTCODE))
         found.append(await torbay.send(without_nhs_number(message)))
         hub.clock.later(minutes=1)
-    for loser, survivor in zip(people, people[1:], strict=False):
+    for loser, survivor in pairwise(people):
         link = [{"type": "replaced-by", "other": record_of("RA9", survivor)}]
         merged = await torbay.send(without_nhs_number(tells(torbay, "A40", loser, active=False, link=link)))
         assert str(merged) == "accepted"
