@@ -12,14 +12,15 @@ from hub.fhir.detached import detached
 from hub.fhir.outgoing import instant, organisation
 from hub.fhir.systems import HUB_EVENT, HUB_EVENT_TYPE, NHS_NUMBER
 from hub.fhir.tree import Tree, identifiers
-from hub.journey.disclose import is_shown, kept_back, resources_for, without
+from hub.journey.disclose import is_shown, kept_back, resources_for, without, without_in
 from hub.store.search import Said
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """One transfer as one reader may see it. ``said`` is what its parties told of it, the last first; ``sensitive`` whether the
-    patient's whereabouts are kept back; ``level`` how much the reader may see, at least `Sees.MINIMUM`.
+    patient's whereabouts are kept back; ``level`` how much the reader may see, at least `Sees.MINIMUM`. Numbers that are ``not_theirs`` are
+    not repeated, whoever told them: somebody would be treated by another patient's record.
     """
 
     transfer: Transfer
@@ -27,6 +28,7 @@ class View:
     level: Sees
     said: Sequence[Said]
     sensitive: bool
+    not_theirs: Collection[PersonKey] = ()
 
     @property
     def aged_out(self) -> bool:
@@ -41,7 +43,7 @@ def service_request(view: View) -> Tree | None:
     if not told:
         return None
     _, resource, entries = told[-1]
-    request = detached(resource, entries, {"Patient": f"Patient/{transfer.person_id}"})
+    request = _about_the_patient(resource, entries, view, transfer.sender)
     return {
         **_lessened(request, view.level, _REQUEST_MINIMUM),
         "id": transfer.id,
@@ -53,10 +55,9 @@ def service_request(view: View) -> Tree | None:
     }
 
 
-def patient_then(view: View, nhs_number: str | None, not_theirs: Collection[PersonKey] = ()) -> list[Tree]:
+def patient_then(view: View, nhs_number: str | None) -> list[Tree]:
     """The patient as each message told of them, oldest first: the reader's own messages, else the other hospital's; if none did,
-    by number alone. Empty if what they told has aged out: a number alone would look like all there ever was. Numbers that are ``not_theirs``
-    are not repeated, whoever told them: somebody would be treated by another patient's record.
+    by number alone. Empty if what they told has aged out: a number alone would look like all there ever was.
     """
     transfer = view.transfer
     for author in (view.reader, transfer.other(view.reader)):
@@ -65,8 +66,8 @@ def patient_then(view: View, nhs_number: str | None, not_theirs: Collection[Pers
             shown = [
                 _lessened(detached(r, entries, {}), view.level, _PATIENT_MINIMUM) for _, r, entries in told
             ]
-            if not_theirs:
-                shown = [without(each, author, not_theirs) for each in shown]
+            if view.not_theirs:
+                shown = [without(each, author, view.not_theirs) for each in shown]
             return _versions(transfer.person_id, [at for at, _, _ in told], shown)
     if view.aged_out:
         return []
@@ -77,12 +78,27 @@ def patient_then(view: View, nhs_number: str | None, not_theirs: Collection[Pers
 def encounter_then(view: View, end: str) -> list[Tree]:
     """The stay at one end of a transfer (``sender`` or ``receiver``), as each message of that hospital told it, oldest first."""
     transfer = view.transfer
-    told = _told("Encounter", view, transfer.sender if end == "sender" else transfer.receiver)
-    addresses = {"Patient": f"Patient/{transfer.person_id}"}
+    author = transfer.sender if end == "sender" else transfer.receiver
+    told = _told("Encounter", view, author)
     shown = [
-        _lessened(detached(r, entries, addresses), view.level, _ENCOUNTER_MINIMUM) for _, r, entries in told
+        _lessened(_about_the_patient(r, entries, view, author), view.level, _ENCOUNTER_MINIMUM)
+        for _, r, entries in told
     ]
     return _versions(f"{transfer.id}-{end}", [at for at, _, _ in told], shown)
+
+
+def _about_the_patient(
+    resource: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], view: View, author: OdsCode
+) -> Tree:
+    """A request or a stay by itself, which says whom it is about also where the number that said so is not theirs."""
+    address = f"Patient/{view.transfer.person_id}"
+    alone = detached(resource, entries, {"Patient": address})
+    if not view.not_theirs:
+        return alone
+    kept = without_in(alone, author, view.not_theirs)
+    if kept.get("subject") == alone.get("subject"):
+        return kept
+    return {**kept, "subject": {"reference": address, **kept["subject"]}}
 
 
 def _versions(name: str, times: Sequence[datetime], shown: Sequence[Tree]) -> list[Tree]:

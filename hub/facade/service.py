@@ -313,15 +313,8 @@ class Facade:
     async def as_patients_then(self, transfers: Sequence[Transfer], reader: Reader) -> list[list[Tree]]:
         """The patients as each message of their transfer told of them, oldest first."""
         views = await self._views(transfers, reader)
-        persons = {each.transfer.person_id for each in views}
-        numbers = await search.nhs_numbers(self.engine, persons)
-        others = await search.not_theirs(self.engine, persons)
-        return [
-            clinical.patient_then(
-                each, numbers.get(each.transfer.person_id), others.get(each.transfer.person_id, ())
-            )
-            for each in views
-        ]
+        numbers = await search.nhs_numbers(self.engine, {each.transfer.person_id for each in views})
+        return [clinical.patient_then(each, numbers.get(each.transfer.person_id)) for each in views]
 
     async def as_encounters(self, transfers: Sequence[Transfer], reader: Reader) -> list[Tree]:
         """The stays of those transfers of which this reader may see them: at the sender's, at the receiver's."""
@@ -346,7 +339,9 @@ class Facade:
         said: dict[str, list[Said]] = {each.id: [] for each in readable}
         for each in await search.said_of(self.engine, readable):
             said[each.transfer_id].append(each)
-        secret = await search.restricted(self.engine, {each.person_id for each in readable})
+        persons = {each.person_id for each in readable}
+        secret = await search.restricted(self.engine, persons)
+        others = await search.not_theirs(self.engine, persons)
         return [
             View(
                 each,
@@ -354,6 +349,7 @@ class Facade:
                 sees(each, reader, self.now()),
                 said[each.id],
                 sensitive=each.person_id in secret,
+                not_theirs=others.get(each.person_id, ()),
             )
             for each in readable
         ]

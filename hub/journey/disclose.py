@@ -159,17 +159,23 @@ def without_numbers(
     """
 
     def changed(entry: Resource) -> Resource:
-        resource = entry["resource"]
-        if entry["fullUrl"] == patient_url:
-            return {**entry, "resource": without(resource, author, numbers)}
-        about = {
-            name: without(resource[name], author, numbers)
-            for name in ("subject", "for")
-            if isinstance(resource.get(name), dict)
-        }
-        return {**entry, "resource": {**resource, **about}} if about else entry
+        one = without if entry["fullUrl"] == patient_url else without_in
+        return {**entry, "resource": one(entry["resource"], author, numbers)}
 
     return tuple(map(changed, resources))
+
+
+def without_in(resource: Tree, author: OdsCode, numbers: Collection[PersonKey]) -> Tree:
+    """A resource of ``author``'s about a patient, without these numbers where it says who that is, and in a Patient that it contains for that."""
+    named = {name: resource[name] for name in ("subject", "for") if isinstance(resource.get(name), dict)}
+    changed: Tree = {name: without(each, author, numbers) for name, each in named.items()}
+    meant = {each.get("reference") for each in named.values()}
+    if contained := resource.get("contained"):
+        changed["contained"] = [
+            without(each, author, numbers) if f"#{each.get('id', '')}" in meant else each
+            for each in contained
+        ]
+    return {**resource, **changed}
 
 
 def without(named: Tree, author: OdsCode, numbers: Collection[PersonKey]) -> Tree:

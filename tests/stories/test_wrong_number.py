@@ -393,3 +393,45 @@ async def test_who_is_known_by_a_number_is_shown_and_written_down(hub, torbay, m
     plain = orjson.loads((await duty("people", "show", his, "--json")).stdout)
     assert plain["transfers"][0]["open"] is True
     assert "Nobody is known" in (await duty("people", "show", QUILLFEATHER.nhs_number)).stdout
+
+
+@pytest.mark.parametrize("contained", [True, False], ids=["contained", "by its identifier"])
+async def test_no_request_and_no_stay_that_is_read_names_him_by_her_number(
+    hub, torbay, exeter, at_torbay, at_exeter, mistaken, duty, contained
+):
+    """Nor by what it contains; another patient in it keeps their own. Whom it is about is said by the hub's reference."""
+    asked, his = mistaken
+    number = {"system": NHS_NUMBER, "value": QUILLFEATHER.nhs_number}
+
+    def names_him(tree):
+        for each in (*resources(tree, "ServiceRequest"), *resources(tree, "Encounter")):
+            each["subject"] = {"type": "Patient", "identifier": number}
+            if contained:
+                each["contained"] = [{"resourceType": "Patient", "id": "p", "identifier": [number]}]
+                each["subject"] = {"reference": "#p"}
+
+    updates = torbay.epr.asks_to_transfer(
+        MISTAKEN, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
+    assert (await torbay.send(edited(updates, names_him))).transfer_id == asked.transfer_id
+    request, stay = f"/ServiceRequest/{asked.transfer_id}", f"/Encounter/{asked.transfer_id}-sender"
+    paths = (
+        request,
+        f"{request}/_history",
+        f"{request}/_history/2",
+        "/ServiceRequest",
+        stay,
+        f"{stay}/_history",
+    )
+    paths = (*paths, "/Encounter", "/Task?_include=Task:focus")
+    for said, is_shown in (((), True), (("--yes",), False), (("--take-back", "--yes"), True)):
+        await mend(duty, his, *said)
+        for system in (at_torbay, at_exeter):
+            for path in paths:
+                read = await system.get(path)
+                assert read.status_code == 200, path
+                assert (QUILLFEATHER.nhs_number in read.text) == is_shown, path
+            if not is_shown and not contained:
+                for path in (request, stay):
+                    subject = (await system.get(path)).json()["subject"]
+                    assert subject == {"reference": f"Patient/{his}", "type": "Patient"}
