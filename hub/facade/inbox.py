@@ -1,5 +1,6 @@
 """What the hub told a trust: the polled inbox, and its messages looked at again, whole or by their headers."""
 
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from fastapi import Request, Response
@@ -16,6 +17,7 @@ from hub.fhir.tree import Tree
 from hub.store import outbox, search
 from hub.store.search import Wanted
 
+_NAMED_MAX = 20
 _WHY = "Messages are fetched by your trust's systems, not by people."
 
 
@@ -60,10 +62,26 @@ async def acknowledge(
             "Parameters.parameter",
         )
     done, strange = await outbox.fetched(facade.engine, caller.trust, seqs, caller.client_id, facade.now())
+    own = set(seqs).difference(strange)
     if strange:
         await facade.denied(caller, served, "unknown")
-        raise not_found()
-    return fhir(information(f"{done} acknowledged, {len(set(seqs)) - done} had been before."))
+        if not own:
+            raise not_found()
+        # One number that is wrong must not keep the others waiting: they would be given again and again, and nothing after them.
+        done, _ = await outbox.fetched(
+            facade.engine, caller.trust, sorted(own), caller.client_id, facade.now()
+        )
+    said = information(f"{done} acknowledged, {len(own) - done} had been before.")
+    if strange:
+        said["issue"].append(_of_strange(strange))
+    return fhir(said)
+
+
+def _of_strange(seqs: Sequence[int]) -> Tree:
+    """That these numbers are no messages of the caller's."""
+    named = ", ".join(map(str, seqs[:_NAMED_MAX])) + (" and more" if len(seqs) > _NAMED_MAX else "")
+    text = f"Not in your trust's inbox, and not acknowledged: {named}. The ids are those of the Bundles that $inbox gives."
+    return {"severity": "warning", "code": "not-found", "diagnostics": text}
 
 
 async def read_bundle(

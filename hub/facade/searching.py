@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -539,7 +540,16 @@ def range_of(name: str, value: str) -> tuple[datetime | None, datetime | None]:
     }[prefix]
 
 
+_DATE = re.compile(
+    r"\d{4}(?:-\d\d(?:-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?)?)?", re.ASCII
+)
+"""FHIR's date and dateTime, and a time to the minute (R4, search, date): what else Python reads as a time, 20261124 or 2026-W48-2, would mean another span."""
+
+
 def _begin_and_width(text: str) -> tuple[datetime, timedelta]:
+    """Raises ValueError, OverflowError."""
+    if not _DATE.fullmatch(text):
+        raise ValueError(text)
     if len(text) == 4:
         begin = datetime(int(text), 1, 1, tzinfo=UTC)
         return begin, datetime(int(text) + 1, 1, 1, tzinfo=UTC) - begin

@@ -5,6 +5,7 @@ import base64
 import random
 import uuid
 from datetime import timedelta
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -494,6 +495,21 @@ async def test_what_a_search_does_not_know(hub, at_torbay):
 
 
 @pytest.mark.parametrize(
+    "said",
+    ["20261123", "ge20261123", "2026-W48-1", "2026-11-23T09", "2026-11-23T090000Z", "ne2026-11-23", "2026-11-23,2026-11-24",
+     "20261123T09:00:00Z", "2026-11-23T09:00:00+01", " 026", "+026", "2026-1-1", "2026-11-23 09:00", "\u0662\u0660\u0662\u0666"],
+)  # fmt: skip
+async def test_a_date_that_is_not_fhirs_is_not_guessed(hub, torbay, at_torbay, said):
+    """20261123 was taken for the first minute of that day: nothing was found, and so nobody seemed to have looked."""
+    await asked(hub, torbay, at_torbay)
+    for query in ("Task?_lastUpdated", "AuditEvent?date", "AuditEvent?_lastUpdated"):
+        answer = await at_torbay.get(f"/{query}={quote(said)}")
+        assert (answer.status_code, issue(answer)) == (400, ("SEND_BAD_REQUEST", "value")), query
+    for sound in ("2026", "2026-11", "2026-11-23", "2026-11-23T09:00Z", "2026-11-23T09:00:00.000%2B00:00"):
+        assert (await at_torbay.get(f"/Task?_lastUpdated={sound}&_summary=count")).json()["total"] == 1
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "/Task/a%00b",
@@ -698,7 +714,7 @@ async def test_a_hospital_fetches_its_messages_until_it_says_that_it_has_them(hu
 
     foreign = await at_torbay.get(f"/Bundle/{first[0]['id']}")
     assert foreign.status_code == 404
-    strange = await at_exeter.ack(first[0]["id"], "987654")
+    strange = await at_exeter.ack("987654", "987655")
     assert strange.status_code == 404
     assert await waiting() == first
     assert (await at_torbay.ack(first[0]["id"])).status_code == 404
@@ -711,6 +727,25 @@ async def test_a_hospital_fetches_its_messages_until_it_says_that_it_has_them(hu
     assert len(sent) == 3
     assert {entry["client_id"] for entry in sent} == {at_exeter.client.id}
     assert (await at_exeter.get(f"/Bundle/{first[0]['id']}")).json() == first[0]
+
+
+async def test_a_number_that_is_not_the_trusts_keeps_no_other_waiting(hub, torbay, polled):
+    """Exeter's system says all that it has stored, and one of the numbers is wrong: told 404, it fetched the same for ever."""
+    at_torbay = await (await System.join(polled, "RA9")).signed_in()
+    at_exeter = await (await System.join(polled, "RH8")).signed_in()
+    for number, patient in enumerate((MARSHWIGGLE, QUILLFEATHER, FENNIMOSS), 1):
+        await asked(hub, torbay, at_torbay, patient=patient, number=f"TR-{number}", stay=f"V-{number}")
+    [*has, last] = [each["resource"]["id"] for each in (await at_exeter.get("/$inbox")).json()["entry"]]
+    said = await at_exeter.ack(*has, "987654")
+    known, strange = said.json()["issue"]
+    assert (said.status_code, known["severity"], strange["severity"]) == (200, "information", "warning")
+    assert "2 acknowledged, 0 had been before" in known["diagnostics"]
+    assert "987654" in strange["diagnostics"]
+    assert not any(f" {each}" in strange["diagnostics"] for each in (*has, last))
+    assert [each["resource"]["id"] for each in (await at_exeter.get("/$inbox")).json()["entry"]] == [last]
+    [denied] = await hub.audit(code="access-denied")
+    assert (denied["trust"], denied["detail"]["interaction"]) == ("RH8", "acknowledge")
+    assert len(await hub.audit(code="disclosure-sent")) == 2
 
 
 async def test_who_fetches_an_inbox_has_seen_the_patient_also_without_acknowledging(hub, torbay, polled):
