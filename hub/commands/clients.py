@@ -107,7 +107,10 @@ def clients_rotate(client_id: str, jwks: Jwks) -> None:
 
 @clients.command("revoke")
 def clients_revoke(client_id: str) -> None:
-    """Shut a client out for good, within a second; tokens that it holds are refused too."""
+    """Shut a client out for good, within a second; tokens that it holds are refused too, and what it subscribed to ends.
+
+    A client of a trust's own issuer (ODS|client, as the audit has it) is shut out there first; here its subscriptions end.
+    """
     from hub.store.clients import revoke
 
     change(

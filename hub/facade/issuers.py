@@ -20,9 +20,10 @@ from joserfc.jwk import KeySet, import_key
 from joserfc.jws import extract_compact
 
 from hub.domain.ids import OdsCode
-from hub.domain.trust import Directory, Issuer
+from hub.domain.trust import Directory, Issuer, TrustProfile
 from hub.facade.errors import FacadeError
 from hub.facade.tokens import Caller, Person, TokenError, checked_claims, verified
+from hub.store.clients import ISSUER_MARK
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384")
 ASSURANCE_MIN, ASSURANCE_TO_WRITE = 2, 3
@@ -121,6 +122,13 @@ class Issuers:
             return kept.known
 
 
+def can_come(client_id: str, profile: TrustProfile) -> bool:
+    """Whether a system of this id can be let in at all: one of the hub's own clients (which can be revoked), or of an issuer of systems that
+    its trust has registered still.
+    """
+    return ISSUER_MARK not in client_id or any(not each.people for each in profile.issuers)
+
+
 def _key_id(token: str) -> str:
     try:
         kid = extract_compact(token.encode()).headers().get("kid")
@@ -163,7 +171,7 @@ def _system(claims: Mapping[str, Any], registered: Mapping[OdsCode, Issuer]) -> 
     client = claims.get("client_id") or claims.get("azp") or claims.get("sub")
     if not isinstance(client, str) or not 0 < len(client) <= 200 or not client.isprintable():
         raise TokenError("subject", "The token must name the client (client_id or sub).")
-    return Caller(f"{trust}|{client}", trust, _scopes(claims))
+    return Caller(f"{trust}{ISSUER_MARK}{client}", trust, _scopes(claims))
 
 
 def _person(claims: Mapping[str, Any], registered: Mapping[OdsCode, Issuer], directory: Directory) -> Caller:
@@ -200,7 +208,7 @@ def _person(claims: Mapping[str, Any], registered: Mapping[OdsCode, Issuer], dir
     if assurance < ASSURANCE_MIN:
         raise TokenError("assurance", f"People sign in with assurance level {ASSURANCE_MIN} or more.")
     person = Person(who, role, str(chosen), may_write=assurance >= ASSURANCE_TO_WRITE)
-    return Caller(f"{trust}|{who}", trust, _scopes(claims), person)
+    return Caller(f"{trust}{ISSUER_MARK}{who}", trust, _scopes(claims), person)
 
 
 def _assurance(claims: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from hub.domain.delivery import backoff_s
 from hub.domain.transfer import Transfer
 from hub.facade import subscribing, tasks
 from hub.facade.access import Reader
+from hub.facade.issuers import can_come
 from hub.facade.service import Facade
 from hub.fhir import decimals
 from hub.fhir.tree import Tree
@@ -154,6 +155,10 @@ class Notifier:
         trusts = self._facade.directory
         if wish.trust not in trusts or not subscribing.is_registered(url, trusts[wish.trust]):
             raise _NotTakenError("the endpoint's host is not registered in the trust's profile")
+        if not can_come(wish.client_id, trusts[wish.trust]):
+            raise _NotTakenError(
+                "the issuer of the client that asked for it is not registered in the trust's profile"
+            )
         said = {**subscribing.headers_of(wish.resource), "content-type": "application/fhir+json"}
         timeout = subscribing.timeout_s(wish.resource)
         try:

@@ -17,6 +17,9 @@ from hub.store.tables import client as table
 from hub.store.tables import used_assertion
 from hub.store.write import write_audit
 
+ISSUER_MARK = "|"
+"""In the id of a client of a trust's own issuer: ``<ODS>|<client>``."""
+
 _c = table.c
 _u = used_assertion.c
 
@@ -77,11 +80,22 @@ async def rotate(
 async def revoke(engine: AsyncEngine, client_id: str, now: datetime, by: str | None = None) -> None:
     """Shut a client out, tokens it holds and subscriptions it made included; audited. A facade hears of it within a second.
 
+    A client of a trust's own issuer is shut out there, which the hub does not hear of: here its subscriptions end.
     Raises NotFoundError.
     """
     async with engine.begin() as connection:
-        await _update(connection, client_id, {"revoked_at": now}, "client-revoked", now, by)
-        await subscriptions.end_of_client(connection, client_id, now)
+        is_ours = True
+        try:
+            await _update(connection, client_id, {"revoked_at": now}, "client-revoked", now, by)
+        except NotFoundError:
+            is_ours = False
+        ended = await subscriptions.end_of_client(connection, client_id, now)
+        if is_ours:
+            return
+        if not ended or ISSUER_MARK not in client_id:
+            raise NotFoundError(client_id)
+        trust = client_id.partition(ISSUER_MARK)[0]
+        await _changed(connection, client_id, trust, "client-revoked", now, by)
 
 
 async def use_assertion(

@@ -123,17 +123,21 @@ async def all_of(engine: AsyncEngine, trust: str) -> list[Subscription]:
 REVOKED = "The client that asked for it was revoked. Another client of the trust can put it, with status requested, in its own name."
 
 
-async def end_of_client(connection: AsyncConnection, client_id: str, now: datetime) -> None:
-    """Switch off what a client asked for that is shut out, with the reason; audited. Events and numbers stay, as for any that ends."""
+async def end_of_client(connection: AsyncConnection, client_id: str, now: datetime) -> int:
+    """Switch off what a client asked for that is shut out, with the reason; audited. Events and numbers stay, as for any that ends.
+    Returns how many there were.
+    """
     rows = await connection.execute(
         update(table)
         .where(_s.client_id == client_id, _s.status != "off")
         .values(status="off", error=REVOKED, next_attempt_at=None)
         .returning(*table.c)
     )
-    for wish in map(_subscription, rows.all()):
+    wishes = [_subscription(row) for row in rows.all()]
+    for wish in wishes:
         await _changed(connection, wish, "subscription-off", now, "cli", why="client-revoked")
         await _well_again(connection, wish.id, now, "ended")
+    return len(wishes)
 
 
 async def may_be_told(engine: AsyncEngine, subscription_id: str) -> bool:

@@ -13,14 +13,17 @@ from fastapi import FastAPI, Request, Response
 
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE
 from hub.destinations.push import PushAccess
-from hub.domain.trust import Directory
+from hub.domain.trust import Directory, Issuer
+from hub.facade.issuers import Issuers
 from hub.facade.notifier import Notifier
 from hub.facade.subscribing import TOPIC
 from hub.governance import reports
 from hub.store import clients
 from hub.store import tables as t
+from hub.store.queries import NotFoundError
 from tests.stories.rest import System, facade_of, issue
 from tests.stories.test_facade import asked
+from tests.stories.test_people import ISSUER, ROLES, Somebody, serving
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 
@@ -441,6 +444,67 @@ async def test_what_a_revoked_client_asked_for_is_told_no_more(
     assert again.status_code == 200
     await notifier.once()
     assert board.kinds() == ["handshake", "handshake"]
+
+
+@pytest.fixture
+async def at_its_own(hub, facade):
+    """A system of Exeter's that signs in at Exeter's own issuer."""
+    with serving() as sign_in:
+        exeter = facade.directory["RH8"]
+        own = Issuer(url=ISSUER, jwks_url=sign_in.address)
+        others = [each for each in facade.directory if each.ods != "RH8"]
+        facade.directory = Directory([*others, exeter.model_copy(update={"issuers": (own,)})])
+        facade.issuers = Issuers(facade.directory, facade.base)
+        yield Somebody(facade, sign_in.token(hub.clock, client_id="board", scope="system/*.cruds"))
+
+
+async def test_what_a_client_of_an_issuer_that_is_gone_asked_for_is_told_no_more(
+    hub, torbay, at_torbay, at_its_own, facade, board, notifier
+):
+    """Exeter takes its sign-in out of its profile; the subscription says why, and goes on when the sign-in is back."""
+    made = (await subscribes(at_its_own, wish(board.url, content="full-resource"))).json()
+    await notifier.once()
+    profile, with_issuer = facade.directory["RH8"], facade.directory
+    for issuers in (
+        (),
+        (Issuer(url=ISSUER, jwks_url=profile.issuers[0].jwks_url, people=True, roles=ROLES),),
+    ):
+        without = profile.model_copy(update={"issuers": issuers})
+        facade.directory = Directory([*(e for e in with_issuer if e.ods != "RH8"), without])
+        await asked(
+            hub,
+            torbay,
+            at_torbay,
+            **({"patient": FENNIMOSS, "number": "TR-2", "stay": "V-2"} if issuers else {}),
+        )
+        hub.clock.later(minutes=2)
+        await notifier.once()
+        [row] = await hub.rows(t.subscription)
+        assert (board.kinds(), "issuer" in row["error"]) == (["handshake"], True)
+    facade.directory = with_issuer
+    hub.clock.later(minutes=2)
+    await notifier.once()
+    assert board.numbers() == [1, 2]
+    assert made["id"] == row["subscription_id"]
+
+
+async def test_a_client_that_is_shut_out_at_its_own_issuer_is_shut_out_here(
+    hub, torbay, at_torbay, at_its_own, board, notifier
+):
+    """The hub does not hear of it: the duty team says so, by the id that the audit has."""
+    await subscribes(at_its_own, wish(board.url, content="full-resource"))
+    await notifier.once()
+    with pytest.raises(NotFoundError):
+        await clients.revoke(hub.engine, "RH8|another", hub.clock(), "hub-team")
+    await clients.revoke(hub.engine, "RH8|board", hub.clock(), "hub-team")
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    [row] = await hub.rows(t.subscription)
+    assert (board.kinds(), row["status"], "was revoked" in row["error"]) == (["handshake"], "off", True)
+    said = [(e["trust"], e["detail"]["change"]) for e in await hub.audit(code="config-changed")]
+    assert said[-2:] == [("RH8", "subscription-off"), ("RH8", "client-revoked")]
+    with pytest.raises(NotFoundError):
+        await clients.revoke(hub.engine, "RH8|board", hub.clock(), "hub-team")
 
 
 async def test_a_client_revoked_while_it_is_being_told_hears_no_more(
