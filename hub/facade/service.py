@@ -47,14 +47,26 @@ class Limits:
     client_s: float = 1
     body_s: float = 15
     depth_max: int = 64
+    refusals_per_s: float = 50
+    """Of those who could not prove who they are: so many are written down one by one. What is written is kept for ever, and anybody can be refused."""
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """A client's allowance: it fills at the rate and holds one second of it."""
+    """An allowance: it fills at the rate, a second, and holds one second of it."""
 
     left: float
     at: float
+
+    def take(self, rate: float) -> bool:
+        """Whether there was one left, and take it."""
+        at = time.monotonic()
+        self.left = min(rate, self.left + (at - self.at) * rate)
+        self.at = at
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
 
 
 @dataclass
@@ -76,6 +88,8 @@ class Facade:
 
     def __post_init__(self) -> None:
         self._together = Together(self.unit)
+        self._refusals = _Bucket(self.limits.refusals_per_s, time.monotonic())
+        self._unwritten = 0
         self.issuers = Issuers(self.directory, self.base)
 
     @property
@@ -124,11 +138,9 @@ class Facade:
         return found
 
     def _spend(self, client_id: str) -> None:
-        at, rate = time.monotonic(), self.limits.requests_per_s
-        bucket = self._buckets.setdefault(client_id, _Bucket(rate, at))
-        bucket.left = min(rate, bucket.left + (at - bucket.at) * rate)
-        bucket.at = at
-        if bucket.left < 1:
+        rate = self.limits.requests_per_s
+        bucket = self._buckets.setdefault(client_id, _Bucket(rate, time.monotonic()))
+        if not bucket.take(rate):
             raise FacadeError(
                 429,
                 "SEND_TOO_MANY_REQUESTS",
@@ -136,7 +148,6 @@ class Facade:
                 f"Your client may send {rate:.0f} requests a second. Wait, then send the same request again.",
                 headers={"Retry-After": "1"},
             )
-        bucket.left -= 1
 
     async def must(self, caller: Caller, served: Served, resource_type: str, verb: str) -> None:
         """That the token holds this scope. Raises FacadeError (403); audited."""
@@ -147,7 +158,14 @@ class Facade:
             raise
 
     async def refused(self, why: str, caller: Caller | None = None) -> None:
-        """Audit that somebody was not let in. A client's name is written only where a signature has proved it."""
+        """Audit that somebody was not let in. A client's name is written only where a signature has proved it.
+
+        Of a flood only so many a second (`Limits`) have an entry each; how many had none is said in the next one.
+        """
+        if not self._refusals.take(self.limits.refusals_per_s):
+            self._unwritten += 1
+            return
+        unwritten, self._unwritten = self._unwritten, 0
         await self._write(
             [
                 AuditEntry(
@@ -155,7 +173,7 @@ class Facade:
                     self.now(),
                     "rest",
                     Outcome.SERIOUS_FAILURE,
-                    detail={"why": why},
+                    detail={"why": why, **({"refused_besides": unwritten} if unwritten else {})},
                     **(caller.who if caller else Who()),
                 )
             ]

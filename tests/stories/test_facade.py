@@ -22,7 +22,7 @@ from hub.store import clients
 from hub.store import tables as t
 from hub.trusts import load_directory
 from tests.stories.conftest import PERSONAL, SCHEMAS, edited, resources
-from tests.stories.rest import System, facade_of, issue
+from tests.stories.rest import URL, System, facade_of, issue
 
 
 @pytest.fixture
@@ -880,6 +880,29 @@ async def test_a_client_that_asks_too_often_is_told_when_to_come_back(hub):
     assert 5 <= len(refused) <= 9
     assert issue(refused[0]) == ("SEND_TOO_MANY_REQUESTS", "throttled")
     assert refused[0].headers["retry-after"] == "1"
+
+
+async def test_a_flood_of_strangers_does_not_fill_the_audit(hub, monkeypatch):
+    """Whoever reaches the hub can be refused as often as they like, and what is written is never deleted: the next entry says how many had none.
+    Who is known goes on.
+    """
+    at = 1000.0
+    monkeypatch.setattr("hub.facade.service.time.monotonic", lambda: at)
+    facade = facade_of(hub, refusals_per_s=3)
+    known = await (await System.join(facade, "RA9")).signed_in()
+    stranger = System(facade, known.client, ECKey.generate_key("P-384", {"kid": "one"}), "ES384")
+    stranger.token = stranger.assertion(iss=URL)
+    for _ in range(10):
+        assert (await stranger.get("/Task")).status_code == 401
+        assert (await stranger.ask_for_token(stranger.assertion())).status_code == 401
+        assert (await known.get("/Task")).status_code == 200
+    assert [row["detail"] for row in await hub.audit(code="auth-failed")] == [
+        {"why": "signature"}
+    ] * 3
+    at += 1
+    assert (await stranger.get("/Task")).status_code == 401
+    last = (await hub.audit(code="auth-failed"))[3:]
+    assert [row["detail"] for row in last] == [{"why": "signature", "refused_besides": 17}]
 
 
 async def test_a_fault_of_ours_is_an_answer_and_says_nothing(hub, at_torbay, monkeypatch):
