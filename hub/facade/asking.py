@@ -220,9 +220,9 @@ def _about(task: Tree, known: Tree) -> Tree:
     named = [each for each in (said if isinstance(said, list) else []) if isinstance(each, dict)]
     own = {"system": HUB_TRANSFER, "value": known["id"]}
     patient = {"for": known["for"]} if "for" in known else {}
-    meta = task.get("meta")
-    is_anothers = task.get("id") != known["id"] and isinstance(meta, dict)
-    unversioned = {"meta": {n: v for n, v in meta.items() if n != "versionId"}} if is_anothers else {}
+    unversioned = {}
+    if task.get("id") != known["id"] and isinstance(meta := task.get("meta"), dict):
+        unversioned = {"meta": {name: value for name, value in meta.items() if name != "versionId"}}
     return {
         **patient,
         **task,

@@ -203,13 +203,13 @@ async def _write_transfers(
     connection: AsyncConnection, happened: Sequence[Happened], clocks: Clocks, changed_at: datetime | None
 ) -> None:
     """What a batch did to transfers, and the earlier events that are part of one now. ``changed_at`` None: when its messages came."""
-    taken = [taken for each in happened for taken in each.taken]
+    all_taken = [taken for each in happened for taken in each.taken]
     if changed_at is not None:
-        taken = [
+        all_taken = [
             dataclasses.replace(each, transfer=dataclasses.replace(each.transfer, changed_at=changed_at))
-            for each in taken
+            for each in all_taken
         ]
-    await write_taken(connection, taken, clocks)
+    await write_taken(connection, all_taken, clocks)
     for each in happened:
         for event_id, taken in each.adopted:
             await connection.execute(

@@ -24,6 +24,8 @@ from tests.stories.test_clocks import *  # noqa: F403
 from tests.stories.test_exactly_once import *  # noqa: F403
 from tests.stories.test_facade import *  # noqa: F403
 from tests.stories.test_facade_decisions import *  # noqa: F403
+from tests.stories.test_facade_merged import *  # noqa: F403
+from tests.stories.test_facade_unchanged import *  # noqa: F403
 from tests.stories.test_journeys import *  # noqa: F403
 from tests.stories.test_mistaken_identity import *  # noqa: F403
 from tests.stories.test_people import *  # noqa: F403

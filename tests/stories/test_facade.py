@@ -896,9 +896,7 @@ async def test_a_flood_of_strangers_does_not_fill_the_audit(hub, monkeypatch):
         assert (await stranger.get("/Task")).status_code == 401
         assert (await stranger.ask_for_token(stranger.assertion())).status_code == 401
         assert (await known.get("/Task")).status_code == 200
-    assert [row["detail"] for row in await hub.audit(code="auth-failed")] == [
-        {"why": "signature"}
-    ] * 3
+    assert [row["detail"] for row in await hub.audit(code="auth-failed")] == [{"why": "signature"}] * 3
     at += 1
     assert (await stranger.get("/Task")).status_code == 401
     last = (await hub.audit(code="auth-failed"))[3:]
