@@ -10,6 +10,7 @@ from fastapi import Request, Response
 
 from hub.audit.catalogue import CATALOGUE, Action
 from hub.audit.entries import Code, Outcome
+from hub.domain.transfer import HUB
 from hub.facade import searching
 from hub.facade.access import audit_scope
 from hub.facade.answers import asked_with, fhir
@@ -18,12 +19,13 @@ from hub.facade.errors import bad_request, forbidden, not_found
 from hub.facade.searching import RESULTS, SEARCHED, token_of
 from hub.facade.service import Facade
 from hub.facade.tokens import Caller
-from hub.fhir.audit_event import audit_event
+from hub.fhir.audit_event import Observer, audit_event
 from hub.fhir.systems import (
     HUB_AUDIT_ENTRY,
     HUB_AUDIT_EVENT,
     HUB_EVENT,
     HUB_OPERATOR,
+    HUB_ORGANISATION,
     HUB_REQUEST,
     HUB_ROLE,
     HUB_TRANSFER,
@@ -77,7 +79,7 @@ async def search_audit(
 ) -> Response:
     scope = await _scope(facade, caller, served)
     said = asked_with(request, body, _RESOURCE, facade.office)
-    asked = question(said.parameters, facade.observer.product, strict=said.strict)
+    asked = question(said.parameters, facade.observer, strict=said.strict)
     by = _asking(facade, caller, served, scope, [name for name, _ in asked.asked])
     found = await book.page(facade.engine, asked.wanted, by, counted=asked.total)
     shown = await _as_audit_events(facade, found)
@@ -126,8 +128,8 @@ async def _as_audit_events(facade: Facade, page: Page) -> list[Tree]:
 # -- what is asked ----------------------------------------------------------------------------------------------
 
 
-def question(parameters: Sequence[tuple[str, str]], product: str, *, strict: bool) -> Question:
-    """Read a search. ``product`` is the hub's own id, which is the source of every event. Raises FacadeError (400)."""
+def question(parameters: Sequence[tuple[str, str]], hub: Observer, *, strict: bool) -> Question:
+    """Read a search. ``hub`` is the hub itself, the source of every event and the agent of some. Raises FacadeError (400)."""
     found, ignored = Question(Asked(limit=searching.COUNT)), []
     for name, value in parameters:
         if not value:
@@ -139,7 +141,7 @@ def question(parameters: Sequence[tuple[str, str]], product: str, *, strict: boo
             continue
         if known != "_page":
             found = replace(found, asked=(*found.asked, (name, value)))
-        found = _understood(found, known, name, value, product)
+        found = _understood(found, known, name, value, hub)
     if ignored and strict:
         raise searching.not_known(_RESOURCE, ignored)
     return replace(found, ignored=tuple(ignored))
@@ -159,7 +161,7 @@ def _meaning(name: str) -> str | None:
     return None
 
 
-def _understood(found: Question, known: str, name: str, value: str, product: str) -> Question:
+def _understood(found: Question, known: str, name: str, value: str, hub: Observer) -> Question:
     wanted = found.wanted
     if known == "_summary" or searching.is_none_wanted(known, value):
         # _count=0 asks for the same (R4, search, 3.1.1.5.4).
@@ -172,10 +174,10 @@ def _understood(found: Question, known: str, name: str, value: str, product: str
     if known == "_count":
         limit = searching.count_of(value)
         return replace(found, wanted=replace(wanted, limit=limit if wanted.limit else 0))
-    return replace(found, wanted=_narrowed(wanted, known, name, value, product))
+    return replace(found, wanted=_narrowed(wanted, known, name, value, hub))
 
 
-def _narrowed(wanted: Asked, known: str, name: str, value: str, product: str) -> Asked:
+def _narrowed(wanted: Asked, known: str, name: str, value: str, hub: Observer) -> Asked:
     match known:
         case "_page":
             at, entry = searching.place_after(value)
@@ -194,14 +196,14 @@ def _narrowed(wanted: Asked, known: str, name: str, value: str, product: str) ->
             return _of_patients(wanted, value, name)
         case "agent":
             return _fitting(
-                wanted, [each for part in value.split(",") for each in _agent(_agent_token(part))]
+                wanted, [each for part in value.split(",") for each in _agent(_agent_token(part), hub)]
             )
         case "entity":
             return _about(wanted, [token_of(part) for part in value.split(",")])
         case "outcome":
             return _with_outcomes(wanted, {_plain(part) for part in value.split(",")})
         case "source":
-            return _from_source(wanted, [token_of(part) for part in value.split(",")], product)
+            return _from_source(wanted, [token_of(part) for part in value.split(",")], hub.product)
         case _:
             codes = frozenset(code for part in value.split(",") for code in _codes(known, token_of(part)))
             return replace(wanted, codes=codes if wanted.codes is None else wanted.codes & codes)
@@ -233,21 +235,33 @@ def _agent_token(text: str) -> Token:
     )
 
 
-def _agent(token: Token) -> list[Is]:
+def _agent(token: Token, hub: Observer) -> list[Is]:
     """Who it may be; of a system that holds none of the hub's agents, nobody. Without a system an ODS code is a trust's."""
+    itself = [Is("trust", None), Is("trust", HUB), Is("counterpart", HUB)] if _is_the_hub(token, hub) else []
     columns = _BY_AGENT.get(token.system) if token.system else None
     if columns is None and token.system:
-        return []
+        return itself
     value = token.value.upper() if columns == _BY_AGENT[ODS_ORGANISATION] else token.value
     if columns is not None:
-        return [Is(column, value) for column in columns]  # type: ignore[arg-type]
+        return [*itself, *(Is(column, value) for column in columns)]  # type: ignore[arg-type]
     return [
+        *itself,
         Is("trust", token.value.upper()),
         Is("counterpart", token.value.upper()),
         Is("user_id", token.value),
         Is("role_id", token.value),
         Is("client_id", token.value),
     ]
+
+
+def _is_the_hub(token: Token, hub: Observer) -> bool:
+    """Whether the hub itself is meant, by the organisation that its events show (`hub.fhir.audit_event`) or as ``hub``."""
+    if token.system == HUB_ORGANISATION:
+        return hub.organisation is None and token.value == hub.site
+    if token.system not in {None, ODS_ORGANISATION}:
+        return False
+    is_word = token.system is None and token.value.lower() == HUB
+    return is_word or (hub.organisation is not None and token.value.upper() == hub.organisation.upper())
 
 
 def _about(wanted: Asked, tokens: Sequence[Token]) -> Asked:

@@ -28,7 +28,7 @@ async def break_the_glass(
     if caller.person is None or caller.role not in MAY_BREAK_THE_GLASS:
         await facade.denied(caller, served, "role")
         raise forbidden("Only a clinician who signed in may break the glass.")
-    said = {each.get("name"): each for each in parameters_of(body)}
+    said = {str(each.get("name")): each for each in parameters_of(body)}
     reason = str(said.get("reason", {}).get("valueString", "")).strip()
     named = said.get("patient", {}).get("valueIdentifier")
     if len(reason) < REASON_MIN or "\x00" in reason:

@@ -90,10 +90,10 @@ Names = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Is:
-    """A column of an entry holds this."""
+    """A column of an entry holds this; None: nothing."""
 
     column: Names
-    value: str
+    value: str | None
 
 
 def of_request(request_id: str) -> list[Is]:

@@ -19,6 +19,7 @@ from hub.facade.access import AUDIT
 from hub.fhir.systems import (
     HUB_AUDIT_EVENT,
     HUB_EVENT,
+    HUB_ORGANISATION,
     HUB_REQUEST,
     HUB_TRANSFER,
     NHS_NUMBER,
@@ -395,12 +396,20 @@ async def test_every_way_of_asking(hub, torbay, exeter, plymouth, people, sign_i
     await doctor.get("/Task/nobody")
     officer = somebody(hub, people, sign_in, "RA9", Role.GOVERNANCE)
     marsh = (await persons(hub))[MARSHWIGGLE.nhs_number]
+    by_itself = AuditEntry(Code.MESSAGE_REPLAYED, hub.clock(), "clock", person_id=marsh, transfer_id=transfer)
+    await write_down(hub.engine, [by_itself])
     own = [r for r in await hub.audit() if touches(r, "RA9") or r["person_id"] == marsh]
     event = next(row["event_id"] for row in own if row["code"] == "departed")
     number = own[3]["entry"]
 
     def of(*codes):
         return lambda row: row["code"] in codes
+
+    def by_the_hub(row):
+        """Which the hub did by itself, a receipt among them."""
+        return row["trust"] in {None, "hub"} or row["counterpart"] == "hub"
+
+    assert any(map(by_the_hub, own)), "else nothing is asked"
 
     dcm, rest = (
         "http://dicom.nema.org/resources/ontology/DCM",
@@ -412,6 +421,10 @@ async def test_every_way_of_asking(hub, torbay, exeter, plymouth, people, sign_i
         f"agent:identifier={PRODUCT}|RA9%7C555000000077": lambda r: r["client_id"] == "RA9|555000000077",
         "agent:identifier=555000000077": lambda r: r["user_id"] == "555000000077",
         "agent:identifier=https://nobody|RH8": lambda r: False,
+        "agent:identifier=hub": by_the_hub,
+        f"agent:identifier={HUB_ORGANISATION}|transfer-hub": by_the_hub,
+        f"agent:identifier={HUB_ORGANISATION}|another": lambda r: False,
+        f"agent:identifier={ODS_ORGANISATION}|hub": lambda r: False,
         f"entity:identifier={HUB_TRANSFER}|{transfer}": lambda r: r["transfer_id"] == transfer,
         f"entity:identifier={HUB_EVENT}|{event}": lambda r: r["event_id"] == event,
         f"entity:identifier={HUB_REQUEST}|req-77": lambda r: r["request_id"] == "req-77",

@@ -416,6 +416,10 @@ async def test_the_glass_is_not_broken_by_whoever_likes(hub, torbay, people, sig
         assert (await somebody.breaks_the_glass("x" * 30)).status_code == 403
     doctor = Somebody(people, sign_in.person(hub.clock, "RK9", Role.CLINICIAN))
     assert (await doctor.breaks_the_glass("Nobody has this number here", "9990000018")).status_code == 404
+    odd = {"resourceType": "Parameters", "parameter": [{"name": []}, {"name": {"reason": 1}}, {"name": None}]}
+    json_ = {"Content-Type": "application/fhir+json"}
+    unnamed = await doctor.call("POST", "/$break-glass", headers=json_, content=orjson.dumps(odd))
+    assert (unnamed.status_code, issue(unnamed)[0]) == (400, "SEND_BAD_REQUEST")
     denied = [entry["detail"]["why"] for entry in await hub.audit(code="access-denied")]
     assert denied == ["role"] * 4 + ["unknown"]
     assert await hub.rows(t.break_glass) == []
