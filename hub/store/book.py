@@ -544,7 +544,9 @@ async def _about(
     if asked.entries is not None and found.rows:
         return sorted({(row["person_id"], row["transfer_id"]) for row in found.rows}, key=str)
     x = t.transfer.c
-    wanted = {each.value for group in asked.fits for each in group if each.column == "transfer_id"}
+    wanted = {
+        each.value for group in asked.fits for each in group if each.column == "transfer_id" and each.value
+    }
     if not wanted:
         return [(None, None)]
     rows = await connection.execute(
