@@ -961,7 +961,8 @@ async def test_who_moved_a_transfer_and_what_was_told_can_be_looked_up(
     assert (first.json()["status"], first.headers["etag"]) == ("in-progress", 'W/"1"')
     unchanged = {"If-None-Match": (await at_torbay.get(f"/Encounter/{transfer_id}-sender")).headers["etag"]}
     again = await at_torbay.get(f"/Encounter/{transfer_id}-sender", headers=unchanged)
-    assert again.status_code == 304
+    # A number in it can be found not to be the patient's while the version stays.
+    assert again.status_code == 200
     pages, path = [], "/MessageHeader?_count=2"
     while path:
         page = (await at_torbay.get(path)).json()
