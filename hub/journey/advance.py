@@ -26,7 +26,7 @@ from hub.domain.transfer import (
     fold,
 )
 from hub.journey.known import Known
-from hub.journey.movements import adopt, follow
+from hub.journey.movements import adopt, follow, left_by_task, together
 from hub.journey.stays import AFTER_END, expects_patient
 from hub.journey.taken import Advanced, Taken, flags_of
 from hub.journey.which_transfer import only_open
@@ -175,7 +175,8 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -
         person = transfer.person_id
         told = adopt(told, known.stays_of_person(person), known.transfers_of_person(person))
     taken = Taken(told, before, told.facts[len(transfer.facts) :], move)
-    return Advanced((taken,), flags=taken.flags)
+    left = left_by_task(taken, known.transfers_of_person(transfer.person_id))
+    return together(Advanced((taken,), flags=taken.flags), left)
 
 
 def _with_wishes(transfer: Transfer, canonical: Canonical) -> Transfer:

@@ -193,9 +193,11 @@ def _act(
     if isinstance(advanced, Rejection):
         return _refused(understood, advanced, journey, now, canonical, person_id=whom)
     # Whatever way the message found what it moves: it is what its address names, or nothing.
-    if canonical.about and [each.transfer.id for each in advanced.taken] != [canonical.about]:
+    acts = _acts(advanced.taken)
+    moved = [each.transfer.id for each in advanced.taken if each.fact.step in acts]
+    if canonical.about and moved != [canonical.about]:
         return _refused(understood, ANOTHER_ADDRESSED, journey, now, canonical, person_id=whom)
-    if not may_do(_role(canonical.received), _acts(advanced.taken)):
+    if not may_do(_role(canonical.received), acts):
         not_allowed = Rejection(Why.ROLE_NOT_ALLOWED, "Authorization")
         return _refused(understood, not_allowed, journey, now, canonical, person_id=whom)
     if identified.changed and canonical.kind is Kind.PATIENT and not advanced.taken:

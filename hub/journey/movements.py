@@ -4,13 +4,15 @@ Each stay is laid against all of them by what it would mean to each (`hub.journe
 show, a transfer is inferred.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Flag, FlagCode, Stay
 from hub.domain.rejection import Rejection
 from hub.domain.transfer import (
     LEFT_AFTER_ALL,
+    MOVING,
     Party,
     State,
     Step,
@@ -63,8 +65,8 @@ def follow(
     if chosen:
         took = _take_stay(stay, chosen[0], known, named=named is not None)
         if any(t.fact.step is Step.DIVERGE for t in took.taken) and came_from_another(stay, chosen[0]):
-            return _together(_infer(stay, canonical, person_id, transfers, known), took)
-        return _together(took, _left_behind(stay, took, transfers, named=named is not None))
+            return together(_infer(stay, canonical, person_id, transfers, known), took)
+        return together(took, _left_behind(stay, took, transfers, named=named is not None))
     alarmed = [t for t in affected if t.party(stay.trust) is None and meaning_of(stay, t) is not None]
     if alarmed:
         return _all(stay, alarmed)
@@ -163,20 +165,62 @@ def _left_behind(stay: Stay, took: Advanced, transfers: Collection[Transfer], *,
     [gone] = took.taken or [None]
     if gone is None or not _is_gone(stay, gone, named=named):
         return Advanced()
-    by, ways = gone.transfer, {fact.encounter for fact in gone.transfer.facts if fact.step is Step.DEPART}
     left = []
-    for other in transfers:
-        is_theirs = other.sender == by.sender and other.receiver != by.receiver and expects_patient(other)
-        if not is_theirs or not is_in_time(stay, other):
-            continue
-        if stay.occurred_at < other.requested_at - CLOCKS_DIFFER:
+    for other in _still_expecting(gone, transfers):
+        if not is_in_time(stay, other):
             continue
         if not is_related(stay, other) and is_anothers(stay, other, transfers):
             continue
-        has_heard = any(f.step is Step.DIVERGE and f.encounter in ways for f in counting(other.facts))
-        meaning = None if has_heard else gone_elsewhere(stay, other)
+        meaning = gone_elsewhere(stay, other)
         if meaning is not None:
             left.append(_taken(stay, other, meaning))
+    return Advanced(tuple(left), flags=flags_of(left))
+
+
+def _still_expecting(gone: Taken, transfers: Iterable[Transfer]) -> Iterator[Transfer]:
+    """The sender's requests to other hospitals, made before the patient went, where nobody has heard that they went from the stay that this one
+    knows.
+    """
+    by = gone.transfer
+    ways = {fact.encounter for fact in by.facts if fact.step is Step.DEPART and fact.encounter is not None}
+    for other in transfers:
+        if other.sender != by.sender or other.receiver == by.receiver or not expects_patient(other):
+            continue
+        if gone.fact.occurred_at < other.requested_at - CLOCKS_DIFFER:
+            continue
+        if not any(f.step is Step.DIVERGE and f.encounter in ways for f in counting(other.facts)):
+            yield other
+
+
+def left_by_task(gone: Taken, transfers: Iterable[Transfer]) -> Advanced:
+    """The same where a Task says that the patient has left, or was admitted: for the sender's other requests of that stay, or of none that is
+    named. It is no stay's word: when the stay says so too it is told again, so that what takes that back takes both back.
+    """
+    by, fact = gone.transfer, gone.fact
+    is_said = fact.step in {Step.DEPART, Step.ADMIT} and by.state in {*MOVING, State.COMPLETED}
+    if not is_said or by.kind == TREAT_AND_RETURN:
+        return Advanced()
+    left = []
+    for other in _still_expecting(gone, transfers):
+        because = (
+            f"{fact.by} said that the patient has left for another hospital, not {other.receiver}"
+            if fact.step is Step.DEPART
+            else f"{fact.by}, which has no part in it, said that it has admitted the patient"
+        )
+        is_of_another_stay = len({by.origin_encounter, other.origin_encounter} - {None}) > 1
+        if is_of_another_stay or any(each.because == because for each in counting(other.facts)):
+            continue
+        alarm = replace(
+            fact,
+            step=Step.DIVERGE,
+            party=other.part_of(fact.by),
+            because=because,
+            encounter=None,
+            until=None,
+            stated_at=None,
+        )
+        told, move = other.with_fact(alarm)
+        left.append(Taken(told, other.state, (alarm,), move))
     return Advanced(tuple(left), flags=flags_of(left))
 
 
@@ -187,7 +231,7 @@ def _is_gone(stay: Stay, gone: Taken, *, named: bool) -> bool:
     return gone.fact.step is Step.ADMIT and gone.transfer.kind != TREAT_AND_RETURN
 
 
-def _together(first: Advanced, second: Advanced) -> Advanced:
+def together(first: Advanced, second: Advanced) -> Advanced:
     flags = tuple(dict.fromkeys((*first.flags, *second.flags)))
     return Advanced((*first.taken, *second.taken), first.shared, flags)
 

@@ -80,7 +80,8 @@ def _outgoing(happened: Happened, told: Told, directory: Directory, *, sensitive
     canonical, to, transfer, taken = happened.canonical, told.to, told.transfer, told.taken
     event_type = canonical.event_type if taken is None else event_type_of(taken)
     resources: tuple[Resource, ...] = ()
-    if taken is None or is_shown(taken.fact):
+    shown = taken is None or is_shown(taken.fact)
+    if shown:
         resources = resources_for(
             canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
         )
@@ -93,14 +94,14 @@ def _outgoing(happened: Happened, told: Told, directory: Directory, *, sensitive
         resources=resources,
         written=happened.written if resources is canonical.resources else None,
         patient_url=canonical.patient_url,
-        reason=canonical.reason,
+        reason=canonical.reason if shown else (),
         note=note,
     )
     return Outgoing(
         receiver=to,
         topic=directory[to].inbox_topic,
         key=transfer.id,
-        headers=_inbox_headers(canonical, transfer.id, event_type),
+        headers=_inbox_headers(canonical, transfer, event_type, shown=shown),
         payload=payload,
         event_id=canonical.event_id,
         transfer_id=transfer.id,
@@ -144,19 +145,23 @@ def from_the_hub(
     )
 
 
-def _inbox_headers(canonical: Canonical, transfer_id: TransferId, event_type: str) -> dict[str, str]:
+def _inbox_headers(
+    canonical: Canonical, transfer: Transfer, event_type: str, *, shown: bool
+) -> dict[str, str]:
+    # Whoever is not shown the message is not given its conversation either: it is about another transfer than theirs.
+    correlation_id = canonical.correlation_id if shown else transfer.correlation_id
     found = {
         headers.REQUEST_ID: canonical.event_id,
         headers.CONTENT_TYPE: headers.CONTENT_TYPE_FHIR,
         headers.EVENT_ID: canonical.event_id,
-        headers.TRANSFER_ID: transfer_id,
+        headers.TRANSFER_ID: transfer.id,
         headers.EVENT_TYPE: event_type,
         headers.SOURCE_ODS: canonical.trust,
     }
     trace = canonical.received.header(headers.TRACEPARENT)
     return found | {
         name: value
-        for name, value in ((headers.CORRELATION_ID, canonical.correlation_id), (headers.TRACEPARENT, trace))
+        for name, value in ((headers.CORRELATION_ID, correlation_id), (headers.TRACEPARENT, trace))
         if value
     }
 

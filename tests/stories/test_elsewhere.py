@@ -272,6 +272,87 @@ async def test_of_two_that_were_asked_the_other_hears_that_the_patient_was_admit
     assert (await hub.state(first), await hub.state(second)) == ("requested", "requested")
 
 
+@pytest.mark.parametrize("names_stay", [True, False])
+async def test_of_two_that_were_asked_the_other_hears_of_a_departure_that_a_task_told(
+    hub, torbay, exeter, plymouth, names_stay
+):
+    """Torbay's bed manager says it before the ward closes the record; Exeter has kept a bed."""
+    first, second = await two_are_asked(hub, torbay, names_stay=names_stay)
+    await answer(exeter, "ready", MARSHWIGGLE, torbay)
+    hub.clock.later(minutes=5)
+    left = await answer(torbay, "in-progress", MARSHWIGGLE, torbay, number="TR-2", reason="OTH")
+
+    assert (str(left), left.transfer_id) == ("accepted", second)
+    assert (await hub.state(first), await hub.state(second)) == ("bed-allocated", "in-transit")
+    assert (await hub.told("RK9"))[-1] == "transfer.departed"
+    alarm = (await hub.inbox("RH8"))[-1]
+    assert (alarm.event_type, alarm.headers["transfer-id"]) == ("transfer.diverged", first)
+    assert [e["resource"]["resourceType"] for e in alarm.bundle["entry"]] == ["MessageHeader", "Task"]
+    task = alarm.of("Task")
+    assert task["note"][0]["text"] == "RA9 said that the patient has left for another hospital, not RH8"
+    # What the Task says else is Plymouth's.
+    assert "statusReason" not in task
+    requested = next(each for each in await hub.inbox("RH8") if each.event_type == "transfer.requested")
+    assert alarm.headers["x-correlation-id"] == requested.headers["x-correlation-id"]
+    assert (await hub.told("RA9"))[-1] == "transfer.diverged"
+
+    # Sent again, nobody is alarmed again; the ward's record says it too, and takes both back when it is taken back.
+    hub.clock.later(minutes=5)
+    await answer(torbay, "in-progress", MARSHWIGGLE, torbay, number="TR-2")
+    assert (await hub.told("RH8")).count("transfer.diverged") == 1
+    await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH)
+    hub.clock.later(minutes=10)
+    await torbay.reports("A13", MARSHWIGGLE, encounter_number="V-1", status="in-progress")
+    assert (await hub.told("RH8"))[-1] == (await hub.told("RK9"))[-1] == "transfer.corrected"
+    assert (await hub.state(first), await hub.state(second)) == ("bed-allocated", "requested")
+
+
+async def test_of_two_that_were_asked_the_other_hears_of_an_admission_that_a_task_told(
+    hub, torbay, exeter, plymouth
+):
+    first, second = await two_are_asked(hub, torbay)
+    await answer(plymouth, "completed", MARSHWIGGLE, torbay, number="TR-2")
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "completed")
+    alarm = (await hub.inbox("RH8"))[-1]
+    assert (alarm.event_type, alarm.headers["transfer-id"]) == ("transfer.diverged", first)
+    assert "RK9, which has no part in it" in alarm.of("Task")["note"][0]["text"]
+    assert (await hub.told("RA9"))[-1] == "transfer.diverged"
+
+
+async def test_a_departure_told_by_its_address_moves_that_transfer_and_alarms_the_other(
+    hub, torbay, exeter, plymouth, at_torbay
+):
+    first, second = await two_are_asked(hub, torbay)
+    task = (await at_torbay.get(f"/Task/{second}")).json()
+    said = await at_torbay.put(task | {"status": "in-progress", "lastModified": hub.clock().isoformat()})
+    hub.expected += 1
+    assert said.status_code == 200, said.text
+    assert (await hub.state(first), await hub.state(second)) == ("requested", "in-transit")
+    assert (await hub.told("RH8"))[-1] == "transfer.diverged"
+
+
+@pytest.mark.parametrize("how", ["asked afterwards", "from another stay", "to come back"])
+async def test_a_departure_by_task_alarms_nobody_who_may_still_expect_the_patient(
+    hub, torbay, exeter, plymouth, how
+):
+    kind = {"kind": "treat-and-return"} if how == "to come back" else {}
+    await torbay.asks_to_transfer(
+        MARSHWIGGLE, to="RK9", request_number="TR-2", encounter_number="V-1", specialty="150", **kind
+    )
+    other = {"stay": "V-2"} if how == "from another stay" else {}
+    left_at = hub.clock.later(minutes=5)
+    hub.clock.later(hours=2)
+    if how == "asked afterwards":
+        await ask(torbay, MARSHWIGGLE)
+        await answer(torbay, "in-progress", MARSHWIGGLE, torbay, number="TR-2", at=left_at)
+    else:
+        await ask(torbay, MARSHWIGGLE, **other)
+        hub.clock.later(minutes=5)
+        await answer(torbay, "in-progress", MARSHWIGGLE, torbay, number="TR-2")
+    assert (await hub.told("RK9"))[-1] == "transfer.departed"
+    assert await hub.told("RH8") == ["transfer.requested"]
+
+
 async def test_the_discharge_is_cancelled_and_both_are_as_they_were(hub, torbay, exeter, plymouth):
     first, second = await two_are_asked(hub, torbay)
     await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH)
