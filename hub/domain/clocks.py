@@ -169,6 +169,12 @@ def _due(
     return None
 
 
+def level_rung(transfer: Transfer) -> int:
+    """The highest level that a clock has rung of those that run now; what was waited for in an earlier state counts no more. 0: none."""
+    running = _running(transfer, fold(transfer.facts))
+    return max((level for each in running for level in _levels_rung(transfer.facts, each)), default=0)
+
+
 def _levels_rung(facts: Sequence[Fact], running: _Running) -> Iterator[int]:
     for fact in facts:
         if fact.clock is None:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code
-from hub.domain.clocks import Clock, Clocks, Due, level_at, next_due, sentence
+from hub.domain.clocks import Clock, Clocks, Due, level_at, level_rung, next_due, sentence
 from hub.domain.ids import EventId, time_ordered_id
 from hub.domain.transfer import EVENT_TYPE, HUB, Fact, Party, Step, Transfer
 from hub.domain.trust import Directory
@@ -13,6 +13,10 @@ from hub.fhir.outgoing import Occasion
 from hub.journey.effects import Outgoing
 from hub.journey.route import from_the_hub
 from hub.journey.taken import Taken
+
+
+_LAST_LEVEL = 3
+"""From here on a person may close the transfer (`Clocks.ladder`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,10 @@ def ring(transfer: Transfer, clocks: Clocks, directory: Directory, now: datetime
 
 
 def expire(transfer: Transfer, because: str, directory: Directory, now: datetime, by: str) -> Rung | None:
-    """Close a transfer that nobody acts on: a person's decision, possible only when the ladder has been climbed to its
+    """Close a transfer that nobody acts on: a person's decision, possible only when what is waited for now has climbed the ladder to its
     third level. None: it may not be closed. ``because`` is that person's reason, ``by`` is who it is.
     """
-    climbed = any((fact.clock or "").endswith(":3") for fact in transfer.facts)
-    if not climbed:
+    if level_rung(transfer) < _LAST_LEVEL:
         return None
     why = f"closed by the duty team: {because}"
     rung = _hub_step(transfer, Step.EXPIRE, now, why, directory, now, None, by)

@@ -1,5 +1,6 @@
 """Patients who wait too long: clocks are moved by hand, and both hospitals are told."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -179,6 +180,37 @@ async def test_only_a_person_closes_what_nobody_acts_on(hub, torbay, exeter, clo
     assert await torbay.asks_to_transfer(
         QUILLFEATHER, to="RH8", request_number="TR-9", encounter_number="V-1"
     )
+
+
+async def test_a_level_that_was_reached_before_an_answer_closes_nothing(hub, torbay, exeter, clock):
+    """Nobody decided for hours; then Exeter accepted, minutes ago, and looks for a bed."""
+    transfer = await ask(torbay, QUILLFEATHER, priority="stat")
+    hub.clock.later(hours=3)
+    while await clock.once():
+        pass
+    await answer(exeter, "accepted", QUILLFEATHER, torbay, at=hub.clock())
+    assert "decision:3" in {row["clock"] for row in await hub.rows(t.transfer_history)}
+    with pytest.raises(NotExpiredError):
+        await expire_transfer(hub.engine, transfer, "x", CLOCKS, TRUSTS, hub.clock(), "ops-1")
+    assert (await hub.state(transfer), await hub.audit(code="expired")) == ("accepted", [])
+
+    hub.clock.later(hours=20)
+    while await clock.once():
+        pass
+    await expire_transfer(hub.engine, transfer, "no bed", CLOCKS, TRUSTS, hub.clock(), "ops-1")
+    assert await hub.state(transfer) == "expired"
+
+
+async def test_a_ladder_of_more_levels_is_closed_at_its_fourth_too(hub, torbay):
+    """After an outage the third is passed over."""
+    clocks = CLOCKS.model_copy(update={"ladder": (1.0, 1.5, 2.0, 3.0)})
+    clock = ClockService(hub.engine, replace(hub.journey, clocks=clocks), hub.clock, hub.log, poll_s=1)
+    transfer = await ask(torbay, QUILLFEATHER, priority="stat")
+    hub.clock.later(hours=5)
+    while await clock.once():
+        pass
+    await expire_transfer(hub.engine, transfer, "phoned", clocks, TRUSTS, hub.clock(), "ops-1")
+    assert await hub.state(transfer) == "expired"
 
 
 async def test_a_route_has_limits_of_its_own():

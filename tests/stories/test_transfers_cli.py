@@ -60,7 +60,7 @@ async def test_due_and_expire(hub, torbay, type_):
     due = orjson.loads((await type_("transfers", "due", "--json")).stdout)
     assert (due["transfer_id"], due["due_clock"]) == (transfer, "view:1")
     too_soon = await type_("transfers", "expire", transfer, "--because", "x")
-    assert (too_soon.exit_code, "have not reached level 3" in too_soon.stderr) == (1, True)
+    assert (too_soon.exit_code, "has reached level 3" in too_soon.stderr) == (1, True)
     clock = ClockService(hub.engine, hub.journey, hub.clock, hub.log, poll_s=1)
     hub.clock.later(hours=3)
     while await clock.once():
