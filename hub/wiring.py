@@ -27,10 +27,13 @@ from hub.patience import steadily
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
+from hub.services.heard import Heard
 from hub.services.log_keys import LogKeys, load_keys, new_keys, require_ours
 from hub.services.process_name import process_name
 from hub.services.sealer import Sealer, SealerConfig, to_file, to_topic
 from hub.settings import HubSettings
+from hub.sources.kafka_config import WorkerConfig
+from hub.sources.unread import Unread
 from hub.store.engine import is_sqlite, open_engine
 from hub.store.exporting import newest_checkpoint
 from hub.store.positions import StoredPositions
@@ -176,21 +179,44 @@ async def run_dispatcher(settings: HubSettings) -> None:
 
 
 async def run_clock(settings: HubSettings) -> None:
-    """`hub clock`: until SIGTERM or SIGINT."""
+    """`hub clock`: until SIGTERM or SIGINT. Raises TrustsError."""
     stop = _stopped_by_a_signal()
     trusts = directory(settings)
-    async with opened(settings) as engine:
+    rules, topics = journey(settings, trusts), trusts.trust_of_topic
+    async with (
+        opened(settings) as engine,
+        Unread(_clock_config(settings), topics, StoredPositions(engine, now)) as unread,
+    ):
         clock = ClockService(
             engine,
-            journey(settings, trusts),
+            rules,
             now,
             get_log(service="clock"),
             poll_s=settings.clock_poll_s,
             delivery_late_s=settings.delivery_late_s,
             sealing_late_s=settings.audit_late_s,
+            heard=Heard(unread, topics, max(rules.clocks.settle, _HEARD_AT_LEAST)),
         )
         _settle()
         await clock.run(stop)
+
+
+_HEARD_AT_LEAST = timedelta(seconds=30)
+"""So long a clock waits for a worker that starts beside it, whatever `Clocks.settle` says."""
+
+
+def _clock_config(settings: HubSettings) -> WorkerConfig:
+    """How the clock looks what of the trusts' topics was not taken in. It has other things to do than to wait for Kafka."""
+    access = kafka_access(settings)
+    return WorkerConfig(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        security_protocol=settings.kafka_security_protocol,
+        read_committed=settings.kafka_transactions,
+        username=access.username,
+        password=access.password,
+        ca_file=access.ca_file,
+        patience_s=5,
+    )
 
 
 def audit_keys(settings: HubSettings, newest: str | None) -> LogKeys:
@@ -400,7 +426,7 @@ def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
 
 def run_worker(settings: HubSettings) -> int:
     """`hub worker`: until SIGTERM or SIGINT. Returns the exit code. Raises SecondWorkerError, TrustsError."""
-    from hub.sources.kafka import WorkerConfig  # noqa: PLC0415 - Faust takes long to load, and only the worker needs it
+    # Faust takes long to load, and only the worker needs it.
     from hub.sources.kafka import run_worker as run_kafka_worker  # noqa: PLC0415
 
     trusts = directory(settings)

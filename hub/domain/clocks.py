@@ -5,7 +5,8 @@ it, so that it survives restarts and late news. When one runs out, people are to
 ended by a clock. Only a bed that is held no longer is given back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -70,7 +71,8 @@ class Clocks(_Part):
     settle: timedelta = Field(
         default=timedelta(minutes=1),
         ge=timedelta(),
-        description="No clock rings so soon after news: a backlog may hold what it waits for",
+        description="No clock rings so soon after news: a backlog may hold what it waits for; nor sooner while messages of a hospital of the "
+        "transfer lie unread and nothing moves",
     )
     routes: tuple[Route, ...] = ()
 
@@ -118,6 +120,16 @@ class Due:
     @property
     def name(self) -> str:
         return f"{self.clock}:{self.level}"
+
+
+@value
+class Hearing:
+    """How far the hub has heard the trusts when a clock looks. For a trust of ``until`` only what was due by then may ring, None: nothing: what it
+    sent since is being read. What those of ``unread`` sent is not read, and it is not known when it will be.
+    """
+
+    until: Mapping[str, datetime | None] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
 
 
 @value
@@ -273,8 +285,18 @@ _WHO: Sequence[str] = (
 )
 
 
-def sentence(transfer: Transfer, due: Due) -> str:
-    """What is told when it rings, and whom it is for. In an emergency a message is never enough."""
+def sentence(transfer: Transfer, due: Due, unread: Collection[str] = ()) -> str:
+    """What is told when it rings, and whom it is for. In an emergency a message is never enough. ``unread`` are trusts whose messages the hub
+    has not read to the end: whoever reads the alarm must know that it may be wrong.
+    """
+    silent = [ods for ods in (transfer.sender, transfer.receiver) if ods in unread]
+    doubt = (
+        f"The hub has not read all that {' and '.join(silent)} sent: it may have happened. " if silent else ""
+    )
+    return doubt + _alarm(transfer, due)
+
+
+def _alarm(transfer: Transfer, due: Due) -> str:
     trusts = {"sender": transfer.sender, "receiver": transfer.receiver}
     what = _WHAT[due.clock].format(**trusts)
     if due.clock is Clock.BED_HOLD:

@@ -1,5 +1,6 @@
 """When a clock runs out, or the duty team acts: the hub's own fact, told to both hospitals like any other. Pure; the store says what is due."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,7 +15,6 @@ from hub.journey.effects import Outgoing
 from hub.journey.route import from_the_hub
 from hub.journey.taken import Taken
 
-
 _LAST_LEVEL = 3
 """From here on a person may close the transfer (`Clocks.ladder`)."""
 
@@ -28,14 +28,20 @@ class Rung:
     audit: tuple[AuditEntry, ...]
 
 
-def ring(transfer: Transfer, clocks: Clocks, directory: Directory, now: datetime) -> Rung | None:
-    """What is due for this transfer at ``now``, or None if something has happened in the meantime."""
+def ring(
+    transfer: Transfer,
+    clocks: Clocks,
+    directory: Directory,
+    now: datetime,
+    unread: Collection[str] = (),
+) -> Rung | None:
+    """What is due for this transfer at ``now``, or None if something has happened in the meantime. ``unread``: see `sentence`."""
     due = next_due(transfer, clocks)
     if due is None or due.at > now:
         return None
     due = level_at(transfer, due, clocks, now)
     step = Step.RELEASE_BED if due.clock is Clock.BED_HOLD else Step.ESCALATE
-    return _hub_step(transfer, step, due.at, sentence(transfer, due), directory, now, due)
+    return _hub_step(transfer, step, due.at, sentence(transfer, due, unread), directory, now, due)
 
 
 def expire(transfer: Transfer, because: str, directory: Directory, now: datetime, by: str) -> Rung | None:

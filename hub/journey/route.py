@@ -7,7 +7,7 @@ transfer never appears here.
 
 from collections.abc import Iterable
 
-from hub.domain.ids import EventId, OdsCode, TransferId
+from hub.domain.ids import EventId, OdsCode
 from hub.domain.message import Canonical, Kind, Received
 from hub.domain.rejection import Disposition, Rejection
 from hub.domain.transfer import CORRECTED, ENDED, EVENT_TYPE, HUB, PHYSICAL, REOPENED, State, Step, Transfer

@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.domain.rejection import Why
 from hub.journey.decide import Journey
+from hub.services.heard import Heard
 from hub.store.break_glass import close_ended
-from hub.store.clocks import ring_due, watch_deliveries, watch_sealing
+from hub.store.clocks import is_anything_due, ring_due, watch_deliveries, watch_sealing
 from hub.store.intake import NotWritableError, StoreUnavailableError
 from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
@@ -42,6 +43,7 @@ class ClockService:
         poll_s: float,
         delivery_late_s: float = 60,
         sealing_late_s: float = 60,
+        heard: Heard | None = None,
     ) -> None:
         self._engine = engine
         self._journey = journey
@@ -52,6 +54,7 @@ class ClockService:
         self._poll_s = poll_s
         self._delivery_late = timedelta(seconds=delivery_late_s)
         self._sealing_late = timedelta(seconds=sealing_late_s)
+        self._heard = heard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: nothing is lost, it only rings later."""
@@ -70,14 +73,22 @@ class ClockService:
                     await asyncio.wait_for(stop.wait(), self._poll_s)
 
     async def once(self) -> int:
-        """Ring what is due now; how many transfers that were."""
-        rung = await ring_due(self._engine, self._journey.clocks, self._journey.directory, self._now())
+        """Ring what is due now, and what the hub has heard enough for (`hub.services.heard`); how many transfers that were."""
+        now, hearing = self._now(), None
+        if self._heard is not None and await is_anything_due(self._engine, now):
+            hearing = await self._heard.look(now)
+        rung = await ring_due(self._engine, self._journey.clocks, self._journey.directory, now, hearing)
         for each in rung:
             self._log.warning(
                 "clock.rang",
                 transfer_id=each.taken.transfer.id,
                 clock=each.taken.fact.clock,
                 step=each.taken.fact.step,
+                unread=sorted(
+                    {each.taken.transfer.sender, each.taken.transfer.receiver} & hearing.unread
+                    if hearing
+                    else ()
+                ),
             )
         return len(rung)
 

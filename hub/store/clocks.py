@@ -1,11 +1,12 @@
 """Clocks in the store: which transfers are due, and what ringing them causes, in one transaction."""
 
 from datetime import datetime, timedelta
+from itertools import starmap
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from hub.domain.clocks import Clocks
+from hub.domain.clocks import Clocks, Hearing
 from hub.domain.incident import IncidentKind
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
@@ -26,13 +27,32 @@ class NotExpiredError(Exception):
     """The transfer may not be closed: its clocks have not climbed to the last level, or it is over."""
 
 
-async def ring_due(engine: AsyncEngine, clocks: Clocks, directory: Directory, now: datetime) -> list[Rung]:
-    """Ring what is due at ``now``, at most a hundred transfers at a time, earliest first. What was rung comes back."""
+async def is_anything_due(engine: AsyncEngine, now: datetime) -> bool:
+    """Whether a clock of any transfer has run out at ``now``."""
+    async with engine.connect() as connection:
+        due = select(t.transfer.c.transfer_id).where(t.transfer.c.due_at <= now).limit(1)
+        return await connection.scalar(due) is not None
+
+
+def _may_ring(ods: str, until: datetime | None) -> ColumnElement[bool]:
+    """Not what a trust has a part in that is not heard up to when it was due."""
+    transfer = t.transfer.c
+    is_others = and_(transfer.sender != ods, transfer.receiver != ods)
+    return is_others if until is None else or_(is_others, transfer.due_at <= until)
+
+
+async def ring_due(
+    engine: AsyncEngine, clocks: Clocks, directory: Directory, now: datetime, hearing: Hearing | None = None
+) -> list[Rung]:
+    """Ring what is due at ``now``, at most a hundred transfers at a time, earliest first. What was rung comes back. ``hearing``: how far the
+    trusts were heard; None: all that they sent.
+    """
+    hearing = hearing or Hearing()
     async with engine.begin() as connection:
         due = (
             await connection.execute(
                 select(t.transfer.c.transfer_id, t.transfer.c.person_id)
-                .where(t.transfer.c.due_at <= now)
+                .where(t.transfer.c.due_at <= now, *starmap(_may_ring, hearing.until.items()))
                 .order_by(t.transfer.c.due_at)
                 .limit(_AT_ONCE)
             )
@@ -43,7 +63,9 @@ async def ring_due(engine: AsyncEngine, clocks: Clocks, directory: Directory, no
             connection, {row.person_id for row in due}, {row.transfer_id for row in due}
         )
         rung = [
-            each for transfer in transfers if (each := ring(transfer, clocks, directory, now)) is not None
+            each
+            for transfer in transfers
+            if (each := ring(transfer, clocks, directory, now, hearing.unread)) is not None
         ]
         await write_rung(connection, rung, clocks, now)
         # Something has happened in the meantime: the row is behind, and would be found again for ever.

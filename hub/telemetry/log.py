@@ -34,7 +34,8 @@ LogEvent = Literal[
     "message.fault",
     # A message that came before its request was taken in after it. Bind: event_id, trust.
     "message.found-its-transfer",
-    # A transfer has waited too long and both hospitals are told; the clock waits for the database. Bind: transfer_id, clock, step; fault.
+    # A transfer has waited too long and both hospitals are told; the clock waits for the database. Bind: transfer_id, clock, step, unread (trusts
+    # whose messages lie unread: the alarm says so); fault.
     "clock.rang",
     "clock.waits",
     # A hospital was not given something for HUB_DELIVERY_LATE_S; an incident is open. Bind: receiver.

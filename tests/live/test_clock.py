@@ -81,3 +81,35 @@ async def test_a_withdrawal_that_overtook_its_request_is_taken_in_by_the_clock(h
     assert told == ["transfer.requested", "transfer.cancelled"]
     replayed = await hub.audit("code = 'msg-released'")
     assert len(replayed) == 1
+
+
+async def test_the_answer_that_lies_in_kafka_is_read_before_a_clock_says_that_nobody_answered(hub):
+    """Everything was down for hours; a clock that comes back before the workers waits for them."""
+    one, two = hub.one, hub.two
+    asked_at = now() - timedelta(hours=3)
+    names = {"request_number": "R3"}
+    request = one.asks_to_transfer(
+        patient_number(3), to=two.profile.ods, encounter_number="E3", at=asked_at, priority="stat", **names
+    )
+    worker = hub.start("worker")
+    await hub.produce((one, request))
+    await hub.until_taken_in(1)
+    worker.stop()
+    accepted = two.answers(
+        patient_number(3), "accepted", requester=one.profile, at=asked_at + timedelta(minutes=5), **names
+    )
+    await hub.produce((two, accepted))
+    # The settling after news is over: but for the answer that lies there the clock would ring now.
+    await asyncio.sleep(2)
+    hub.start("clock", HUB_CLOCK_POLL_S="0.2")
+    await asyncio.sleep(5)
+    assert await hub.rows("select clock from transfer_history where clock is not null") == []
+    hub.start("worker")
+    await hub.until_taken_in(2)
+
+    async def rang():
+        return await hub.rows("select clock, because from transfer_history where clock is not null")
+
+    rows = await hub.until(rang, "the clock of what is waited for now has rung")
+    assert {row["clock"].partition(":")[0] for row in rows} <= {"bed", "moved"}
+    assert not any("not read" in row["because"] for row in rows)
