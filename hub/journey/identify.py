@@ -8,10 +8,10 @@ a human has said that it is not this person's (`hub people not-theirs`): it is n
 Records that a trust says are one person's are merged: both stay, one stands for the other, and an unmerge parts them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from hub.domain.ids import PersonId, PersonKey, made_by
+from hub.domain.ids import NHS_AUTHORITY, PersonId, PersonKey, made_by
 from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
 from hub.domain.value import value
@@ -74,6 +74,10 @@ def identify(
     """
     if chosen and hint is not None:
         return _chosen(canonical, known, hint)
+    if is_their_transfer and hint is not None:
+        # Whose transfer it is, is not said by a number that was found not to be theirs, whoever has it by now.
+        others = known.not_theirs([known.root(hint)])
+        canonical = replace(canonical, person=_without(canonical.person, others))
     ref = canonical.person
     found = known.persons_of(ref.keys)
     # A hospital's number for its patient says more than what else its record holds, a mother's number beside her child's.
@@ -125,6 +129,17 @@ def identify(
         ),
         canonical,
         known,
+    )
+
+
+def _without(ref: PersonRef, keys: Collection[PersonKey]) -> PersonRef:
+    number = ref.nhs_number
+    is_among = number is not None and PersonKey(NHS_AUTHORITY, number.digits) in keys
+    return replace(
+        ref,
+        nhs_number=None if is_among else number,
+        local=tuple(key for key in ref.local if key not in keys),
+        numbers=tuple(key for key in ref.numbers if key not in keys),
     )
 
 

@@ -238,12 +238,19 @@ async def test_a_record_that_keeps_the_wrong_number_as_an_old_one_is_mended(
     assert await hub.state(asked.transfer_id) == "requested"
 
 
+@pytest.mark.parametrize("his_is_known", [False, True])
+@pytest.mark.parametrize("she_is_known", [False, True])
 async def test_an_answer_that_repeats_the_number_it_was_told_is_a_question(
-    hub, torbay, exeter, mistaken, duty
+    hub, torbay, exeter, mistaken, duty, she_is_known, his_is_known
 ):
     """Exeter has booked him under her number too. Whoever says that this transfer is meant answers for it, and teaches nothing."""
     asked, his = mistaken
     await mend(duty, his, "--yes")
+    if she_is_known:
+        await torbay.send(tells(torbay, "A28", QUILLFEATHER))
+    if his_is_known:
+        await torbay.send(tells(torbay, "A31", MARSHWIGGLE))
+    hub.clock.later(minutes=1)
     answered = await exeter.answers(
         MISTAKEN, "accepted", requester=TRUSTS["RA9"], request_number="TR-1", bed="Bed 4"
     )
@@ -253,6 +260,26 @@ async def test_an_answer_that_repeats_the_number_it_was_told_is_a_question(
     assert (await hub.unit.retry(answered.event_id, "duty", choice)).disposition is Disposition.ACCEPTED
     assert await hub.state(asked.transfer_id) == "accepted"
     assert QUILLFEATHER.nhs_number not in await known_by(hub, his)
+    assert QUILLFEATHER.nhs_number not in str((await hub.inbox("RA9"))[-1].bundle)
+    assert set((await records(hub)).values()) == {None}
+
+
+async def test_whoever_says_which_transfer_is_meant_does_not_say_that_she_is_he(
+    hub, torbay, exeter, mistaken, duty
+):
+    """Her own number at Exeter stands beside it: that the transfer is meant is still a question, since it was said of her NHS number only."""
+    asked, his = mistaken
+    await mend(duty, his, "--yes")
+    await exeter.send(tells(exeter, "A28", QUILLFEATHER))
+    hub.clock.later(minutes=1)
+    answered = await exeter.answers_bars(
+        QUILLFEATHER, "planned", requester=TRUSTS["RA9"], request_number="TR-1"
+    )
+    assert (answered.disposition, answered.why) == NO_MATCH
+    choice = Choice(transfer_id=TransferId(asked.transfer_id))
+    retried = await hub.unit.retry(answered.event_id, "duty", choice)
+    assert (retried.disposition, retried.rejection.why) == NO_MATCH
+    assert await hub.state(asked.transfer_id) == "requested"
 
 
 async def test_their_records_are_not_merged_afterwards(hub, torbay, exeter, mistaken, duty):
