@@ -3,16 +3,38 @@
 Only `hub.commands` and `hub.wiring` read this; everybody else is handed what they need.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
+_PORT_MAX = 65535
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+_SQLALCHEMYS = frozenset({"prepared_statement_cache_size", "prepared_statement_name_func"})
+"""Options that SQLAlchemy takes out for itself before it connects by asyncpg."""
+
+
+def _has_options_of_its_driver(url: URL) -> bool:
+    """Whether the driver can be called with what the URL says; else it would say so itself, as a traceback, in every command."""
+    if not 0 <= (url.port or 0) <= _PORT_MAX:
+        return False
+    try:
+        dialect = url.get_dialect()
+        _, options = dialect().create_connect_args(url)
+    except (ArgumentError, ValueError, TypeError):
+        return False
+    if url.drivername != _DRIVERS[0]:
+        return True
+    import asyncpg  # noqa: PLC0415 - a hub on SQLite does without
+
+    return options.keys() <= inspect.signature(asyncpg.connect).parameters.keys() | _SQLALCHEMYS
 
 
 def _of(default: Any, unit: str, reason: str, **limits: Any) -> Any:
@@ -38,6 +60,10 @@ class HubSettings(BaseSettings):
         if driver not in _DRIVERS:
             raise ValueError(
                 f"must be a URL that begins with {' or '.join(f'{each}://' for each in _DRIVERS)}"
+            )
+        if not _has_options_of_its_driver(make_url(url.get_secret_value())):
+            raise ValueError(
+                "has a port or an option (what stands after the ?) that its driver does not take; TLS is ssl=require"
             )
         return url
 

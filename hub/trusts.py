@@ -103,16 +103,19 @@ def _faults(error: ValidationError, file: str, mender: Mender) -> Iterator[Findi
 def load_books(schemas_dir: Path, directory: Directory) -> dict[str, CodeBook]:
     """The code book of every trust: the shared maps, and its own (``conceptmaps/*.json`` in its folder) before them.
 
-    Raises TrustsError for a file that cannot be used.
+    Raises TrustsError for a file that cannot be used, or that says a code which there is not: a discharge destination that is no code sends nobody.
     """
     try:
         shared = compile_book(_files(schemas_dir, "codesystems"), _files(schemas_dir, "conceptmaps"))
-        return {
+        books = {
             profile.ods: shared.with_maps(_files(schemas_dir, f"trusts/{profile.ods}/conceptmaps"))
             for profile in directory
         }
     except CodeFileError as error:
         raise TrustsError([_in_codes(error.found)]) from error
+    if found := check_codes(schemas_dir, directory):
+        raise TrustsError(found)
+    return books
 
 
 def _in_codes(problem: CodeProblem, mender: Mender | None = None) -> Finding:
@@ -131,9 +134,12 @@ def book_beside(schemas_dir: Path, profile: Path) -> CodeBook | None:
     except CodeFileError as error:
         raise TrustsError([_in_codes(error.found)]) from error
     try:
-        return shared.with_maps(own)
+        book = shared.with_maps(own)
     except CodeFileError as error:
         raise TrustsError([_in_codes(error.found, "the trust")]) from error
+    if found := problems(shared, own):
+        raise TrustsError(_in_codes(each, "the trust") for each in found)
+    return book
 
 
 def check_codes(schemas_dir: Path, directory: Directory) -> list[Finding]:

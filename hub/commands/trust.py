@@ -19,7 +19,7 @@ from hub.commands.terminal import (
 )
 from hub.domain.ids import parse_ods
 from hub.domain.trust import TrustProfile
-from hub.trusts import Finding, TrustsError, check_codes, check_trusts
+from hub.trusts import Finding, TrustsError, check_codes, check_trusts, load_retention
 
 trust = group("The trusts that have joined: folders in `schemas/trusts/`.")
 
@@ -55,7 +55,8 @@ def trust_check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: findings and coverage.")] = False,
 ) -> None:
-    """Prove the trusts' folders: profile, codes claimed once, maps, worked examples; and say which codes the examples hold.
+    """Prove the trusts' folders: profile, codes claimed once, maps, worked examples; and the hub's own clocks and retention. Say which codes the
+    examples hold.
 
     Exit 1 and say what is wrong, where, and who can mend it.
     """
@@ -72,6 +73,7 @@ def trust_check(
             findings = _of_trust(check_codes(schemas, trusts), ods)
         if not findings:
             rules = wiring.journey(settings, trusts)
+            load_retention(schemas, trusts)
     except TrustsError as error:
         # Somebody else's, perhaps: but nothing can be tried while it is so.
         findings = list(error.findings)

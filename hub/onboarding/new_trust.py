@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import orjson
+
 from hub.domain.ids import OdsCode
 
 _PROFILE = """\
 # yaml-language-server: $schema=../profile.schema.json
 ods: {ods}
-name: "{name}"
+name: {name}
 illustration: false
 nation: england
 time_zone: Europe/London
@@ -35,12 +37,17 @@ At least: a transfer request, its update and its cancellation, an answer, an adm
 """
 
 
+def _quoted(text: str) -> str:
+    """As YAML, whatever is in it: JSON's strings are YAML's."""
+    return orjson.dumps(text).decode()
+
+
 def new_trust(schemas_dir: Path, ods: OdsCode, name: str) -> list[Path]:
     """Make ``schemas/trusts/<ODS>/`` with what is to be filled in; the files made. Raises FileExistsError."""
     folder = schemas_dir / "trusts" / ods
     folder.mkdir(parents=True)
     files = {
-        folder / "profile.yaml": _PROFILE.format(ods=ods, name=name.replace('"', "'")),
+        folder / "profile.yaml": _PROFILE.format(ods=ods, name=_quoted(name)),
         folder / "examples" / "README.md": _EXAMPLES.format(ods=ods),
     }
     for file, text in files.items():

@@ -123,3 +123,40 @@ def test_a_database_that_cannot_be_one_is_one_line_without_what_was_given(monkey
 def test_settings_do_not_change_while_the_program_runs():
     with pytest.raises(ValidationError):
         HubSettings().log_level = "debug"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://hub:hunter2@db/hub?sslmode=require",
+        "postgresql+asyncpg://hub@db/hub?hunter2=1",
+        "postgresql+asyncpg://hub:hunter2@db:99999/hub",
+        "postgresql+asyncpg://hub:hunter2@db/hub?prepared_statement_cache_size=hunter2",
+        "sqlite+aiosqlite:///hub.db?timeout=hunter2",
+    ],
+)
+def test_an_option_that_the_driver_does_not_take_is_one_line(monkeypatch, url):
+    from hub import cli
+    from hub.commands import terminal
+
+    monkeypatch.setenv("HUB_DATABASE_URL", url)
+    terminal.settings_now.cache_clear()
+    result = CliRunner().invoke(cli.app, ["transfers", "list"])
+    terminal.settings_now.cache_clear()
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "hub: HUB_DATABASE_URL: has a port or an option" in result.stderr
+    assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://hub@db:5432/hub?ssl=require&prepared_statement_cache_size=0",
+        "postgresql+asyncpg://hub@/hub?host=db1:5432&host=db2:5432",
+        "postgresql+asyncpg:///hub?host=/run/postgresql",
+        "sqlite+aiosqlite:///hub.db?timeout=3",
+    ],
+)
+def test_an_option_that_it_takes_is_taken(monkeypatch, url):
+    monkeypatch.setenv("HUB_DATABASE_URL", url)
+    assert HubSettings().database_url.get_secret_value() == url

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hub.cli import app
 from hub.commands.terminal import settings_now
-from hub.trusts import PROFILE, TrustsError, check_trusts, load_directory
+from hub.trusts import PROFILE, TrustsError, check_trusts, load_books, load_directory
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
@@ -70,6 +70,9 @@ def broken(schemas, file, old, new):
         ("trusts/RVJ/conceptmaps/specialty.json", '"code": "', '"code": 5, "was": "', "not a ConceptMap that can be used: something in it is of the wrong kind (the trust"),
         ("conceptmaps/request-priority.json", "{", "{,", "request-priority.json, line 1: not JSON (the hub team can mend it)"),
         ("codesystems/task-status.json", '"concept"', '"concepts"', "task-status.json: not a CodeSystem that can be used: 'concept' is missing (the hub team"),
+        ("trusts/RVJ/conceptmaps/specialty.json", '"code": "320"', '"code": "032"', "032 is not in https://"),
+        ("retention.yaml", "days: 90", "days: ninety", "retention.yaml, ages_out.0.days: "),
+        ("retention.yaml", "holds: []", "holds: [{ since: 2026-11-25, because: Inquiry, trusts: [ZZ9] }]", "retention.yaml, holds: ZZ9: no such trust has joined"),
         ("clocks.yaml", "limits:", "limits: [", "clocks.yaml: line 10: not YAML"),
         ("clocks.yaml", "  stat:", "  stat: { view: PT99H }\n  stat:", "clocks.yaml: line 9: not YAML that can be used: 'stat' is there twice (the hub team"),
         ("clocks.yaml", "PT10M", "10 minutes", "clocks.yaml, limits.stat.view: "),
@@ -80,7 +83,8 @@ def test_what_is_wrong_is_said_with_its_place_and_who_can_mend_it(schemas, monke
     """`hub trust check` is where it is mended: never a traceback, and one finding a line."""
     for folder in ("conceptmaps", "codesystems"):
         shutil.copytree(SCHEMAS / folder, schemas / folder)
-    shutil.copy(SCHEMAS / "clocks.yaml", schemas)
+    for own in ("clocks.yaml", "retention.yaml"):
+        shutil.copy(SCHEMAS / own, schemas)
     broken(schemas, file, old, new)
     monkeypatch.setenv("HUB_SCHEMAS_DIR", str(schemas))
     settings_now.cache_clear()
@@ -92,3 +96,14 @@ def test_what_is_wrong_is_said_with_its_place_and_who_can_mend_it(schemas, monke
         assert said in found.stdout
         assert all(line.endswith("can mend it)") for line in found.stdout.splitlines())
     settings_now.cache_clear()
+
+
+def test_a_map_to_a_code_that_there_is_not_stops_the_hub(schemas):
+    """Else a patient would be sent on with it, and a discharge by it would send nobody."""
+    for folder in ("conceptmaps", "codesystems"):
+        shutil.copytree(SCHEMAS / folder, schemas / folder)
+    directory = load_directory(schemas)
+    assert load_books(schemas, directory).keys() == {each.ods for each in directory}
+    broken(schemas, "trusts/RVJ/conceptmaps/specialty.json", '"code": "320"', '"code": "032"')
+    with pytest.raises(TrustsError, match=r"RVJ/conceptmaps/specialty.json, line 7: 032 is not in"):
+        load_books(schemas, directory)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from hub.cli import app
@@ -55,6 +56,14 @@ def test_a_new_folder_is_complete_but_for_what_only_the_trust_knows(hub, tmp_pat
     assert found.stdout.count("is still the placeholder") == len(found.stdout.splitlines()) == 3
     assert (tmp_path / "schemas" / "trusts" / "RYJ" / "examples" / "README.md").exists()
     assert hub("trust", "new", "RYJ").exit_code == 1
+
+
+@pytest.mark.parametrize("name", [r"St Luke\s", 'The "Royal" & {Co}: #1', "'", "É – ✓", "a\nb"])
+def test_a_new_folder_has_the_name_as_it_was_given(hub, tmp_path, name):
+    assert hub("trust", "new", "RYJ", "--name", name).exit_code == 0
+    text = (tmp_path / "schemas" / "trusts" / "RYJ" / "profile.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["name"] == name
+    assert hub("trust", "check", "RYJ").stdout.count("is still the placeholder") == 3
 
 
 def test_a_message_is_explained_the_same_way_every_time(hub):
