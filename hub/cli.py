@@ -9,7 +9,7 @@ from hub.commands.clients import clients
 from hub.commands.governance import governance
 from hub.commands.people import people
 from hub.commands.retention import retention
-from hub.commands.terminal import group
+from hub.commands.terminal import group, with_whole_output
 from hub.commands.transfers import transfers
 from hub.commands.trust import trust
 
@@ -83,7 +83,7 @@ for _panel, _groups in _GROUPS.items():
 
 def main() -> None:
     """The `hub` command."""
-    app()
+    with_whole_output(app)
 
 
 if __name__ == "__main__":

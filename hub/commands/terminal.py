@@ -1,7 +1,9 @@
 """What the commands share: how one is run, how it fails, how it prints. Only these read the settings."""
 
 import asyncio
+import errno
 import functools
+import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
@@ -50,6 +52,8 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
     except (schema.SchemaError, TrustsError, wiring.SecondWorkerError, Failure) as error:
         fail(str(error))
     except (StoreUnavailableError, OSError, DBAPIError, TimeoutError) as error:
+        if is_of_the_output(error):
+            raise
         if isinstance(error, DBAPIError) and is_refusal(error):
             fail(
                 "The database is well and refuses one of the values: is a number too large, or a word no text?"
@@ -58,6 +62,36 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
         fail(
             f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
         )
+
+
+_OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+def is_of_the_output(error: BaseException) -> bool:
+    """Whether what a command printed could not be written: whoever read it has gone, or the disk is full. No database says so by an errno."""
+    return type(error) in {OSError, BrokenPipeError} and getattr(error, "errno", None) in _OUTPUT
+
+
+def with_whole_output(command: Callable[[], None]) -> None:
+    """Run ``command`` to its `SystemExit`. An answer that could not be written whole ends with 1 and one line; nobody is told that who read it has gone."""
+    code: str | int | None = 0
+    try:
+        try:
+            command()
+        except SystemExit as ended:
+            code = ended.code
+        sys.stdout.flush()
+    except OSError as error:
+        if not is_of_the_output(error):
+            raise
+        # What is left in the buffer would be tried again, and fail again, as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        if error.errno != errno.EPIPE:
+            print(
+                f"hub: The answer could not be written: {error.strerror}. It is not whole.", file=sys.stderr
+            )
+        code = code or 1
+    raise SystemExit(code)
 
 
 def change(work: Callable[[AsyncEngine], Awaitable[None]], missing: str) -> None:
