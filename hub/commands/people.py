@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from hub import wiring
-from hub.commands.terminal import AsJson, Because, Failure, fail, group, run_it, settings_now, show
+from hub.commands.terminal import (
+    AsJson,
+    Because,
+    Failure,
+    directory_now,
+    fail,
+    group,
+    require_said,
+    run_it,
+    settings_now,
+    show,
+)
 from hub.domain.ids import NHS_AUTHORITY, PersonKey, parse_nhs_number
 from hub.domain.transfer import Transfer
 from hub.settings import HubSettings
@@ -26,6 +37,7 @@ def people_show(
     as_json: AsJson = False,
 ) -> None:
     """Who is known by this number: their records, their numbers, their transfers, open ones first to be phoned about. Personal data; audited."""
+    require_said(number=number)
 
     async def load(settings: HubSettings) -> list[Row]:
         async with wiring.opened(settings) as engine:
@@ -83,9 +95,10 @@ def people_not_theirs(
     """Say that a number is not this person's: a hospital registered them under somebody else's. It is taken from their record; who gives it for them
     again is asked (`needs-confirmation`), and its true holder is somebody else. Hospitals of open transfers are told; audited.
     """
+    require_said(person=person, number=number, trust=trust, system=system)
     settings = settings_now()
-    directory = wiring.directory(settings)
-    key = _key(number, trust, system, settings)
+    directory = directory_now()
+    key = _key(number, trust, system)
     if key.value.replace(" ", "") in because.replace(" ", "").replace("-", ""):
         fail("The reason is written into the audit, which holds no patient's number: say it without.")
 
@@ -108,12 +121,12 @@ def people_not_theirs(
         print(line)
 
 
-def _key(number: str, trust: str | None, system: str | None, settings: HubSettings) -> PersonKey:
+def _key(number: str, trust: str | None, system: str | None) -> PersonKey:
     if trust is None:
         if system:
             fail("A --system is that of a trust's own number: give --trust too.")
         return PersonKey(NHS_AUTHORITY, parse_nhs_number(number).digits)
-    directory = wiring.directory(settings)
+    directory = directory_now()
     if trust.upper() not in directory:
         fail(f"No trust {trust.upper()} has joined. `hub trust list` shows those that have.")
     profile = directory[trust.upper()]

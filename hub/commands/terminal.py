@@ -31,7 +31,15 @@ from hub.telemetry.log import set_up
 from hub.trusts import TrustsError
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Because = Annotated[str, typer.Option(help="Why; it is written into the audit.")]
+
+
+def _a_reason(said: str) -> str:
+    if not said.strip() or "\x00" in said:
+        raise typer.BadParameter("say why: whoever reads the audit must understand it")
+    return said
+
+
+Because = Annotated[str, typer.Option(help="Why; it is written into the audit.", callback=_a_reason)]
 Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
 Result = TypeVar("Result")
 
@@ -114,6 +122,15 @@ def directory_now() -> Directory:
         return wiring.directory(settings_now())
     except TrustsError as error:
         fail(str(error))
+
+
+def require_said(**said: str | None) -> None:
+    """For options and arguments that narrow a question or answer one, by name: an empty one is a variable that was not set, and would ask for
+    everything, or answer nothing.
+    """
+    for name, value in said.items():
+        if value is not None and not value.strip():
+            fail(f"The value for {name.replace('_', '-')} is empty.")
 
 
 def require_joined(*said: str | None) -> None:

@@ -14,6 +14,7 @@ from hub.commands.terminal import (
     fail,
     group,
     require_joined,
+    require_said,
     run_it,
     say_if_more,
     settings_now,
@@ -39,6 +40,7 @@ def transfers_list(
     as_json: AsJson = False,
 ) -> None:
     """Open transfers: from whom, to whom, how they stand. No patient is named."""
+    require_said(trust=ods, state=state)
     if state and state not in set(State):
         fail(f"There is no state {state}: they are {', '.join(State)}.")
 
@@ -115,7 +117,10 @@ def transfers_history(
             return await queries.transfer_history(engine, transfer)
 
     columns = ("version", "received_at", "by", "step", "from_state", "to_state", "because")
-    show(run_it(load, settings_now()), as_json, columns, f"There is no transfer {transfer}.")
+    rows = run_it(load, settings_now())
+    if not rows:
+        fail(f"There is no transfer {transfer}.")
+    show(rows, as_json, columns, "")
 
 
 @transfers.command("lifecycle")

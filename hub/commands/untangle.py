@@ -20,6 +20,7 @@ from hub.commands.terminal import (
     fail,
     group,
     require_joined,
+    require_said,
     run_it,
     say_if_more,
     settings_now,
@@ -143,6 +144,7 @@ def quarantine_list(
     as_json: AsJson = False,
 ) -> None:
     """What waits, why, where in the message, and who can mend it. No content is shown."""
+    require_said(trust=ods, why=why)
     if why and why not in set(Why):
         fail(f"There is no reason {why}: schemas/asyncapi.yaml lists them.")
 
@@ -211,7 +213,8 @@ def quarantine_retry(
         bool, typer.Option("--new-person", help="Or: it is none of those whom its identifiers lead to.")
     ] = False,
 ) -> None:
-    """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined."""
+    """Run the same bytes again, after a mend or with a human's answer. Audited. Exit 1 if one is still quarantined, or was not."""
+    require_said(transfer=transfer, person=person)
     choice = Choice(
         TransferId(transfer) if transfer else None, PersonId(person) if person else None, new_person
     )
@@ -228,12 +231,16 @@ def quarantine_retry(
                 try:
                     effects = await work.retry(event_id, operator=getpass.getuser(), choice=choice)
                 except NotQuarantinedError:
-                    raise Failure(f"There is no quarantined message {event_id}.") from None
+                    # Somebody else, or the clock, was faster with this one; the others still wait.
+                    print(f"hub: There is no quarantined message {event_id}.", file=sys.stderr)
+                    well = False
+                    continue
                 except NotWritableError as error:
                     raise Failure(f"The database refuses what becomes of {event_id}: {error}.") from None
-                why = f": {effects.rejection.why} at {effects.rejection.at}" if effects.rejection else ""
+                said = effects.rejection
+                why = f": {said.why} at {said.at}{f'. {said.detail}' if said.detail else ''}" if said else ""
                 print(f"{event_id}  {effects.disposition}{why}")
-                well = well and effects.rejection is None
+                well = well and said is None
             return well
 
     if not run_it(retry, settings_now()):
@@ -279,6 +286,7 @@ def resend(
     What was sent since lies there already: the receiver meets the older messages behind it, under the same event ids and numbers.
     """
     settings = settings_now()
+    require_said(trust=ods)
     require_joined(ods)
     profile = directory_now()[ods.upper()]
     if profile.doors.outward != "kafka":

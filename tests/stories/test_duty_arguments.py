@@ -1,0 +1,96 @@
+"""What the duty team types at night: empty variables, ids of something else, what somebody else has done meanwhile."""
+
+import orjson
+import pytest
+
+from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
+from hub.store import tables as t
+from tests.stories import test_transfers_cli as at_the_terminal
+from tests.stories.test_journeys import ask
+
+duty = at_the_terminal.type_
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("transfers", "list", "--trust", ""),
+        ("transfers", "list", "--state", " "),
+        ("quarantine", "list", "--trust", ""),
+        ("quarantine", "list", "--why", ""),
+        ("quarantine", "retry", "E", "--transfer", ""),
+        ("quarantine", "retry", "E", "--person", " "),
+        ("people", "show", ""),
+        ("people", "not-theirs", "P", "", "--because", "x"),
+        ("people", "not-theirs", "P", "1", "--because", "x", "--trust", ""),
+        ("resend", "--trust", "", "--after", "0", "--because", "x"),
+    ],
+)
+async def test_a_variable_that_was_not_set_asks_for_nothing_and_answers_nothing(hub, torbay, duty, words):
+    """All transfers would look like those of one trust, and a message would be run again without the answer that was meant."""
+    await ask(torbay, MARSHWIGGLE)
+    waits = await torbay.cancels_request(QUILLFEATHER, to="RH8", request_number="TR-77")
+    said = await duty(*(waits.event_id if word == "E" else word for word in words))
+    assert (said.exit_code, said.stdout, "is empty." in said.stderr) == (1, "", True)
+    assert await hub.audit(code="msg-replayed") == []
+
+
+@pytest.mark.parametrize("because", ["", "  ", "a\x00b"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("transfers", "expire", "T"),
+        ("brake", "release", "RA9"),
+        ("incidents", "acknowledge", "I"),
+        ("positions", "set", "epr.ra9.events", "0", "1"),
+        ("people", "not-theirs", "P", "1", "--yes"),
+    ],
+)
+async def test_what_is_written_down_has_a_reason(hub, duty, words, because):
+    said = await duty(*words, "--because", because)
+    assert (said.exit_code, "say why" in said.stderr) == (2, True)
+
+
+async def test_a_transfer_that_there_is_not_has_no_history(hub, torbay, duty):
+    await ask(torbay, MARSHWIGGLE)
+    for more in ((), ("--json",)):
+        said = await duty("transfers", "history", "nope", *more)
+        assert (said.exit_code, said.stdout, said.stderr) == (1, "", "hub: There is no transfer nope.\n")
+
+
+async def test_one_that_somebody_else_was_faster_with_keeps_the_others_from_nothing(
+    hub, torbay, exeter, duty
+):
+    """The clock took the first in while the list of what waits was being typed."""
+    told = [await torbay.cancels_request(QUILLFEATHER, to="RH8", request_number=f"TR-{n}") for n in (1, 2)]
+    await ask(torbay, QUILLFEATHER, number="TR-1")
+    await ask(torbay, QUILLFEATHER, number="TR-2", specialty="150")
+    first, second = (each.event_id for each in told)
+    assert (await duty("quarantine", "retry", first)).exit_code == 0
+    again = await duty("quarantine", "retry", first, second)
+    assert again.exit_code == 1
+    assert again.stderr == f"hub: There is no quarantined message {first}.\n"
+    assert again.stdout == f"{second}  accepted\n"
+    assert len(await hub.audit(code="msg-released")) == 2
+
+
+async def test_a_person_whom_nobody_knows_is_said(hub, torbay, duty):
+    transfer = await ask(torbay, MARSHWIGGLE)
+    waits = await torbay.cancels_request(QUILLFEATHER, to="RH8", request_number="TR-77")
+    said = await duty("quarantine", "retry", waits.event_id, "--person", transfer)
+    assert said.exit_code == 1
+    assert "Nobody is known by the person id that was given." in said.stdout
+    [replayed] = await hub.audit(code="msg-replayed")
+    assert replayed["detail"]["chosen_person"] == transfer
+    assert len(await hub.rows(t.person)) == 1
+
+
+async def test_what_there_is_none_of_is_no_line_of_json(hub, duty):
+    for words in (
+        ("transfers", "list"),
+        ("quarantine", "list"),
+        ("people", "show", "1"),
+        ("incidents", "list"),
+    ):
+        said = await duty(*words, "--json")
+        assert (said.exit_code, [orjson.loads(line) for line in said.stdout.splitlines()]) == (0, [])
