@@ -80,7 +80,7 @@ def _outgoing(happened: Happened, told: Told, directory: Directory, *, sensitive
     canonical, to, transfer, taken = happened.canonical, told.to, told.transfer, told.taken
     event_type = canonical.event_type if taken is None else event_type_of(taken)
     resources: tuple[Resource, ...] = ()
-    shown = taken is None or is_shown(taken.fact)
+    shown = taken is None or (is_shown(taken.fact) and not _is_of_another(canonical, taken))
     if shown:
         resources = resources_for(
             canonical.resources, transfer.part_of(canonical.trust), transfer.part_of(to), sensitive=sensitive
@@ -107,6 +107,11 @@ def _outgoing(happened: Happened, told: Told, directory: Directory, *, sensitive
         transfer_id=transfer.id,
         person_id=transfer.person_id,
     )
+
+
+def _is_of_another(canonical: Canonical, taken: Taken) -> bool:
+    """Whether the message is the request to another hospital, which stands in for this one: nobody here is asked by it."""
+    return canonical.kind is Kind.REQUEST and taken.fact.step is Step.REDIRECT
 
 
 def _wants_note(taken: Taken) -> bool:

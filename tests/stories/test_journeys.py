@@ -136,7 +136,11 @@ async def test_declined_then_redirected_to_another_hospital(hub, torbay, exeter,
     assert await hub.told("RK9") == ["transfer.requested"]
     task = (await hub.inbox("RH8"))[-1].bundle
     assert resources(task, "Task")[0]["businessStatus"]["coding"][0]["code"] == "redirected"
-    assert "RK9" not in str(resources(task, "Task"))
+    # What Plymouth is asked is not Exeter's business, nor that it is Plymouth.
+    assert {each["resource"]["resourceType"] for each in task["entry"]} == {"MessageHeader", "Task"}
+    assert not any(word in str(task) for word in ("RK9", "TR-2"))
+    asked, told = await hub.inbox("RH8")
+    assert told.headers["x-correlation-id"] == asked.headers["x-correlation-id"]
 
 
 async def test_a_second_request_for_the_same_stay_and_specialty_is_a_conflict_that_names_the_first(

@@ -174,7 +174,8 @@ async def test_a_request_with_the_one_that_it_stands_in_for_beside_it(hub, torba
     assert str(second) == "accepted"
     assert [await hub.state(each) for each in (first, second.transfer_id)] == ["redirected", "requested"]
     told = (await hub.inbox("RH8"))[-1]
-    assert led_to(told, told.of("Task")["focus"])["identifier"][0]["value"] == NUMBER
+    assert told.of("Task")["focus"]["identifier"]["value"] == NUMBER
+    assert told.of("ServiceRequest") is None
     names = {row["value"]: row["transfer_id"] for row in await hub.rows(t.transfer_identifier)}
     assert names == {NUMBER: first, "TR-2": second.transfer_id}
 
