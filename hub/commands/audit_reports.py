@@ -19,6 +19,7 @@ from hub.commands.terminal import (
     fail,
     group,
     require_joined,
+    require_said,
     run_it,
     settings_now,
     show,
@@ -109,6 +110,7 @@ def search(
     for name, value in given.items():
         if isinstance(value, str) and not value.strip():
             fail(f"The value for {name} is empty; it would be a search of everything.")
+    _require_order(since, until)
     used = [name for name, value in given.items() if value]
     asked = Asked(
         patients=_patient(patient) if patient else (),
@@ -452,7 +454,11 @@ def _asking(used: Sequence[str], title: str = "", exported: bool = False) -> Ask
 
 
 def _given(**said: Any) -> list[str]:
-    """The names of what was asked by, for the audit: never the values."""
+    """The names of what was asked by, for the audit: never the values. What cannot be asked ends the command: its empty answer would look like a
+    true one.
+    """
+    require_said(**{name: value for name, value in said.items() if isinstance(value, str)})
+    _require_order(said.get("since"), said.get("until"))
     return [name for name, value in said.items() if value]
 
 
@@ -477,6 +483,11 @@ def _only(ods: str | None) -> list[list[Is]]:
 
 def _range(since: datetime | None, until: datetime | None) -> list[tuple[datetime | None, datetime | None]]:
     return [(_utc(since), _utc(until))]
+
+
+def _require_order(since: datetime | None, until: datetime | None) -> None:
+    if since and until and until <= since:
+        fail("--until must be later than --since: nothing happened in between.")
 
 
 def _utc(said: datetime | None) -> datetime | None:

@@ -24,6 +24,9 @@ duty = at_the_terminal.type_
         ("people", "not-theirs", "P", "", "--because", "x"),
         ("people", "not-theirs", "P", "1", "--because", "x", "--trust", ""),
         ("resend", "--trust", "", "--after", "0", "--because", "x"),
+        ("audit", "report", "refused", "--trust", ""),
+        ("audit", "report", "user", ""),
+        ("audit", "report", "left", ""),
     ],
 )
 async def test_a_variable_that_was_not_set_asks_for_nothing_and_answers_nothing(hub, torbay, duty, words):
@@ -94,3 +97,17 @@ async def test_what_there_is_none_of_is_no_line_of_json(hub, duty):
     ):
         said = await duty(*words, "--json")
         assert (said.exit_code, [orjson.loads(line) for line in said.stdout.splitlines()]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "search", "report refused", "report without-acceptance", "report break-glass", "report left RA9", "report user ops-1",
+        "report who-has-seen 9990000018",
+    ],
+)  # fmt: skip
+async def test_a_period_that_ends_before_it_begins_is_no_period_without_anything(hub, duty, words):
+    """No transfer moved without acceptance between next year and this one."""
+    said = await duty("audit", *words.split(), "--since", "2026-12-01", "--until", "2026-11-01")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == "hub: --until must be later than --since: nothing happened in between.\n"
