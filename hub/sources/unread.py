@@ -39,7 +39,10 @@ class Unread:
             there = await self._reader.partitions(self._topics)
             keys = [(topic, partition) for topic, partitions in there.items() for partition in partitions]
             self._ends = {key: end for key, (_, end) in (await self._reader.bounds(keys)).items()}
-        except KafkaUnavailableError:
+        except (
+            KafkaUnavailableError,
+            OSError,
+        ):  # also a CA file that is not there: no reason for a clock to be silent
             return None
         return self._ends
 
