@@ -4,10 +4,11 @@ HTTP has neither transactions nor a log to read back, so a message may be posted
 X-Request-Id that it had, and a receiver that knows it says 409, which means delivered (BaRS, errors).
 """
 
+import re
 import ssl
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ _ADVICE_BY_STATUS = {
     429: "the receiver asks for fewer messages: they wait",
 }
 _ABOUT_THE_RECORD = frozenset({400, 406, 409, 410, 411, 412, 413, 414, 415, 422})
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_SAID_BYTES_MAX = 65_536
+"""So much of an answer is read: an OperationOutcome is shorter. The rest may have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,47 @@ class PushAccess:
         if self.certificate_file:
             context.load_cert_chain(self.certificate_file, self.key_file)
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a receiver answered. ``said`` is how its body begins."""
+
+    status: int
+    said: bytes
+    retry_after: str
+
+    @property
+    def is_success(self) -> bool:
+        """Any 2xx."""
+        return 200 <= self.status < 300
+
+
+async def post(
+    client: httpx.AsyncClient, url: str, content: bytes, said: Mapping[str, str], answer_s: float
+) -> Answer:
+    """Post to somebody else's server, which may be anything: after ``answer_s`` it is over however the answer comes, and little of it is read.
+
+    Header values go as UTF-8, and those that HTTP has no room for do not go. Raises httpx.HTTPError, TimeoutError.
+    """
+    sent = {name: value.encode() for name, value in said.items() if _fits_a_header(value)}
+
+    async def asked() -> Answer:
+        body = b""
+        async with client.stream("POST", url, content=content, headers=sent, timeout=answer_s) as answer:
+            async for some in answer.aiter_bytes():
+                body += some[: _SAID_BYTES_MAX - len(body)]
+                if len(body) == _SAID_BYTES_MAX:
+                    break
+        return Answer(answer.status_code, body, answer.headers.get("retry-after", ""))
+
+    # httpx limits each step of it; an answer that comes in drops would last for ever.
+    return await within(answer_s, asked())
+
+
+def _fits_a_header(value: str) -> bool:
+    """RFC 9110, 5.5: no control characters, and something to see. Kafka's headers take any text."""
+    return bool(value.strip()) and _CONTROLS.search(value) is None
 
 
 class PushDestination:
@@ -107,11 +152,10 @@ class PushDestination:
             headers.REQUEST_ID: str(uuid.uuid5(_IDS, f"{row.event_id} {row.seq}")),
             headers.CONTENT_TYPE: "application/fhir+json",
             "accept": "application/fhir+json",
+            "accept-encoding": "identity",
         }
         try:
-            # httpx limits each step of it; an answer that comes in drops would last for ever.
-            asked = self._client.post(self._url, content=row.payload, headers=said)
-            answer = await within(self._access.answer_s, asked)
+            answer = await post(self._client, self._url, row.payload, said, self._access.answer_s)
         except (httpx.HTTPError, TimeoutError) as error:
             advice = "the receiver does not answer at its address, or not in time: is it running, and is its certificate good?"
             raise DeliveryError(Fault(Scope.RECEIVER, type(error).__name__, advice)) from error
@@ -119,25 +163,28 @@ class PushDestination:
             raise _refused(answer, row)
 
 
-def _is_delivered(answer: httpx.Response) -> bool:
-    """409 with FHIR's issue type ``duplicate``, or without a word: it has this message. With ``conflict`` it has another."""
-    return answer.status_code == 409 and b'"conflict"' not in answer.content
+def _is_delivered(answer: Answer) -> bool:
+    """409 with FHIR's issue type ``duplicate``, or without a word: it has this message. With ``conflict`` it has another,
+    and what was not read to its end may say so.
+    """
+    read = len(answer.said) < _SAID_BYTES_MAX
+    return answer.status == 409 and read and b'"conflict"' not in answer.said
 
 
-def _refused(answer: httpx.Response, row: Outgoing) -> DeliveryError:
-    status = answer.status_code
+def _refused(answer: Answer, row: Outgoing) -> DeliveryError:
+    status = answer.status
     name = f"HTTP {status}"
     if status in _ABOUT_THE_RECORD:
         advice = "the receiver refuses this message: its integrators must look, it is offered again; later ones of other transfers go on"
         return DeliveryError(Fault(Scope.RECORD, name, advice, row.topic), (row.seq,))
-    if answer.is_redirect:
+    if 300 <= status < 400:
         advice = "the receiver sends the hub elsewhere, which it does not follow: register the new address in the trust's profile"
         return DeliveryError(Fault(Scope.RECEIVER, name, advice))
     advice = _ADVICE_BY_STATUS.get(status, "the receiver is not well: what is for it waits")
     return DeliveryError(Fault(Scope.RECEIVER, name, advice), retry_after_s=_retry_after_s(answer))
 
 
-def _retry_after_s(answer: httpx.Response) -> float | None:
+def _retry_after_s(answer: Answer) -> float | None:
     """Retry-After in seconds (RFC 9110, 10.2.3); its other form, a date, is left to the hub's own back-off."""
-    said = answer.headers.get("retry-after", "")
+    said = answer.retry_after
     return float(said) if said.isascii() and said.isdigit() and len(said) < 7 else None

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
 
+from hub.destinations import push
 from hub.destinations.push import PushAccess
 from hub.domain.delivery import backoff_s
 from hub.domain.transfer import Transfer
@@ -108,17 +109,14 @@ class Notifier:
 
     async def _wait_after(self, wish: Subscription, said: str) -> None:
         """Leave a receiver alone for a while, the longer the more often it has failed."""
-        wait_s = backoff_s(
-            wish.failures + 1,
-            first_s=self._first_s,
-            max_s=self._max_s,
-            jitter=random.random(),
-        )
         now = self._facade.now()
         self._facade.log.warning("subscription.failed", subscription=wish.id, receiver=wish.trust, fault=said)
-        again_at = now + timedelta(seconds=wait_s)
         with suppress(OSError, SQLAlchemyError):
-            await subscriptions.failed(self._facade.engine, wish, said, now, again_at, bad_after=_BAD_AFTER)
+            await subscriptions.failed(self._facade.engine, wish, said, now, self._wait, bad_after=_BAD_AFTER)
+
+    def _wait(self, failures: int) -> timedelta:
+        jitter = random.random()
+        return timedelta(seconds=backoff_s(failures, first_s=self._first_s, max_s=self._max_s, jitter=jitter))
 
     async def _tell_all(self, wish: Subscription) -> None:
         engine, now, base = self._facade.engine, self._facade.now(), self._facade.base
@@ -148,7 +146,7 @@ class Notifier:
 
     async def _post(self, wish: Subscription, bundle: Tree) -> None:
         """Raises _NotTakenError, _EndedError."""
-        if not await subscriptions.may_be_told(self._facade.engine, wish.id):
+        if not await subscriptions.may_be_told(self._facade.engine, wish):
             raise _EndedError
         url = wish.resource["channel"]["endpoint"]
         # Looked at again each time: a host can have been taken out of the profile since.
@@ -159,18 +157,26 @@ class Notifier:
             raise _NotTakenError(
                 "the issuer of the client that asked for it is not registered in the trust's profile"
             )
-        said = {**subscribing.headers_of(wish.resource), "content-type": "application/fhir+json"}
+        said = {
+            **subscribing.headers_of(wish.resource),
+            "content-type": "application/fhir+json",
+            "accept-encoding": "identity",
+        }
         timeout = subscribing.timeout_s(wish.resource)
         try:
             if self._http is None:
+                # One connection a subscription at most; with fewer, those that do not answer would have them all.
                 self._http = httpx.AsyncClient(
-                    verify=self._access.context(), follow_redirects=False, trust_env=False
+                    verify=self._access.context(),
+                    follow_redirects=False,
+                    trust_env=False,
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
                 )
-            answer = await self._http.post(url, content=decimals.dumps(bundle), headers=said, timeout=timeout)
+            answer = await push.post(self._http, url, decimals.dumps(bundle), said, timeout)
         except (httpx.HTTPError, OSError) as error:
             raise _NotTakenError(type(error).__name__) from error
         if not answer.is_success:
-            raise _NotTakenError(f"the endpoint answered HTTP {answer.status_code}")
+            raise _NotTakenError(f"the endpoint answered HTTP {answer.status}")
 
 
 def _wants_heartbeat(wish: Subscription, now: datetime) -> bool:
@@ -186,7 +192,7 @@ class _NotTakenError(Exception):
 
 
 class _EndedError(Exception):
-    """It was switched off, or its client was revoked, while it was being told."""
+    """It was switched off or put anew, or its client was revoked, while it was being told."""
 
 
 async def shown_with(

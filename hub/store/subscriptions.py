@@ -4,12 +4,12 @@
 one that tells.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import case, exists, insert, or_, select, update
+from sqlalchemy import exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -98,6 +98,8 @@ async def change(engine: AsyncEngine, wish: Subscription, now: datetime) -> None
                 met=False,
                 failures=0,
                 next_attempt_at=None,
+                # What goes wrong from now on began now: an incident of before is not its own.
+                heard_at=now,
             )
         )
         await _changed(connection, wish, f"subscription-{wish.status}", now)
@@ -140,13 +142,27 @@ async def end_of_client(connection: AsyncConnection, client_id: str, now: dateti
     return len(wishes)
 
 
-async def may_be_told(engine: AsyncEngine, subscription_id: str) -> bool:
-    """Whether it is still on, and so is its client: asked before each notification, because that can have changed since the last."""
-    query = select(_s.subscription_id).where(
-        _s.subscription_id == subscription_id, _s.status != "off", _IS_IN
-    )
+async def may_be_told(engine: AsyncEngine, wish: Subscription) -> bool:
+    """Whether it is on, its client is in, and its address and all else that was asked for is still this: asked before each notification,
+    because that can have changed since the last.
+    """
+    query = select(table).where(_s.subscription_id == wish.id, _s.status != "off", _IS_IN)
     async with engine.connect() as connection:
-        return await connection.scalar(query) is not None
+        row = (await connection.execute(query)).one_or_none()
+    return row is not None and _is_still(wish, _subscription(row))
+
+
+def _is_still(wish: Subscription, now: Subscription) -> bool:
+    """Whether nobody has put it anew since: then it is to be met first, and perhaps elsewhere."""
+    return (now.resource, now.client_id) == (wish.resource, wish.client_id) and (now.met or not wish.met)
+
+
+async def _still(connection: AsyncConnection, wish: Subscription) -> Subscription | None:
+    """It as it stands, held until the transaction ends; None if it is off, or was put anew while it was being told."""
+    query = select(table).where(_s.subscription_id == wish.id, _s.status != "off").with_for_update()
+    row = (await connection.execute(query)).one_or_none()
+    now = _subscription(row) if row else None
+    return now if now is not None and _is_still(wish, now) else None
 
 
 _IS_IN = ~exists().where(client.c.client_id == _s.client_id, client.c.revoked_at.is_not(None))
@@ -211,30 +227,35 @@ async def oldest_number(engine: AsyncEngine, subscription_id: str) -> int | None
 async def took(
     engine: AsyncEngine, wish: Subscription, now: datetime, told: Iterable[Event] = (), *, content: str = ""
 ) -> None:
-    """Its receiver answered well, and has these events now; what was told is audited."""
+    """Its receiver answered well, and has these events now; what was told is audited. Of one that was put anew in the meantime
+    the audit is all: who it is for now is told these events too.
+    """
     told = list(told)
     highest = told[-1].number if told else 0
     async with engine.begin() as connection:
-        await connection.execute(
-            update(table)
-            .where(_s.subscription_id == wish.id, _s.status != "off")
-            .values(
-                status="active",
-                met=True,
-                error=None,
-                failures=0,
-                next_attempt_at=None,
-                heard_at=now,
-                # Another process may have told more in the meantime.
-                told_number=case((_s.told_number < highest, highest), else_=_s.told_number),
+        stands = await _still(connection, wish)
+        if stands is not None:
+            await connection.execute(
+                update(table)
+                .where(_s.subscription_id == wish.id)
+                .values(
+                    status="active",
+                    met=True,
+                    error=None,
+                    failures=0,
+                    next_attempt_at=None,
+                    heard_at=now,
+                    # Another process may have told more in the meantime.
+                    told_number=max(stands.told_number, highest),
+                )
             )
-        )
         columns = (transfer.c.transfer_id, transfer.c.person_id, transfer.c.sender, transfer.c.receiver)
         about = select(*columns).where(transfer.c.transfer_id.in_({each.transfer_id for each in told}))
         transfers = {row.transfer_id: row for row in await connection.execute(about)}
         entries = [_told(wish, each, transfers.get(each.transfer_id), content, now) for each in told]
         await write_audit(connection, entries)
-        if wish.failures:
+        # One that is put anew begins with no failures, and its incident is open until it takes something.
+        if stands is not None and (stands.failures or not stands.met):
             await _well_again(connection, wish.id, now, "delivered")
 
 
@@ -257,25 +278,36 @@ def _told(wish: Subscription, event: Event, about: Any, content: str, now: datet
 
 
 async def failed(
-    engine: AsyncEngine, wish: Subscription, error: str, now: datetime, again_at: datetime, *, bad_after: int
+    engine: AsyncEngine,
+    wish: Subscription,
+    error: str,
+    now: datetime,
+    wait: Callable[[int], timedelta],
+    *,
+    bad_after: int,
 ) -> None:
-    """Its receiver did not take it: wait until ``again_at``. After ``bad_after`` failures in a row it is in error and an incident opens."""
-    failures = wish.failures + 1
+    """Its receiver did not take it: it is left alone for as long as ``wait`` says for so many failures in a row. After ``bad_after``
+    it is in error and an incident opens. Nothing of that counts for one that was put anew in the meantime.
+    """
     async with engine.begin() as connection:
+        stands = await _still(connection, wish)
+        if stands is None:
+            return
+        failures = stands.failures + 1
         is_bad = failures >= bad_after
         await connection.execute(
             update(table)
-            .where(_s.subscription_id == wish.id, _s.status != "off")
+            .where(_s.subscription_id == wish.id)
             .values(
                 failures=failures,
                 error=error,
-                next_attempt_at=again_at,
+                next_attempt_at=now + wait(failures),
                 **({"status": "error"} if is_bad else {}),
             )
         )
         if is_bad:
             detail = {"receiver": wish.trust, "error": error}
-            since = wish.heard_at or wish.created_at
+            since = stands.heard_at or stands.created_at
             await open_incident(
                 connection, IncidentKind.SUBSCRIPTION_FAILING, wish.id, detail, "notifier", now, since=since
             )

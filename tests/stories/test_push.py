@@ -19,7 +19,7 @@ from hub.services.dispatcher import Dispatcher, DispatcherConfig
 from hub.store import outbox
 from hub.store import tables as t
 from hub.trusts import load_directory
-from tests.stories.conftest import SCHEMAS
+from tests.stories.conftest import SCHEMAS, edited
 from tests.stories.test_transfers import ask
 
 CONFIG = DispatcherConfig(poll_s=0.01, gather_s=0, backoff_s=0.05, backoff_max_s=2, lease_s=5)
@@ -35,6 +35,8 @@ class Receiver:
     answers: list = field(default_factory=list)
     refuse: set = field(default_factory=set)
     drip_s: float = 0
+    flood: bool = False
+    correlations: list = field(default_factory=list)
     asked: list = field(default_factory=list)
     has: dict = field(default_factory=dict)
 
@@ -47,11 +49,15 @@ class Receiver:
         said = request.headers
         request_id, event_type = said["x-request-id"], said.get("event-type")
         self.asked.append((asyncio.get_running_loop().time(), request_id, event_type))
+        self.correlations.append(next((v for k, v in said.raw if k == b"x-correlation-id"), None))
         answer = self.answers.pop(0) if self.answers else 200
         if any(each in body for each in self.refuse):
             return Response(status_code=422)
         if self.drip_s:
             return StreamingResponse(self._drops(self.drip_s))
+        if self.flood:
+            self.has[request_id] = (event_type, said.get("transfer-id"))
+            return StreamingResponse(self._floods())
         if answer == "redirect":
             return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
         if isinstance(answer, tuple):
@@ -62,6 +68,12 @@ class Receiver:
             return Response(status_code=409)
         self.has[request_id] = (event_type, said.get("transfer-id"))
         return Response(status_code=503 if answer == "store then drop" else 200)
+
+    async def _floods(self):
+        """Garbage, as fast as it goes."""
+        while True:
+            yield b"<html>" * 20_000
+            await asyncio.sleep(0)
 
     async def _drops(self, every_s):
         """An answer that was begun this way never ends, also when the next one will be a good one."""
@@ -185,6 +197,39 @@ async def test_a_server_whose_answer_never_ends_is_a_failure_that_people_see(hub
         receiver.drip_s = 0
         await delivered(hub)
     assert len(receiver.has) == 1
+
+
+async def test_a_server_that_takes_a_message_and_talks_without_end_is_listened_to_for_a_moment_only(
+    hub, torbay, receiver
+):
+    """It said 200: it has the message. What it says besides is nobody's, and must not fill the hub's memory."""
+    await ask(torbay)
+    receiver.flood = True
+    async with listening(receiver), dispatching(hub, receiver):
+        await delivered(hub, within_s=5)
+    assert len(receiver.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "arrives"),
+    [("Überweisung 7", "Überweisung 7".encode()), ("a\r\nx-evil: b", None), (" ", None)],
+)
+async def test_a_correlation_id_that_http_has_no_room_for_stops_nobodys_messages(
+    hub, torbay, receiver, said, arrives
+):
+    """A Kafka header takes any text. One hospital's must not keep Exeter from what all others tell it."""
+    await torbay.send(edited(_request(hub, torbay), lambda tree: None, **{"x-correlation-id": said}))
+    await ask(torbay, QUILLFEATHER, number="TR-2", encounter_number="V-2")
+    async with listening(receiver), dispatching(hub, receiver):
+        await delivered(hub, within_s=5)
+    assert receiver.correlations[0] == arrives
+    assert [kind for kind, _ in receiver.has.values()] == ["transfer.requested"] * 2
+
+
+def _request(hub, torbay):
+    return torbay.epr.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="TR-1", encounter_number="V-1", at=hub.clock()
+    )
 
 
 async def test_a_message_that_is_refused_holds_up_its_own_transfer_only(hub, torbay, receiver):

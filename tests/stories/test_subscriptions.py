@@ -10,15 +10,16 @@ import orjson
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from hub.demo.people import FENNIMOSS, MARSHWIGGLE, PEOPLE
 from hub.destinations.push import PushAccess
 from hub.domain.trust import Directory, Issuer
 from hub.facade.issuers import Issuers
 from hub.facade.notifier import Notifier
-from hub.facade.subscribing import TOPIC
+from hub.facade.subscribing import TOPIC, wanted_of
 from hub.governance import reports
-from hub.store import clients
+from hub.store import clients, subscriptions
 from hub.store import tables as t
 from hub.store.queries import NotFoundError
 from tests.stories.rest import System, facade_of, issue
@@ -38,6 +39,7 @@ class Board:
     asked: list = field(default_factory=list)
     headers: list = field(default_factory=list)
     waits: asyncio.Event | None = None
+    drips: bool = False
 
     @property
     def url(self):
@@ -52,9 +54,16 @@ class Board:
         status = self.answers.pop(0) if self.answers else 200
         if status == 307:
             return Response(status_code=307, headers={"Location": "http://127.0.0.1:1/elsewhere"})
+        if self.drips:
+            return StreamingResponse(self._drops())
         if status == 200:
             self.heard.append(bundle)
         return Response(status_code=status)
+
+    async def _drops(self):
+        while True:
+            yield b" "
+            await asyncio.sleep(0.2)
 
     def kinds(self):
         return [value(each, "type") for each in self.heard]
@@ -122,11 +131,12 @@ async def notifier(facade):
     await found.close()
 
 
-def wish(url, *, content="id-only", heartbeat=None, max_count=None, filters=(), **more):
+def wish(url, *, content="id-only", heartbeat=None, timeout=None, max_count=None, filters=(), **more):
     extension = [
         {"url": f"{BACKPORT}/backport-{name}", key: said}
         for name, key, said in (
             ("heartbeat-period", "valueUnsignedInt", heartbeat),
+            ("timeout", "valueUnsignedInt", timeout),
             ("max-count", "valuePositiveInt", max_count),
         )
         if said
@@ -261,6 +271,172 @@ async def test_a_slow_board_holds_nobody_else_up(hub, torbay, at_torbay, at_exet
         board.waits.set()
         await notifier.once()
         assert board.numbers() == [1]
+
+
+async def test_a_board_whose_answer_never_ends_has_failed(hub, torbay, at_torbay, at_exeter, board, notifier):
+    """Each drop of it comes in time, and the whole never: people must see that, and the next answer may be a good one."""
+    made = (await subscribes(at_exeter, wish(board.url, timeout=1))).json()
+    board.drips = True
+    for _ in range(3):
+        async with asyncio.timeout(10):
+            await notifier.once()
+        hub.clock.later(seconds=10)
+    stands = (await at_exeter.get(f"/Subscription/{made['id']}")).json()
+    assert (stands["status"], stands["error"]) == ("error", "TimeoutError")
+    assert [row["closed_at"] for row in await hub.rows(t.incident)] == [None]
+    board.drips = False
+    await notifier.once()
+    assert board.kinds() == ["handshake"]
+
+
+async def while_it_is_being_told(notifier, board, doing):
+    """Let somebody do something while the board has an event and has not answered yet."""
+    board.waits = asyncio.Event()
+    asked_before = len(board.asked)
+    telling = asyncio.create_task(notifier.once())
+    while len(board.asked) == asked_before:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await doing()
+    board.waits.set()
+    board.waits = None
+    await telling
+
+
+async def test_a_board_that_is_moved_while_it_is_being_told_hears_the_rest_at_its_new_address(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    """The old address may be somebody else's by now: nothing more goes there, and the new one is met before it is told."""
+    made = (await subscribes(at_exeter, wish(board.url, content="full-resource", max_count=1))).json()
+    await notifier.once()
+    for number, patient in enumerate(PEOPLE[:3]):
+        await asked(hub, torbay, at_torbay, patient=patient, number=f"TR-{number}", stay=f"V-{number}")
+    path = f"/Subscription/{made['id']}"
+    async with listening() as moved:
+
+        async def move():
+            resource = wish(moved.url, content="full-resource", max_count=1) | {"id": made["id"]}
+            assert (await subscribes(at_exeter, resource, "PUT", path)).status_code == 200
+
+        await while_it_is_being_told(notifier, board, move)
+        assert (board.numbers(), (await at_exeter.get(path)).json()["status"]) == ([1], "requested")
+        await notifier.once()
+        assert board.numbers() == [1]
+        # What was told elsewhere and not written down in time is told again under its number.
+        assert (moved.kinds()[0], moved.numbers()) == ("handshake", [1, 2, 3])
+    told = [e for e in await hub.audit(code="disclosure-sent") if e["system"] == "notifier"]
+    assert [e["detail"]["number"] for e in told] == [1, 1, 2, 3]
+
+
+async def test_what_went_wrong_at_the_old_address_is_not_the_new_ones_fault(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    made = (await subscribes(at_exeter, wish(board.url))).json()
+    await notifier.once()
+    await asked(hub, torbay, at_torbay)
+    path = f"/Subscription/{made['id']}"
+    async with listening() as moved:
+
+        async def move():
+            resource = wish(moved.url) | {"id": made["id"]}
+            assert (await subscribes(at_exeter, resource, "PUT", path)).status_code == 200
+
+        board.answers = [503]
+        await while_it_is_being_told(notifier, board, move)
+        assert "error" not in (await at_exeter.get(path)).json()
+        await notifier.once()
+        assert (moved.kinds()[0], moved.numbers()) == ("handshake", [1])
+
+
+async def test_an_incident_ends_when_the_board_that_began_again_takes_something(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    made = (await subscribes(at_exeter, wish(board.url))).json()
+    await notifier.once()
+    board.answers = [503] * 3
+    await asked(hub, torbay, at_torbay)
+    for _ in range(3):
+        await notifier.once()
+        hub.clock.later(seconds=10)
+    assert [row["closed_at"] for row in await hub.rows(t.incident)] == [None]
+    path = f"/Subscription/{made['id']}"
+    await subscribes(at_exeter, wish(board.url) | {"id": made["id"]}, "PUT", path)
+    await notifier.once()
+    assert board.numbers() == [1]
+    assert all(row["closed_at"] for row in await hub.rows(t.incident))
+
+
+async def test_a_board_that_fails_again_after_it_was_off_is_an_incident_again(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    made = (await subscribes(at_exeter, wish(board.url))).json()
+    await notifier.once()
+    await asked(hub, torbay, at_torbay)
+    path = f"/Subscription/{made['id']}"
+
+    async def fails_three_times():
+        board.answers = [503] * 3
+        for _ in range(3):
+            await notifier.once()
+            hub.clock.later(seconds=10)
+
+    await fails_three_times()
+    assert (await at_exeter.call("DELETE", path)).status_code == 200
+    assert all(row["closed_at"] for row in await hub.rows(t.incident))
+    await subscribes(at_exeter, wish(board.url) | {"id": made["id"]}, "PUT", path)
+    await fails_three_times()
+    assert (await at_exeter.get(path)).json()["status"] == "error"
+    assert [row["closed_at"] for row in await hub.rows(t.incident)][1:] == [None]
+
+
+async def test_only_failures_in_a_row_count(hub, torbay, at_torbay, at_exeter, board, notifier):
+    """A board that takes one of two each time is slow, and not in error."""
+    made = (await subscribes(at_exeter, wish(board.url, max_count=1))).json()
+    await notifier.once()
+    for number, patient in enumerate(PEOPLE[:6]):
+        await asked(hub, torbay, at_torbay, patient=patient, number=f"TR-{number}", stay=f"V-{number}")
+    for _ in range(5):
+        board.answers = [200, 503]
+        await notifier.once()
+        hub.clock.later(seconds=10)
+        assert (await at_exeter.get(f"/Subscription/{made['id']}")).json()["status"] == "active"
+    board.answers = []
+    await notifier.once()
+    assert board.numbers() == [1, 2, 3, 4, 5, 6]
+    assert await hub.rows(t.incident) == []
+
+
+async def test_a_hundred_boards_that_do_not_answer_hold_nobody_else_up(
+    hub, torbay, at_torbay, at_exeter, facade, board, notifier
+):
+    board.waits = asyncio.Event()
+    profile = facade.directory["RH8"]
+    for number in range(100):
+        slow = wish(f"{board.url}?{number}", timeout=30)
+        await subscriptions.add(
+            hub.engine,
+            subscriptions.Subscription(
+                f"slow-{number}",
+                "RH8",
+                at_exeter.client.id,
+                slow,
+                wanted_of(slow, profile),
+                "requested",
+                hub.clock(),
+            ),
+        )
+    try:
+        await notifier._begin()
+        while len(board.asked) < 100:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        async with listening() as quick:
+            await subscribes(at_torbay, wish(quick.url, timeout=1))
+            await notifier._begin()
+            async with asyncio.timeout(5):
+                while not quick.heard:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    finally:
+        board.waits.set()
+    await notifier.once()
 
 
 async def test_filters_and_trusts(hub, torbay, at_torbay, at_exeter, facade, board, notifier):
