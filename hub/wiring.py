@@ -64,9 +64,15 @@ def now() -> datetime:
 
 
 @asynccontextmanager
-async def opened(settings: HubSettings, *, check_schema: bool = True) -> AsyncIterator[AsyncEngine]:
+async def opened(
+    settings: HubSettings, *, check_schema: bool = True, long_statements: bool = False
+) -> AsyncIterator[AsyncEngine]:
     """The database, closed again at the end. Raises SchemaError if it is not at this program's version."""
-    engine = open_engine(settings.database_url.get_secret_value(), patience_s=settings.store_patience_s)
+    engine = open_engine(
+        settings.database_url.get_secret_value(),
+        patience_s=settings.store_patience_s,
+        long_statements=long_statements,
+    )
     try:
         if check_schema:
             await require_current(engine)

@@ -9,6 +9,7 @@ from hub import wiring
 from hub.commands.terminal import (
     AsJson,
     Because,
+    Failure,
     fail,
     group,
     run_it,
@@ -60,8 +61,12 @@ def db_upgrade() -> None:
     """Bring the database to this program's version."""
 
     async def upgrade(settings: HubSettings) -> None:
-        async with wiring.opened(settings, check_schema=False) as engine:
-            before, after = await schema.upgrade(engine)
+        # An index of a large table takes minutes, and half an upgrade is none.
+        async with wiring.opened(settings, check_schema=False, long_statements=True) as engine:
+            try:
+                before, after = await schema.upgrade(engine)
+            except schema.TablesInUseError as error:
+                raise Failure(str(error)) from None
         print(
             f"The database is at version {after}."
             if before == after

@@ -10,14 +10,19 @@ from hub.store.bulk import dumps
 
 
 def open_engine(
-    url: str, *, patience_s: float = 5, pool_size: int = 7, idle_in_transaction_s: float = 60
+    url: str,
+    *,
+    patience_s: float = 5,
+    pool_size: int = 7,
+    idle_in_transaction_s: float = 60,
+    long_statements: bool = False,
 ) -> AsyncEngine:
     """An engine for ``url``. No connection is made yet.
 
     ``idle_in_transaction_s``: PostgreSQL ends a transaction whose process has stood still for so long, and lets go of its locks.
 
     ``patience_s`` bounds connecting, waiting for a lock and any one statement, so that a database that
-    is gone is an error and not a silence.
+    is gone is an error and not a silence. ``long_statements``: a statement may take as long as it takes.
     """
     common: dict[str, Any] = {"json_serializer": dumps, "json_deserializer": orjson.loads}
     if url.startswith("sqlite"):
@@ -33,7 +38,7 @@ def open_engine(
         pool_pre_ping=False,
         connect_args={
             "timeout": patience_s,
-            "command_timeout": patience_s * 6,
+            "command_timeout": None if long_statements else patience_s * 6,
             "server_settings": {
                 "application_name": "transfer-hub",
                 # A generic plan is made when the tables are empty and reads them whole ever after.

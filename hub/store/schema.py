@@ -6,7 +6,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.store import grants
@@ -17,6 +18,16 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 class SchemaError(Exception):
     """The database is not at the version this program works with. The message names the command that mends it."""
+
+
+class TablesInUseError(Exception):
+    """Other transactions hold what the upgrade must have for itself. Nothing was changed."""
+
+
+_UPGRADING = 4_206_014
+"""The advisory lock of whoever upgrades."""
+_IN_USE = {"55P03", "40P01"}
+"""PostgreSQL's lock_not_available and deadlock_detected."""
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -42,9 +53,27 @@ async def current(engine: AsyncEngine) -> str | None:
 async def upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
     """Bring the database to this program's version. Returns the versions before and after.
     What the hub's services may do is granted each time (`hub.store.grants`).
+
+    Of two at once the second finds all done. Raises TablesInUseError.
     """
-    before = await current(engine)
+    try:
+        return await _upgrade(engine)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in _IN_USE:
+            raise TablesInUseError(
+                "Somebody works on the tables, and the upgrade did not get them for itself in time: nothing was changed. "
+                "Stop the hub's services, and what else holds a transaction open, and run hub db upgrade again."
+            ) from error
+        raise
+
+
+async def _upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
     async with engine.begin() as connection:
+        if is_postgresql(connection):
+            await connection.execute(select(func.pg_advisory_xact_lock(_UPGRADING)))
+        before = await connection.run_sync(
+            lambda sync: MigrationContext.configure(sync).get_current_revision()
+        )
         await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
         if is_postgresql(connection):
             for statement in grants.statements():

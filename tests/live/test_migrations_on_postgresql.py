@@ -1,11 +1,20 @@
-"""The same on PostgreSQL: what is in the database when it is brought up to date is there afterwards."""
+"""The same on PostgreSQL: what is in the database when it is brought up to date is there afterwards. And what is there only:
+tables so large that an upgrade takes its time, services that work on them, two that upgrade at once.
+"""
 
+import asyncio
+import os
+import subprocess
+import sys
 import uuid
 
 import pytest
+from sqlalchemy import text
 
+from hub.store import schema
 from hub.store.engine import open_engine
 from tests.unit.store.test_migrations import *  # noqa: F403
+from tests.unit.store.test_migrations import bring_to
 
 
 @pytest.fixture
@@ -16,3 +25,49 @@ async def engine(postgres):
     yield engine
     await engine.dispose()
     postgres.drop_database(name)
+
+
+def hub_db_upgrade(engine):
+    """As it is run: with patience for 0.1 s, so that a statement of a service may take 0.6."""
+    said = {
+        "HUB_DATABASE_URL": engine.url.render_as_string(hide_password=False),
+        "HUB_STORE_PATIENCE_S": "0.1",
+    }
+    command = [sys.executable, "-m", "hub.cli", "db", "upgrade"]
+    return asyncio.to_thread(
+        subprocess.run, command, env={**os.environ, **said}, capture_output=True, text=True, check=False
+    )
+
+
+async def test_an_upgrade_takes_as_long_as_its_tables_are_large(engine):
+    """Building an index over a year of messages takes minutes. A limit would be reached each time anew, and the hub stay down."""
+    await bring_to(engine, "0012")
+    slowly = """
+        CREATE FUNCTION takes_a_second() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); END';
+        CREATE EVENT TRIGGER large_tables ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
+          EXECUTE FUNCTION takes_a_second();
+    """
+    async with engine.begin() as connection:
+        for statement in slowly.strip().split(";\n"):
+            await connection.execute(text(statement))
+    done = await hub_db_upgrade(engine)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert await schema.current(engine) == schema.head()
+
+
+async def test_an_upgrade_under_a_service_that_works_says_so_and_changes_nothing(engine):
+    await bring_to(engine, "0012")
+    async with engine.begin() as service:
+        await service.execute(text("LOCK TABLE person IN ROW EXCLUSIVE MODE"))
+        done = await hub_db_upgrade(engine)
+    assert (done.returncode, "Stop the hub's services" in done.stderr) == (1, True), done.stderr
+    assert await schema.current(engine) == "0012"
+    assert (await hub_db_upgrade(engine)).returncode == 0
+
+
+async def test_of_two_that_upgrade_at_once_both_end_well(engine):
+    """Each machine that is started anew runs it first."""
+    other = open_engine(engine.url.render_as_string(hide_password=False))
+    done = await asyncio.gather(schema.upgrade(engine), schema.upgrade(other))
+    await other.dispose()
+    assert sorted(done, key=str) == [(schema.head(), schema.head()), (None, schema.head())]
