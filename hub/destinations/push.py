@@ -72,7 +72,7 @@ async def post(
 
     Header values go as UTF-8, and those that HTTP has no room for do not go. Raises httpx.HTTPError, TimeoutError.
     """
-    sent = {name: value.encode() for name, value in said.items() if _fits_a_header(value)}
+    sent = [(name.encode(), value.encode()) for name, value in said.items() if _fits_a_header(value)]
 
     async def asked() -> Answer:
         body = b""

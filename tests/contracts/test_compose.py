@@ -97,6 +97,26 @@ def test_ports_are_published_on_loopback_only():
         assert "network_mode" not in service, name
 
 
+def test_indexes_of_text_do_not_depend_on_the_c_library():
+    """Nor is the order another one than in the tests, whose PostgreSQL is made the same way."""
+    assert SERVICES["postgres"]["environment"]["POSTGRES_INITDB_ARGS"].split() == [
+        "--encoding=UTF8",
+        "--locale=C",
+    ]
+    harness = (REPOSITORY / "tests" / "harness" / "postgres_server.py").read_text(encoding="utf-8")
+    assert '"--locale=C"' in harness
+
+
+def test_postgresql_has_room_to_work_in_parallel():
+    """Docker's 64 MB are less than one index of a large table takes (maintenance_work_mem, and hash joins beside it)."""
+    assert int(SERVICES["postgres"]["shm_size"].removesuffix("mb")) >= 256
+
+
+def test_what_containers_write_does_not_fill_the_disk():
+    for name, service in SERVICES.items():
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+
+
 def test_every_service_waits_for_what_it_needs():
     """A service waits for health where the other lives on, and for success where it ends."""
     ends = {name for name, service in SERVICES.items() if service["restart"] == "no"}
