@@ -89,7 +89,7 @@ class HubSettings(BaseSettings):
     worker_instance: str | None = _of(
         None,
         "name",
-        "Stable name of this worker: a restart within the session timeout then causes no rebalance.",
+        "Stable name of this worker, and of no other: a restart within the session timeout then causes no rebalance. Two of one name take all from each other.",
     )
     workers: int = _of(
         1,

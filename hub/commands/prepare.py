@@ -117,7 +117,7 @@ def topics_list(as_json: AsJson = False) -> None:
 
 @topics.command("apply")
 def topics_apply(as_json: AsJson = False) -> None:
-    """Create the topics that are missing. Nothing is deleted or changed."""
+    """Create the topics that are missing. Nothing is deleted or changed. Exit 1 if one is not there then; one that differs is only said."""
     _topics(as_json, apply=True)
 
 
@@ -151,7 +151,7 @@ def _topics(as_json: bool, *, apply: bool) -> None:
         ("topic", "state", "detail"),
         "No trust has joined, so there are no topics.",
     )
-    if any(row.state in kafka_topics.BAD for row in rows):
+    if any(row.state in (kafka_topics.NOT_THERE if apply else kafka_topics.BAD) for row in rows):
         raise typer.Exit(1)
 
 

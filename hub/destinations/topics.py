@@ -66,7 +66,10 @@ class TopicState(StrEnum):
 
 
 BAD: Final = frozenset({TopicState.MISSING, TopicState.DIFFERS, TopicState.FAILED})
-"""The states that should make `hub topics` exit with an error."""
+"""The states that should make `hub topics list` exit with an error."""
+
+NOT_THERE: Final = frozenset({TopicState.MISSING, TopicState.FAILED})
+"""Those that should make `hub topics apply`: what it must not change, the services can live with, and what starts them asks it first."""
 
 
 class Row(NamedTuple):

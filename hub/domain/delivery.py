@@ -111,7 +111,7 @@ _RECORD = {
 _TOPIC = {
     "UnknownTopicOrPartitionError": "topic {topic} does not exist: run `hub topics apply`",
     "InvalidTopicError": "topic {topic} has a name that Kafka does not accept: correct the trust's profile",
-    "TopicAuthorizationFailedError": "not authorised to write to or read topic {topic}: give the hub's user both (`hub topics apply` sets the ACLs)",
+    "TopicAuthorizationFailedError": "not authorised to write to or read topic {topic}: whoever runs Kafka gives the hub's user both (an ACL)",
     "PolicyViolationError": "the broker's policy refuses topic {topic}: ask who runs Kafka",
 }
 _OWNER = {

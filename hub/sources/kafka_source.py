@@ -15,6 +15,7 @@ No exception leaves this object: Faust would acknowledge the batch. Whatever was
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from hub.telemetry.log import Log, fault_of
 DEATHS_MAX = 3
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _SECOND_LOOK_S = 1.0
+_RESTLESS, _RESTLESS_S = 30, 60.0
+"""So many assignments in so many seconds are nobody's restarts: each costs the group half a second."""
 _STRETCH_S = 0.001
 """How long messages are understood before the former batch's transaction gets its turn; one large message can take longer."""
 
@@ -85,6 +88,7 @@ class KafkaSource:
         self._gone: frozenset[str] | None = None
         self._elsewhere: Mapping[PartitionKey, int] = {}
         self._beat_at = time.monotonic()
+        self._assigned_at: deque[float] = deque(maxlen=_RESTLESS)
 
     # -- what others ask --------------------------------------------------------------------------------
 
@@ -124,8 +128,24 @@ class KafkaSource:
         await consumer.read_from(starts)
         await consumer.pause([key for key in keys if key in self._refused or self._is_braked(key)])
         self._log.info("worker.assigned", partitions=[_name(key) for key in keys])
+        self._say_restless()
         for (topic, partition), offset in starts.items():
             self._log.info("position.taken_up", topic=topic, partition=partition, offset=offset)
+
+    def _say_restless(self) -> None:
+        """Two workers of one name in the group take everything from each other, twice a second and without end: Kafka lets the newer one in,
+        the client library does not know what it tells the older one, and asks again.
+        """
+        now = time.monotonic()
+        self._assigned_at.append(now)
+        if len(self._assigned_at) == _RESTLESS and now - self._assigned_at[0] < _RESTLESS_S:
+            self._assigned_at.clear()
+            todo = (
+                "look for workers that come and go"
+                if self._config.instance is None
+                else "is HUB_WORKER_INSTANCE another worker's too? Each needs a name of its own, or none"
+            )
+            self._log.error("worker.restless", assignments=_RESTLESS, seconds=_RESTLESS_S, todo=todo)
 
     async def _starts_of(self, keys: Collection[PartitionKey]) -> dict[PartitionKey, int]:
         """From where to read each of these partitions; those that must not be read are left out."""

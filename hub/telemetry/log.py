@@ -69,6 +69,8 @@ LogEvent = Literal[
     "worker.assigned",
     "worker.revoked",
     "worker.leaving",
+    # Partitions come and go all the time, and little is taken in between. Bind: assignments, seconds, todo.
+    "worker.restless",
     # Delivery. Bind: receiver, rows, attempts, fault, wait_s.
     "delivery.sent",
     "delivery.failed",

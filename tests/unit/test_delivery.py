@@ -31,6 +31,11 @@ def test_an_error_says_what_it_is_about_and_who_can_mend_it(name, scope, says):
     assert str(fault).startswith(name)
 
 
+def test_nobody_is_sent_to_a_command_that_does_not_help():
+    """`hub topics apply` makes topics, and gives nobody a permission."""
+    assert "hub topics apply" not in str(judge("TopicAuthorizationFailedError", TOPIC))
+
+
 @pytest.mark.parametrize("name", ["MessageSizeTooLargeError", "UnknownTopicOrPartitionError"])
 def test_an_error_about_an_unknown_topic_holds_everything_back(name):
     assert judge(name).scope is Scope.RECEIVER

@@ -1,0 +1,33 @@
+"""`hub topics`: what its exit code says to whoever starts the services after it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from hub.cli import app
+from hub.destinations import topics
+from hub.destinations.topics import Row, TopicState
+
+
+@pytest.mark.parametrize(
+    ("state", "after_apply", "after_list"),
+    [
+        (TopicState.RIGHT, 0, 0),
+        (TopicState.UNKNOWN, 0, 0),
+        (TopicState.UNWANTED, 0, 0),
+        (TopicState.DIFFERS, 0, 1),
+        (TopicState.MISSING, 1, 1),
+        (TopicState.FAILED, 1, 1),
+    ],
+)
+def test_a_topic_that_is_there_keeps_no_service_from_starting(monkeypatch, state, after_apply, after_list):
+    """A topic of an older hub has other settings, which nothing changes by itself, and the number of its partitions nobody should."""
+
+    def rows(*_):
+        return [Row("hub.rh8.inbox", state, "partitions 6, wanted 1")]
+
+    monkeypatch.setattr(topics, "open_admin", lambda *_, **__: None)
+    monkeypatch.setattr(topics, "apply", rows)
+    monkeypatch.setattr(topics, "compare", rows)
+    for command, exit_code in (("apply", after_apply), ("list", after_list)):
+        done = CliRunner().invoke(app, ["topics", command, "--json"])
+        assert (done.exit_code, state.value in done.output) == (exit_code, True), command
