@@ -138,6 +138,14 @@ def test_what_lives_on_has_a_health_check():
             ), name
 
 
+def test_looking_whether_the_services_are_well_keeps_no_processor_busy():
+    """`hub health` is a second or two of a processor, and on a busy machine takes longer than that."""
+    lives_on = [service["healthcheck"] for service in OURS.values() if service["restart"] != "no"]
+    (in_image,) = re.findall(r"^HEALTHCHECK .*--interval=(\S+) --timeout=(\S+) ", DOCKERFILE, re.MULTILINE)
+    for interval, timeout in [*((each["interval"], each["timeout"]) for each in lives_on), in_image]:
+        assert (seconds(interval), seconds(timeout)) == (60, 30)
+
+
 def test_passwords_come_from_the_environment_and_their_defaults_say_what_they_are():
     secrets = re.findall(r"\$\{\w*PASSWORD\w*(?::-([^}]*))?\}", COMPOSE_TEXT)
     assert secrets
