@@ -54,7 +54,7 @@ async def upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
     """Bring the database to this program's version. Returns the versions before and after.
     What the hub's services may do is granted each time (`hub.store.grants`).
 
-    Of two at once the second finds all done. Raises TablesInUseError.
+    Of two at once the second finds all done. Raises TablesInUseError; SchemaError if the database is newer than this program.
     """
     try:
         return await _upgrade(engine)
@@ -74,6 +74,7 @@ async def _upgrade(engine: AsyncEngine) -> tuple[str | None, str]:
         before = await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_revision()
         )
+        _require_known(before)
         await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
         if is_postgresql(connection):
             for statement in grants.statements():
@@ -86,11 +87,15 @@ async def require_current(engine: AsyncEngine) -> None:
     found = await current(engine)
     if found == head():
         return
+    _require_known(found)
+    raise SchemaError(
+        f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade"
+    )
+
+
+def _require_known(found: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if found is not None and found not in known:
         raise SchemaError(
             f"The database is at version {found}, newer than this program ({head()}). Install the newer hub."
         )
-    raise SchemaError(
-        f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade"
-    )
