@@ -23,7 +23,7 @@ from hub.governance.disclosed import as_audit_events
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
-from hub.patience import steadily
+from hub.patience import leave, steadily
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
     from hub.facade.service import Facade
     from hub.facade.tokens import TokenOffice
+
+
+_GOODBYE_S = 5.0
 
 
 class SecondWorkerError(Exception):
@@ -78,7 +81,8 @@ async def opened(
             await require_current(engine)
         yield engine
     finally:
-        await engine.dispose()
+        # Each connection says goodbye and waits for the answer, and a database that has fallen silent gives none.
+        await leave(_GOODBYE_S, engine.dispose)
 
 
 def directory(settings: HubSettings) -> Directory:

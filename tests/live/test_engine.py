@@ -1,11 +1,14 @@
 """What the hub asks of PostgreSQL for every session."""
 
 import asyncio
+import contextlib
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from hub import wiring
+from hub.settings import HubSettings
 from hub.store.engine import open_engine
 from hub.telemetry.log import fault_of
 
@@ -39,3 +42,48 @@ async def test_who_stands_still_within_a_transaction_loses_it_and_the_others_go_
     with pytest.raises(DBAPIError):
         await asleep.execute(LOCK)
     await asleep.close()
+
+
+@contextlib.asynccontextmanager
+async def passed_on(url):
+    """The database behind somebody who passes on what is said, until told not to: as a firewall that forgets a connection."""
+    to, passes = make_url(url), asyncio.Event()
+    passes.set()
+    carriers = set()
+
+    async def carry(reader, writer):
+        with contextlib.suppress(OSError):
+            while said := await reader.read(65_536):
+                await passes.wait()
+                writer.write(said)
+                await writer.drain()
+        await passes.wait()
+        writer.close()
+
+    async def meet(reader, writer):
+        carriers.add(asyncio.current_task())
+        there, back = await asyncio.open_connection(to.host, to.port)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    server = await asyncio.start_server(meet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield to.set(host="127.0.0.1", port=port).render_as_string(hide_password=False), passes
+    finally:
+        server.close()
+        for each in carriers:
+            each.cancel()
+        await asyncio.gather(*carriers, return_exceptions=True)
+
+
+async def test_a_service_can_leave_while_the_database_is_silent(database_url):
+    """Asked to end, or ended by a fault: a process that stays is taken for one that works."""
+    async with (
+        passed_on(database_url) as (url, passes),
+        asyncio.timeout(15),
+        wiring.opened(HubSettings(database_url=url), check_schema=False) as engine,
+    ):
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        passes.clear()
