@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from hub.demo.epr import Epr, Message
 from hub.destinations import topics
 from hub.domain.trust import Directory, TrustProfile
+from tests.harness.kafka_server import free_ports
 from tests.harness.postgres_server import binaries
 from tests.whole_topic import whole_topic
 
@@ -59,6 +60,7 @@ class LiveHub:
         self.directory = Directory(profiles)
         self.one, self.two, self.three = (Epr(profile) for profile in profiles)
         self._processes: list[subprocess.Popen[bytes]] = []
+        (self._facade_port,) = free_ports(1)
         admin = AdminClient({"bootstrap.servers": bootstrap_servers})
         self.audit_topic = f"hub.audit.{self.one.profile.ods.lower()}"
         wanted = topics.wanted_topics(self.directory, 3, 1, 1, partitions_out=2, audit_topic=self.audit_topic)
@@ -74,6 +76,8 @@ class LiveHub:
             "HUB_AUDIT_TOPIC": self.audit_topic,
             "HUB_AUDIT_KEY_FILE": str(self.folder / "hub-audit.key"),
             "HUB_AUDIT_CHECKPOINT_FILE": str(self.folder / "checkpoints.txt"),
+            # Another test's hub runs beside this one.
+            "HUB_FACADE_PORT": str(self._facade_port),
             "HUB_WORKER_GROUP": f"hub.{self.folder.name}.{self.one.profile.ods}",
             "HUB_SESSION_TIMEOUT_S": "6",
             "HUB_DISPATCH_LEASE_S": "3",
