@@ -165,6 +165,8 @@ def _some_trusts(rng: random.Random, schemas: Path) -> Directory:
     others = rng.sample(sorted(everybody - journeys.TRUSTS), rng.choice([1, 2]))
     for ods in sorted({*journeys.TRUSTS, *others}):
         shutil.copytree(ROOT / "schemas" / "trusts" / ods, schemas / "trusts" / ods)
+    for shared in ("conceptmaps", "codesystems"):
+        shutil.copytree(ROOT / "schemas" / shared, schemas / shared)
     shutil.copy(ROOT / "schemas" / "clocks.yaml", schemas)
     # One that has no topic to read: it fetches.
     profile = schemas / "trusts" / others[0] / "profile.yaml"
