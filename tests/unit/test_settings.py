@@ -20,19 +20,25 @@ def test_each_has_a_unit_and_a_reason(name):
     assert field.description.strip().endswith(".")
 
 
-@pytest.fixture
-def shown(monkeypatch):
+def hub_command(*arguments):
+    """What a `hub` command does with the environment as it is now."""
     from hub import cli
     from hub.commands import terminal
 
+    terminal.settings_now.cache_clear()
+    result = CliRunner().invoke(cli.app, arguments)
+    terminal.settings_now.cache_clear()
+    return result
+
+
+@pytest.fixture
+def shown(monkeypatch):
     def show(*arguments, **environment):
         for name in [each for each in os.environ if each.startswith("HUB_")]:
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        terminal.settings_now.cache_clear()
-        result = CliRunner().invoke(cli.app, ["settings", *arguments])
-        terminal.settings_now.cache_clear()
+        result = hub_command("settings", *arguments)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -106,14 +112,8 @@ def test_a_senseless_value_is_refused(monkeypatch, name, value):
     ],
 )
 def test_a_database_that_cannot_be_one_is_one_line_without_what_was_given(monkeypatch, url):
-    from hub import cli
-    from hub.commands import terminal
-
     monkeypatch.setenv("HUB_DATABASE_URL", url)
-    terminal.settings_now.cache_clear()
-    result = CliRunner().invoke(cli.app, ["db", "current"])
-    terminal.settings_now.cache_clear()
-
+    result = hub_command("db", "current")
     assert result.exit_code == 1
     assert "hunter2" not in result.output
     assert "hub: HUB_DATABASE_URL: must be a URL that begins with postgresql+asyncpg://" in result.stderr
@@ -136,13 +136,8 @@ def test_settings_do_not_change_while_the_program_runs():
     ],
 )
 def test_an_option_that_the_driver_does_not_take_is_one_line(monkeypatch, url):
-    from hub import cli
-    from hub.commands import terminal
-
     monkeypatch.setenv("HUB_DATABASE_URL", url)
-    terminal.settings_now.cache_clear()
-    result = CliRunner().invoke(cli.app, ["transfers", "list"])
-    terminal.settings_now.cache_clear()
+    result = hub_command("transfers", "list")
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "hub: HUB_DATABASE_URL: has a port or an option" in result.stderr
     assert "hunter2" not in result.output
