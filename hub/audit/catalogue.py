@@ -205,9 +205,16 @@ CATALOGUE: Mapping[Code, Meaning] = {
         kind=_record("amend"),
         of_patient=True,
     ),
+    Code.IDENTITY_BIRTH_DATE_SET: _operated(
+        "Date of birth set",
+        "Somebody who runs the hub said when a patient was born, because the hub held another date.",
+        _U,
+        kind=_record("amend"),
+        of_patient=True,
+    ),
     Code.IDENTITY_READ: _operated(
         "Numbers read",
-        "Somebody who runs the hub read by which numbers a patient is known.",
+        "Somebody who runs the hub read by which numbers and which date of birth a patient is known.",
         _R,
         kind=_record("access"),
         of_patient=True,

@@ -40,6 +40,7 @@ class Code(StrEnum):
     IDENTITY_CONFIRMED = "identity-confirmed"
     IDENTITY_SUPERSEDED = "identity-superseded"
     IDENTITY_NUMBER_TAKEN = "identity-number-taken"
+    IDENTITY_BIRTH_DATE_SET = "identity-birth-date-set"
     IDENTITY_READ = "identity-read"
     SENSITIVITY_CHANGED = "sensitivity-changed"
     SENSITIVITY_APPLIED = "sensitivity-applied"

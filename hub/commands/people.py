@@ -1,6 +1,8 @@
-"""`hub people`: by which numbers patients are known, and the mend of a wrong one."""
+"""`hub people`: by which numbers and which date of birth patients are known, and the mend of what is wrong in it."""
 
 import getpass
+import re
+from datetime import date
 from typing import Annotated
 
 import typer
@@ -22,11 +24,11 @@ from hub.domain.ids import NHS_AUTHORITY, PersonKey, parse_nhs_number
 from hub.domain.transfer import Transfer
 from hub.settings import HubSettings
 from hub.store import people as store
-from hub.store.people import Case, Row
+from hub.store.people import Born, Case, Row
 from hub.store.queries import NotFoundError
 from hub.trusts import load_clocks
 
-people = group("By which numbers patients are known, and the mend of a wrong one.")
+people = group("By which numbers and which date of birth patients are known, and the mend of a wrong one.")
 
 
 @people.command("show")
@@ -36,7 +38,7 @@ def people_show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Who is known by this number: their records, their numbers, their transfers, open ones first to be phoned about. Personal data; audited."""
+    """Who is known by this number: their records, their dates of birth, numbers and transfers, open ones first to be phoned about. Personal data; audited."""
     require_said(number=number)
 
     async def load(settings: HubSettings) -> list[Row]:
@@ -56,6 +58,7 @@ def _lines(row: Row) -> list[str]:
     into = f", merged into {row['merged_into']}" if row["merged_into"] else ""
     return [
         f"Record {row['person_id']}{into}",
+        f"  born        {row['birth_date'] or 'not known'}",
         *(f"  number      {each['of']}  {each['number']}" for each in row["numbers"]),
         *(f"  not theirs  {each['of']}  {each['number']}" for each in row["not_theirs"]),
         *(
@@ -161,3 +164,64 @@ def _would(case: Case, key: PersonKey, *, back: bool, done: bool) -> list[str]:
 def _parties(transfer: Transfer) -> str:
     """Who has a part in it: the receiver has none in what it was never asked."""
     return " and ".join(each for each in (transfer.sender, transfer.receiver) if transfer.party(each))
+
+
+@people.command("born")
+def people_born(
+    person: Annotated[str, typer.Argument(help="The hub's id of the person: see `hub people show`.")],
+    birth_date: Annotated[
+        str, typer.Argument(metavar="DATE", help="YYYY-MM-DD; YYYY-MM or YYYY where no more is known.")
+    ],
+    because: Because,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; without it only what would be done is said.")
+    ] = False,
+) -> None:
+    """Say when somebody was born, where the hub holds another date: a hospital mistyped it, and every message with the right one is a question
+    (`needs-confirmation`). All their records hold this one then; audited. Run again what waited: `hub quarantine retry`.
+    """
+    require_said(person=person, date=birth_date)
+    if not _is_a_birth_date(birth_date, wiring.now().date()):
+        fail(
+            "A date of birth is YYYY-MM-DD, or YYYY-MM or YYYY where no more is known, and not in the future."
+        )
+    if len(birth_date) > len("YYYY") and birth_date in because:
+        fail("The reason is written into the audit, which holds no patient's date of birth: say it without.")
+
+    async def work(settings: HubSettings) -> Born:
+        async with wiring.opened(settings) as engine:
+            try:
+                if not yes:
+                    return await store.born_of(engine, person, birth_date)
+                return await store.set_birth_date(
+                    engine, person, birth_date, because, wiring.now(), getpass.getuser()
+                )
+            except NotFoundError:
+                raise Failure(f"There is no person {person}: see `hub people show`.") from None
+
+    born = run_it(work, settings_now())
+    if not born.otherwise:
+        print("Every record of this person holds this date already.")
+        return
+    for record in born.otherwise:
+        held = "another date" if record.birth_date else "none"
+        print(
+            f"Record {record.id} {'held' if yes else 'holds'} {held}{'' if yes else ' and would hold this one'}."
+        )
+    for transfer in born.open_transfers:
+        print(f"  transfer {transfer.id}  {transfer.sender} → {transfer.receiver}  {transfer.state}, open")
+    print(
+        "Have it mended where it was mistyped, and run again what waited: `hub quarantine list --why needs-confirmation`."
+        if yes
+        else "Nothing was changed. To do it: --yes"
+    )
+
+
+def _is_a_birth_date(text: str, today: date) -> bool:
+    """Whether it is a FHIR date of a day, a month or a year that has begun."""
+    if not re.fullmatch(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2})?)?", text):
+        return False
+    try:
+        return date.fromisoformat(f"{text}-01-01"[: len("YYYY-MM-DD")]) <= today
+    except ValueError:
+        return False

@@ -1,5 +1,5 @@
-"""By which numbers a patient is known, and saying that one of them is not theirs: the mend when a hospital has registered somebody under another
-patient's number.
+"""By which numbers and which date of birth a patient is known, and the mends of what is wrong in it: a number that is not theirs, because a hospital has
+registered somebody under another patient's, and a date of birth that was mistyped.
 
 Under the locks of a batch (decision 0002), the number's first: a message with it is decided before or after, never in between.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, or_, select
+from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
@@ -43,6 +43,15 @@ class Case:
         return [each for each in self.transfers if hears_who_it_is(each)]
 
 
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A person whose date of birth is said. ``otherwise`` are those of their records that hold another date, or none."""
+
+    person_id: PersonId
+    otherwise: tuple[Person, ...]
+    open_transfers: tuple[Transfer, ...]
+
+
 async def known_by(engine: AsyncEngine, number: str, reader: str, now: datetime) -> list[Row]:
     """The records of everybody who is known by this number, whoever issued it, or by this id of the hub's: their numbers, what was taken from
     them, their transfers. These are patients' data, so that ``reader`` has read them is written down first, for each patient.
@@ -65,6 +74,7 @@ def _row(record: Person, known: Known) -> Row:
     return {
         "person_id": record.id,
         "merged_into": record.merged_into,
+        "birth_date": record.birth_date,
         "numbers": [{"of": key.authority, "number": key.value} for key in sorted(record.keys)],
         "not_theirs": [{"of": key.authority, "number": key.value} for key in sorted(record.not_theirs)],
         "transfers": [
@@ -135,6 +145,48 @@ async def take_back(
         )
         await write_audit(connection, [_said(case, key, because, now, by, {"taken_back": True})])
     return case
+
+
+async def born_of(engine: AsyncEngine, person_id: str, birth_date: str) -> Born:
+    """What `set_birth_date` would be about. Raises NotFoundError."""
+    async with engine.connect() as connection:
+        return await _born(connection, person_id, birth_date)
+
+
+async def set_birth_date(
+    engine: AsyncEngine, person_id: str, birth_date: str, because: str, now: datetime, by: str
+) -> Born:
+    """Let all of a person's records hold this date of birth (a FHIR date): what gives another one for them asks a question from now on, and what gives
+    this one does not. Audited, with ``by``, the operator, if any held another. Raises NotFoundError.
+    """
+    async with engine.begin() as connection:
+        born = await _born(connection, person_id, birth_date)
+        records = [each.id for each in born.otherwise]
+        if not records:
+            return born
+        await connection.execute(
+            update(t.person)
+            .where(among(t.person.c.person_id, records, connection))
+            .values(birth_date=birth_date)
+        )
+        transfers = [each.id for each in born.open_transfers]
+        detail = {"because": because, "records": records, "transfers": transfers}
+        said = AuditEntry(
+            Code.IDENTITY_BIRTH_DATE_SET, now, "cli", person_id=born.person_id, user_id=by, detail=detail
+        )
+        await write_audit(connection, [said])
+    return born
+
+
+async def _born(connection: AsyncConnection, person_id: str, birth_date: str) -> Born:
+    """A person's records and open transfers, locked."""
+    known = await load_people(connection, [person_id])
+    person = PersonId(person_id)
+    if person not in known.persons:
+        raise NotFoundError(person_id)
+    otherwise = tuple(each for each in known.group(person) if each.birth_date != birth_date)
+    transfers = tuple(each for each in known.transfers_of_person(person) if each.is_open)
+    return Born(known.root(person).id, otherwise, transfers)
 
 
 def whose(key: PersonKey) -> str:

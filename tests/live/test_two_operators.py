@@ -84,6 +84,19 @@ async def test_a_number_is_taken_once(hub, torbay):  # noqa: F811
     assert await all_at_once(back, queries.NotFoundError) == 1
 
 
+async def test_a_date_of_birth_is_set_once(hub, torbay):  # noqa: F811
+    await ask(torbay, MARSHWIGGLE)
+    [row] = await hub.rows(t.person)
+
+    async def act(who):
+        born = await people.set_birth_date(hub.engine, row["person_id"], "1948-03-10", "x", hub.clock(), who)
+        if not born.otherwise:
+            raise queries.NotFoundError
+
+    assert await all_at_once(act, queries.NotFoundError) == 1
+    assert len(await hub.audit(code="identity-birth-date-set")) == 1
+
+
 async def test_an_incident_is_acknowledged_once_and_a_brake_released_once(hub, torbay):  # noqa: F811
     async with hub.engine.begin() as connection:
         await open_incident(connection, IncidentKind.DELIVERY_LATE, "RH8", {}, "clock", hub.clock())

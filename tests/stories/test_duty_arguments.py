@@ -22,6 +22,7 @@ duty = at_the_terminal.type_
         ("quarantine", "retry", "E", "--person", " "),
         ("people", "show", ""),
         ("people", "not-theirs", "P", "", "--because", "x"),
+        ("people", "born", "P", "", "--because", "x"),
         ("people", "not-theirs", "P", "1", "--because", "x", "--trust", ""),
         ("resend", "--trust", "", "--after", "0", "--because", "x"),
         ("audit", "report", "refused", "--trust", ""),
