@@ -75,6 +75,7 @@ class Known:
     transfers: dict[TransferId, Transfer] = field(default_factory=dict)
     stays: dict[PersonId, dict[EventId, Stay]] = field(default_factory=dict)
     _person_of_key: dict[PersonKey, PersonId] = field(default_factory=dict)
+    _person_of_stay: dict[EventId, PersonId] = field(default_factory=dict)
     _parts: dict[PersonId, set[PersonId]] = field(default_factory=dict)
     _of_person: dict[PersonId, set[TransferId]] = field(default_factory=dict)
     _of_request: dict[Identifier, set[TransferId]] = field(default_factory=dict)
@@ -101,11 +102,13 @@ class Known:
 
     def add_stay(self, person_id: PersonId, stay: Stay) -> None:
         self.stays.setdefault(person_id, {})[stay.event_id] = stay
+        self._person_of_stay[stay.event_id] = person_id
 
     def remove_stay(self, event_id: EventId) -> None:
         """It belongs to a transfer now."""
-        for stays in self.stays.values():
-            stays.pop(event_id, None)
+        person_id = self._person_of_stay.pop(event_id, None)
+        if person_id is not None:
+            del self.stays[person_id][event_id]
 
     @contextmanager
     def merged(self, merges: Mapping[PersonId, PersonId]) -> Iterator[None]:
