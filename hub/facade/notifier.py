@@ -51,6 +51,8 @@ class Notifier:
         self._holder = uuid.uuid4().hex
         self._telling: dict[str, asyncio.Task[None]] = {}
         self._http: httpx.AsyncClient | None = None
+        self._written: tuple[object, ...] = ()
+        self._former: list[httpx.AsyncClient] = []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for."""
@@ -75,8 +77,8 @@ class Notifier:
         for each in self._telling.values():
             each.cancel()
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
-        if self._http is not None:
-            await self._http.aclose()
+        for client in [*self._former, *([self._http] if self._http else [])]:
+            await client.aclose()
         with suppress(OSError, TimeoutError, SQLAlchemyError):
             await outbox.release_lease(self._facade.engine, _LEASE, self._holder)
 
@@ -164,19 +166,34 @@ class Notifier:
         }
         timeout = subscribing.timeout_s(wish.resource)
         try:
-            if self._http is None:
-                # One connection a subscription at most; with fewer, those that do not answer would have them all.
-                self._http = httpx.AsyncClient(
-                    verify=self._access.context(),
-                    follow_redirects=False,
-                    trust_env=False,
-                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-                )
-            answer = await push.post(self._http, url, decimals.dumps(bundle), said, timeout)
+            answer = await push.post(self._client(), url, decimals.dumps(bundle), said, timeout)
         except (httpx.HTTPError, OSError) as error:
             raise _NotTakenError(type(error).__name__) from error
         if not answer.is_success:
             raise _NotTakenError(f"the endpoint answered HTTP {answer.status}")
+
+    def _client(self) -> httpx.AsyncClient:
+        """Whose certificates are those on the disk: they are renewed while it runs. Raises OSError."""
+        written = self._access.written()
+        if self._http is not None and written == self._written:
+            return self._http
+        try:
+            verify = self._access.context()
+        except OSError:
+            if self._http is None:
+                raise
+            return self._http  # one of the files is new and the other not yet
+        if self._http is not None:
+            self._former.append(self._http)  # others may be telling with it
+        self._written = written
+        # One connection a subscription at most; with fewer, those that do not answer would have them all.
+        self._http = httpx.AsyncClient(
+            verify=verify,
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        )
+        return self._http
 
 
 def _wants_heartbeat(wish: Subscription, now: datetime) -> bool:

@@ -3,12 +3,20 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import orjson
 import pytest
 import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -100,14 +108,14 @@ async def board():
 
 
 @contextlib.asynccontextmanager
-async def listening():
+async def listening(**tls):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         found = Board(free.getsockname()[1])
     app = FastAPI()
     app.add_api_route("/told", found.take, methods=["POST"])
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=found.port, log_level="error", lifespan="off")
+        uvicorn.Config(app, host="127.0.0.1", port=found.port, log_level="error", lifespan="off", **tls)
     )
     serving = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110
@@ -287,6 +295,51 @@ async def test_a_board_whose_answer_never_ends_has_failed(hub, torbay, at_torbay
     board.drips = False
     await notifier.once()
     assert board.kinds() == ["handshake"]
+
+
+def certified(name):
+    """A certificate that signs itself, with its key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begins = datetime.now(UTC) - timedelta(days=1)
+    made = (
+        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made.public_bytes(Encoding.PEM) + key.private_bytes(*plain)
+
+
+async def test_a_certificate_that_is_renewed_on_the_disk_is_shown_at_once(
+    hub, torbay, at_torbay, at_exeter, facade, tmp_path
+):
+    """The board takes the new one only; while the old one's place holds half a file, nothing is worse than before."""
+    mine, its = tmp_path / "mine.pem", tmp_path / "its.pem"
+    old, new = certified("hub"), certified("hub, renewed")
+    its.write_bytes(certified("board"))
+    (tmp_path / "taken.pem").write_bytes(new)
+    mine.write_bytes(old)
+    tls = {
+        "ssl_certfile": its,
+        "ssl_ca_certs": str(tmp_path / "taken.pem"),
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    }
+    notifier = Notifier(facade, PushAccess(ca_file=its, certificate_file=mine), first_s=1, max_s=8)
+    async with listening(**tls) as board:
+        assert (await subscribes(at_exeter, wish(board.url.replace("http:", "https:")))).status_code == 201
+        await notifier.once()
+        mine.write_bytes(new[: len(new) // 2])
+        hub.clock.later(minutes=1)
+        await notifier.once()
+        assert board.kinds() == []
+        mine.write_bytes(new)
+        hub.clock.later(minutes=1)
+        await notifier.once()
+        assert board.kinds() == ["handshake"]
+        await notifier.close()
 
 
 async def while_it_is_being_told(notifier, board, doing):
