@@ -23,7 +23,7 @@ from hub.governance.disclosed import as_audit_events
 from hub.journey.decide import Journey
 from hub.journey.normalise import Rules
 from hub.journey.read import Limits
-from hub.patience import leave, steadily
+from hub.patience import leave, let_go, steadily
 from hub.services.clock import ClockService
 from hub.services.dispatcher import Destination, Dispatcher, DispatcherConfig
 from hub.services.feeds import FeedConfig, FeedService
@@ -37,7 +37,7 @@ from hub.sources.unread import Unread
 from hub.store.engine import is_sqlite, open_engine
 from hub.store.exporting import newest_checkpoint
 from hub.store.positions import StoredPositions
-from hub.store.schema import require_current
+from hub.store.schema import changed, require_current
 from hub.store.unit_of_work import UnitOfWork
 from hub.store.write import write_audit
 from hub.telemetry.log import get_log
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 
 _GOODBYE_S = 5.0
+_SCHEMA_LOOK_S = 5.0
 
 
 class SecondWorkerError(Exception):
@@ -83,6 +84,25 @@ async def opened(
     finally:
         # Each connection says goodbye and waits for the answer, and a database that has fallen silent gives none.
         await leave(_GOODBYE_S, engine.dispose)
+
+
+@asynccontextmanager
+async def _serving(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Around a service: `hub db upgrade` under it is a SIGTERM to it, and SchemaError once it has ended. An upgrade sees who works
+    at that moment, and not who waits for something to do.
+    """
+
+    async def look() -> None:
+        await changed(engine, _SCHEMA_LOOK_S)
+        signal.raise_signal(signal.SIGTERM)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        await let_go(looking)
+    if not looking.cancelled():
+        await require_current(engine)
 
 
 def directory(settings: HubSettings) -> Directory:
@@ -176,7 +196,7 @@ async def run_dispatcher(settings: HubSettings) -> None:
             return PushDestination(doors.url, push)
         return KafkaDestination(ods, access, transactions=settings.kafka_transactions)
 
-    async with opened(settings) as engine:
+    async with opened(settings) as engine, _serving(engine):
         dispatcher = Dispatcher(
             engine,
             trusts,
@@ -195,6 +215,7 @@ async def run_clock(settings: HubSettings) -> None:
     rules, topics = journey(settings, trusts), trusts.trust_of_topic
     async with (
         opened(settings) as engine,
+        _serving(engine),
         Unread(_clock_config(settings), topics, StoredPositions(engine, now)) as unread,
     ):
         clock = ClockService(
@@ -260,7 +281,7 @@ async def run_sealer(settings: HubSettings) -> None:
         return KafkaDestination("audit", access, transactions=False)
 
     publish = [to_file(settings.audit_checkpoint_file), to_topic(settings.audit_topic, destination)]
-    async with opened(settings) as engine:
+    async with opened(settings) as engine, _serving(engine):
         newest = await newest_checkpoint(engine)
         keys = audit_keys(settings, newest)
         require_ours(keys, settings.audit_origin, newest)
@@ -313,7 +334,7 @@ async def run_feeds(settings: HubSettings) -> None:
         backoff_s=settings.dispatch_backoff_s,
         backoff_max_s=settings.dispatch_backoff_max_s,
     )
-    async with opened(settings) as engine:
+    async with opened(settings) as engine, _serving(engine):
         feeds = [
             FeedService(
                 engine,
@@ -384,7 +405,7 @@ async def run_facade(settings: HubSettings) -> None:
     from hub.facade.app import make_app  # noqa: PLC0415
     from hub.facade.notifier import Notifier  # noqa: PLC0415
 
-    async with opened(settings) as engine:
+    async with opened(settings) as engine, _serving(engine):
         facade = facade_of(settings, engine)
         config = uvicorn.Config(
             make_app(facade),
@@ -435,9 +456,9 @@ def hold_sqlite_alone(engine: AsyncEngine) -> IO[bytes] | None:
 
 
 def run_worker(settings: HubSettings) -> int:
-    """`hub worker`: until SIGTERM or SIGINT. Returns the exit code. Raises SecondWorkerError, TrustsError."""
+    """`hub worker`: until SIGTERM or SIGINT. Returns the exit code. Raises SchemaError, SecondWorkerError, TrustsError."""
     # Faust takes long to load, and only the worker needs it.
-    from hub.sources.kafka import run_worker as run_kafka_worker  # noqa: PLC0415
+    from hub.sources.kafka import serve  # noqa: PLC0415
 
     trusts = directory(settings)
     access = kafka_access(settings)
@@ -463,9 +484,14 @@ def run_worker(settings: HubSettings) -> int:
         ca_file=access.ca_file,
     )
     work, positions = unit_of_work(settings, engine, trusts), StoredPositions(engine, now)
+
+    async def until_told_to_stop() -> int:
+        async with _serving(engine):
+            return int(await serve(config, trusts, work, positions, get_log(service="worker")))
+
     _settle()
     try:
-        return int(run_kafka_worker(config, trusts, work, positions, get_log(service="worker")))
+        return asyncio.run(until_told_to_stop())
     finally:
         if lock is not None:
             lock.close()

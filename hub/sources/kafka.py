@@ -21,14 +21,7 @@ from hub.sources.positions import Positions
 from hub.store.intake import Intake
 from hub.telemetry.log import Log, fault_of
 
-__all__ = ["ExitCode", "WorkerConfig", "run_worker", "serve"]
-
-
-def run_worker(
-    config: WorkerConfig, directory: Directory, intake: Intake, positions: Positions, log: Log
-) -> ExitCode:
-    """`serve` in an event loop of its own. ``intake`` and ``positions`` must not have connections of another loop."""
-    return asyncio.run(serve(config, directory, intake, positions, log))
+__all__ = ["ExitCode", "WorkerConfig", "serve"]
 
 
 async def serve(

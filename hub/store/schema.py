@@ -1,13 +1,15 @@
 """The database's schema: bringing it up to date, and refusing to work on an old one."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from hub.store import grants
@@ -91,6 +93,17 @@ async def require_current(engine: AsyncEngine) -> None:
     raise SchemaError(
         f"The database is at version {found or 'none'}, this program needs {head()}. Run: hub db upgrade"
     )
+
+
+async def changed(engine: AsyncEngine, every_s: float) -> None:
+    """Returns once the database is at another version than this program's; looks so often. One that is away is no answer."""
+    while True:
+        await asyncio.sleep(every_s)
+        with suppress(OSError, TimeoutError, SQLAlchemyError):
+            async with engine.connect() as connection:
+                found = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            if found != head():
+                return
 
 
 def _require_known(found: str | None) -> None:

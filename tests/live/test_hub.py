@@ -192,6 +192,22 @@ async def test_a_database_that_is_gone_stops_the_worker_and_loses_nothing(hub, p
     assert 11 == (await hub.rows("select count(*) as n from transfer"))[0]["n"]
 
 
+async def test_a_database_that_is_upgraded_under_services_that_rest_ends_them(hub):
+    """Nothing was in hand when the upgrade looked who works, so it went through; what rests would go on with tables it does not know."""
+    services = {
+        name: hub.start(name) for name in ("worker", "dispatcher", "clock", "sealer", "feeds", "serve")
+    }
+    await hub.produce((hub.one, _request(hub, 1)))
+    await hub.until_taken_in(1)
+    await hub.until_delivered()
+    await hub.rows("update alembic_version set version_num = '9999'")
+    for name, service in services.items():
+        assert await asyncio.to_thread(service.process.wait, 30) == 1, name
+        assert "The database is at version 9999, newer than this program" in service.log_path.read_text(), (
+            name
+        )
+
+
 async def test_kafka_gone_for_a_while_costs_time_only(hub, kafka):
     if not isinstance(kafka, KafkaServer):
         pytest.skip("the Kafka given by HUB_KAFKA_BOOTSTRAP_SERVERS is not ours to stop")

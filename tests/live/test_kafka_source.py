@@ -28,7 +28,7 @@ from hub.domain.ids import OdsCode
 from hub.domain.message import Received
 from hub.domain.rejection import Disposition
 from hub.domain.trust import Directory, IdentifierSystems, Site, TrustProfile
-from hub.sources.kafka import ExitCode, WorkerConfig, run_worker
+from hub.sources.kafka import ExitCode, WorkerConfig, serve
 from hub.sources.kafka_consumer import HubConsumer
 from hub.sources.kafka_source import KafkaSource
 from hub.store import tables as t
@@ -181,7 +181,9 @@ def be_worker(spec: dict[str, Any]) -> int:
         deafen()
     positions = StoredPositions(engine, lambda: datetime.now(UTC))
     trusts = Directory(profile(ods) for ods in spec["trusts"])
-    return int(run_worker(WorkerConfig(**spec["config"]), trusts, FakeIntake(engine), positions, get_log()))
+    return int(
+        asyncio.run(serve(WorkerConfig(**spec["config"]), trusts, FakeIntake(engine), positions, get_log()))
+    )
 
 
 # -- a stage for one test ------------------------------------------------------------------------------------
