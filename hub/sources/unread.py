@@ -56,12 +56,17 @@ class Unread:
         # A topic that was deleted holds nothing that could still be read.
         there = ends.keys() & self._ends.keys()
         held = await self._positions.load(there) if there else {}
+        refused = await self._positions.refused(there) if there else set()
         try:
             bounds = await self._reader.bounds(there)
             found: dict[PartitionKey, int] = {}
             for key in there:
-                end = min(ends[key], bounds[key][1])
-                at = max(held.get(key, 0), bounds[key][0])
+                first, last = bounds[key]
+                end = min(ends[key], last)
+                at = max(held.get(key, 0), first)
+                # Made anew, or it has lost its end: nobody reads it before a person says from where, and that can be from the beginning.
+                if key in refused or at > last:
+                    at = first
                 # Not "end minus position": markers and aborted records would be unread for ever.
                 if at < end and await self._reader.offsets_in(key, at, end, at_most=1):
                     found[key] = at

@@ -10,6 +10,7 @@ import pytest
 
 from hub.demo.people import patient_number
 from tests.live.hub_process import live_hub, now
+from tests.live.test_topics_made_anew import make_anew
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
@@ -113,3 +114,31 @@ async def test_the_answer_that_lies_in_kafka_is_read_before_a_clock_says_that_no
     rows = await hub.until(rang, "the clock of what is waited for now has rung")
     assert {row["clock"].partition(":")[0] for row in rows} <= {"bed", "moved"}
     assert not any("not read" in row["because"] for row in rows)
+
+
+async def test_what_lies_in_a_topic_that_was_made_anew_is_not_heard(hub):
+    """Nobody reads it before a person says from where; its end is below the position, and all the same it is not all read."""
+    one, two = hub.one, hub.two
+    topic, names = two.profile.events_topic, {"requester": one.profile, "request_number": "R4"}
+    asked_at = now() - timedelta(minutes=35)
+    request = one.asks_to_transfer(
+        patient_number(4), to=two.profile.ods, request_number="R4", encounter_number="E4", at=asked_at, priority="stat"
+    )  # fmt: skip
+    worker = hub.start("worker")
+    await hub.produce((one, request))
+    told = (
+        two.tells_of_patient("A31", patient_number(4), at=asked_at + timedelta(seconds=n)) for n in range(4)
+    )
+    await hub.produce(*((two, each) for each in told))
+    await hub.until_taken_in(5)
+    worker.stop()
+    await make_anew(hub, topic, partitions=3)
+    accepted = two.answers(patient_number(4), "accepted", at=asked_at + timedelta(minutes=5), **names)
+    await hub.produce((two, accepted))
+    hub.start("clock", HUB_CLOCK_POLL_S="0.2")
+
+    async def rang():
+        return await hub.rows("select because from transfer_history where clock is not null")
+
+    rows = await hub.until(rang, "the clock has rung")
+    assert all(f"not read all that {two.profile.ods} sent" in row["because"] for row in rows)
