@@ -100,16 +100,19 @@ def compile_book(systems: Iterable[CodeFile], maps: Iterable[CodeFile]) -> CodeB
 
 
 def problems(book: CodeBook, files: Iterable[CodeFile]) -> list[CodeProblem]:
-    """What is wrong with maps: no such target code, one code twice with different meanings."""
+    """What is wrong with the maps of one folder: no such target code, one code twice with different meanings, in one file or in two."""
     found: list[CodeProblem] = []
+    seen: dict[tuple[str, str, str], tuple[str, str]] = {}
     for file in files:
-        seen: dict[tuple[str, str, str], str] = {}
         try:
             for each in _elements(file):
                 if not book.has(each.system, each.target):
                     found.append(CodeProblem(file.name, each.line, f"{each.target} is not in {each.system}"))
-                if seen.setdefault((each.source, each.code, each.system), each.target) != each.target:
-                    found.append(CodeProblem(file.name, each.line, f"{each.code} is mapped twice"))
+                meaning = (_folded(each.source), each.code, each.system)
+                target, where = seen.setdefault(meaning, (each.target, file.name))
+                if target != each.target:
+                    other = f", and to something else in {where}" if where != file.name else ""
+                    found.append(CodeProblem(file.name, each.line, f"{each.code} is mapped twice{other}"))
         except CodeFileError as error:
             found.append(error.found)
     return found

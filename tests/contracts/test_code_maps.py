@@ -63,3 +63,16 @@ def test_a_map_with_a_wrong_target_is_found_with_its_line():
     )
     assert [(each.file, each.line) for each in problems(BOOK, [wrong])] == [("ours.json", 4)]
     assert [each.line for each in problems(BOOK, [CodeFile("x.json", b"[]")])] == [0]
+
+
+def test_a_code_that_two_maps_of_a_folder_understand_differently_is_found():
+    """Which of them counted would hang on the files' names."""
+    text = '{"resourceType": "ConceptMap", "group": [\n{"source": "urn:ours", "target": "http://hl7.org/fhir/administrative-gender", "element": [\n%s\n]}]}'
+    first = CodeFile("a.json", (text % '{"code": "M", "target": [{"code": "male"}]}').encode())
+    again = CodeFile("b.json", first.text)
+    other = CodeFile("c.json", first.text.replace(b"urn:ours", b"urn:Ours/").replace(b'"male"', b'"female"'))
+
+    assert problems(BOOK, [first, again]) == []
+    assert [(each.file, each.line, each.problem) for each in problems(BOOK, [first, other])] == [
+        ("c.json", 3, "M is mapped twice, and to something else in a.json")
+    ]
