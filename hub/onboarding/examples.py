@@ -38,8 +38,27 @@ class Example:
 def examples_of(schemas_dir: Path, ods: str) -> Iterator[Example]:
     """The trust's worked examples, by name."""
     folder = schemas_dir / "trusts" / ods / "examples"
-    for given in sorted(folder.glob("*.in.*")):
-        yield Example(OdsCode(ods), given, given.with_name(given.name.split(".in.")[0] + ".expected.json"))
+    for given in sorted(each for ending in _CONTENT_TYPES for each in folder.glob(f"*.in{ending}")):
+        if given.is_file():
+            yield Example(
+                OdsCode(ods), given, given.with_name(given.name.split(".in.")[0] + ".expected.json")
+            )
+
+
+def _strays(schemas_dir: Path, ods: str) -> Iterator[Finding]:
+    """What lies among the examples and is none, so that nothing would ever try it."""
+    folder = schemas_dir / "trusts" / ods / "examples"
+    given = list(examples_of(schemas_dir, ods))
+    expected = [each.expected for each in given]
+    tried = {each.given for each in given} | {*expected}
+    for path in sorted(folder.glob("*")):
+        name = path.relative_to(schemas_dir).as_posix()
+        if path.name.endswith(".expected.json") and path not in tried:
+            yield Finding(name, "", "there is no input beside it, so nothing is tried", "the hub team")
+        elif path.suffix.lower() in _CONTENT_TYPES and path not in tried:
+            yield Finding(name, "", "is no example: call it NAME.in.json or NAME.in.xml", "the hub team")
+        elif expected.count(path) > 1:
+            yield Finding(name, "", "two inputs have this name: each needs its own", "the hub team")
 
 
 def explain_file(file: Path, ods: OdsCode, journey: Journey, received_at: datetime) -> Explanation:
@@ -67,8 +86,8 @@ def as_text(explanation: Explanation) -> bytes:
 
 
 def check_examples(schemas_dir: Path, ods: str, journey: Journey) -> list[Finding]:
-    """What is wrong with a trust's examples: not signed off, or not what the hub makes of them now."""
-    findings: list[Finding] = []
+    """What is wrong with a trust's examples: files that nothing tries, not signed off, or not what the hub makes of them now."""
+    findings = list(_strays(schemas_dir, ods))
     for example in examples_of(schemas_dir, ods):
         name = example.expected.relative_to(schemas_dir).as_posix()
         found = as_text(explain_file(example.given, example.ods, journey, RECEIVED_AT))

@@ -49,6 +49,26 @@ def test_an_example_is_proved_once_it_is_signed_off(hub, tmp_path):
     )
 
 
+def test_what_lies_among_the_examples_and_is_tried_by_nothing_is_found(hub, tmp_path):
+    """It would be taken for proved."""
+    folder = tmp_path / "schemas" / "trusts" / "RA9" / "examples"
+    (folder / "asked.in.json").rename(folder / "asked.json")
+    (folder / "of-yesterday.in.json").mkdir()
+    shutil.copy(folder / "admitted.in.json", folder / "admitted.in.xml")
+
+    found = hub("trust", "check", "RA9")
+    assert found.exit_code == 1
+    told = found.stdout.splitlines()
+    at = "trusts/RA9/examples"
+    for said in (
+        f"{at}/asked.expected.json: there is no input beside it, so nothing is tried (the hub team can mend it)",
+        f"{at}/asked.json: is no example: call it NAME.in.json or NAME.in.xml (the hub team can mend it)",
+        f"{at}/of-yesterday.in.json: is no example: call it NAME.in.json or NAME.in.xml (the hub team can mend it)",
+        f"{at}/admitted.expected.json: two inputs have this name: each needs its own (the hub team can mend it)",
+    ):
+        assert said in told
+
+
 def test_a_new_folder_is_complete_but_for_what_only_the_trust_knows(hub, tmp_path):
     assert hub("trust", "new", "ryj", "--name", "A new trust").exit_code == 0
     found = hub("trust", "check", "RYJ")
