@@ -3,7 +3,7 @@
 import getpass
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 
 from hub import wiring
 from hub.audit.note import NoteError, read_checkpoint
-from hub.commands.terminal import AsJson, Failure, fail, run_it, settings_now, show
+from hub.commands.terminal import AsJson, Failure, fail, moment, run_it, settings_now, show
 from hub.services import log_keys
 from hub.services.log_keys import KeyFileError, LogKeys
 from hub.settings import HubSettings
@@ -41,7 +41,10 @@ def add_to(audit: typer.Typer) -> None:
 
 def export(
     since: Annotated[
-        datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00; all of it without.")
+        datetime | None,
+        typer.Option(
+            help="UTC, for example 2026-11-23T09:00:00; all of it without.", parser=moment, metavar="TIME"
+        ),
     ] = None,
     from_checkpoint: Annotated[
         Path | None,
@@ -67,7 +70,7 @@ def export(
                 engine,
                 reader=getpass.getuser(),
                 now=wiring.now(),
-                since=since.replace(tzinfo=UTC) if since else None,
+                since=since,
                 old_size=old_size,
             )
             try:

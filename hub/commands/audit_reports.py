@@ -3,7 +3,7 @@
 import getpass
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from hub.commands.terminal import (
     directory_now,
     fail,
     group,
+    moment,
     require_joined,
     require_said,
     run_it,
@@ -38,11 +39,9 @@ report = group(
 )
 
 Since = Annotated[
-    datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
-]  # fmt: skip
-Until = Annotated[
-    datetime | None, typer.Option(help="UTC, exclusive.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+    datetime | None, typer.Option(help="UTC, for example 2026-11-23T09:00:00.", parser=moment, metavar="TIME")
 ]
+Until = Annotated[datetime | None, typer.Option(help="UTC, exclusive.", parser=moment, metavar="TIME")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated, safe for spreadsheets.")]
 OfTrust = Annotated[
     str | None, typer.Option("--trust", help="Only what this trust did, or what was done to it.")
@@ -228,6 +227,7 @@ def who_has_seen(
     """Everybody to whom something of a patient was disclosed, who read or searched it, or who broke the glass."""
     from hub.governance import access_page
 
+    _require_one_form(as_csv, as_json, page is not None)
     names = _names()
     asked = Asked(patients=_patient(number), codes=reports.SEEN, at=_range(since, until), oldest_first=True)
     asking = _asking(
@@ -263,8 +263,8 @@ def who_has_seen(
         names,
         number=number,
         made_at=asking.at,
-        since=_utc(since),
-        until=_utc(until),
+        since=since,
+        until=until,
         contact=contact,
     )
     try:
@@ -328,7 +328,7 @@ def break_glass(
 
     async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
         del engine
-        return reports.broken(entries, wiring.now(), until=_utc(until), trust=ods and ods.upper())
+        return reports.broken(entries, wiring.now(), until=until, trust=ods and ods.upper())
 
     _report(reports.BROKEN, asked, used, limit, as_csv, as_json, make, ods)
 
@@ -383,7 +383,7 @@ def left(
     names = _names()
     begin, end = reports.month(month.year, month.month) if month else reports.last_month(wiring.now())
     if since or until:
-        begin, end = _utc(since), _utc(until)  # type: ignore[assignment]
+        begin, end = since, until  # type: ignore[assignment]
     asked = Asked(
         codes=reports.LEAVES,
         left=OdsCode(ods.upper()),
@@ -418,6 +418,7 @@ def _report(
     make: Make,
     trust: str | None,
 ) -> None:
+    _require_one_form(as_csv, as_json)
     asking = _asking(used, what.title, as_csv or as_json)
 
     async def work() -> list[reports.Row]:
@@ -430,6 +431,11 @@ def _report(
     if not rows:
         require_joined(trust)
     _print(what, rows, as_csv, as_json)
+
+
+def _require_one_form(*forms: bool) -> None:
+    if sum(forms) > 1:
+        fail("Give one of --csv, --json and --page: an answer has one form.")
 
 
 def _say_if_more(found: book.Page, limit: int) -> None:
@@ -482,16 +488,12 @@ def _only(ods: str | None) -> list[list[Is]]:
 
 
 def _range(since: datetime | None, until: datetime | None) -> list[tuple[datetime | None, datetime | None]]:
-    return [(_utc(since), _utc(until))]
+    return [(since, until)]
 
 
 def _require_order(since: datetime | None, until: datetime | None) -> None:
     if since and until and until <= since:
         fail("--until must be later than --since: nothing happened in between.")
-
-
-def _utc(said: datetime | None) -> datetime | None:
-    return said.replace(tzinfo=UTC) if said and said.tzinfo is None else said
 
 
 def _names() -> dict[str, str]:

@@ -41,6 +41,19 @@ def _a_reason(said: str) -> str:
 
 Because = Annotated[str, typer.Option(help="Why; it is written into the audit.", callback=_a_reason)]
 Ods = Annotated[str, typer.Option("--trust", help="The trust's ODS code, for example RA9.")]
+
+
+def moment(said: str | datetime) -> datetime:
+    """A time as people type it and as the hub prints it: ISO 8601, a date alone is its beginning, UTC where no offset is said. In UTC."""
+    try:
+        found = datetime.fromisoformat(str(said))
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{said} is no time: 2026-11-23, 2026-11-23T09:00:00, or with Z or an offset."
+        ) from None
+
+
 Result = TypeVar("Result")
 
 

@@ -2,7 +2,7 @@
 
 import getpass
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from hub.commands.terminal import (
     directory_now,
     fail,
     group,
+    moment,
     require_joined,
     require_said,
     run_it,
@@ -78,7 +79,10 @@ def glass_review(
 
 def replay(
     ods: Ods,
-    since: Annotated[datetime, typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.")],
+    since: Annotated[
+        datetime,
+        typer.Option(help="From when (UTC), for example 2026-01-31T08:00:00.", parser=moment, metavar="TIME"),
+    ],
     profile: Annotated[
         Path,
         typer.Option(
@@ -98,12 +102,11 @@ def replay(
     settings = settings_now()
 
     async def load(settings: HubSettings) -> tuple[list[Received], int]:
-        begin = since if since.tzinfo else since.replace(tzinfo=UTC)
         async with wiring.opened(settings) as engine:
             found = await queries.messages_for_replay(
-                engine, ods.upper(), since=begin, reader=getpass.getuser(), now=wiring.now()
+                engine, ods.upper(), since=since, reader=getpass.getuser(), now=wiring.now()
             )
-            return found, await queries.sent_since(engine, ods.upper(), begin)
+            return found, await queries.sent_since(engine, ods.upper(), since)
 
     try:
         rules = wiring.journey(settings, wiring.directory(settings))

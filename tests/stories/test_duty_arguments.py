@@ -1,5 +1,7 @@
 """What the duty team types at night: empty variables, ids of something else, what somebody else has done meanwhile."""
 
+from datetime import timedelta
+
 import orjson
 import pytest
 
@@ -112,3 +114,35 @@ async def test_a_period_that_ends_before_it_begins_is_no_period_without_anything
     said = await duty("audit", *words.split(), "--since", "2026-12-01", "--until", "2026-11-01")
     assert (said.exit_code, said.stdout) == (1, "")
     assert said.stderr == "hub: --until must be later than --since: nothing happened in between.\n"
+
+
+#   as it is typed, printed by the hub, or copied from elsewhere
+@pytest.mark.parametrize(
+    "said",
+    ["{:%Y-%m-%d}", "{:%Y-%m-%dT%H:%M:%S}", "{:%Y-%m-%d %H:%M:%S}Z", "{:%Y-%m-%dT%H:%M:%S.%f}Z", "{:%Y-%m-%dT%H:%M:%S}+00:00"],
+)  # fmt: skip
+async def test_a_time_is_read_as_people_write_it(hub, torbay, duty, said):
+    asked = await ask(torbay, MARSHWIGGLE)
+    words = ("audit", "search", "--transfer", asked, "--json", "--since", said.format(hub.clock()))
+    found = await duty(*words)
+    assert (found.exit_code, found.stdout.count('"transfer-created"')) == (0, 1), found.stderr
+    # An hour later by a clock that is an hour ahead is the same time; by the hub's it is later.
+    an_hour_on = f"{hub.clock() + timedelta(hours=1):%Y-%m-%dT%H:%M:%S}"
+    for offset, count in (("+01:00", 1), ("Z", 0), ("", 0)):
+        found = await duty(*words[:-1], an_hour_on + offset)
+        assert found.stdout.count('"transfer-created"') == count, offset
+
+
+@pytest.mark.parametrize("said", ["yesterday", "2026-13-01", "0001-01-01T00:00:00+01:00", "23/11/2026"])
+async def test_what_is_no_time_is_said(hub, duty, said):
+    found = await duty("audit", "search", "--since", said)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "is no time" in found.stderr
+
+
+@pytest.mark.parametrize("words", [("refused",), ("who-has-seen", "9990000018"), ("left", "RA9")])
+async def test_an_answer_has_one_form(hub, duty, words):
+    said = await duty("audit", "report", *words, "--csv", "--json")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == "hub: Give one of --csv, --json and --page: an answer has one form.\n"
+    assert await hub.audit(code="audit-read") == []
