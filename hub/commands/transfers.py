@@ -136,7 +136,9 @@ def transfers_lifecycle() -> None:
 def transfers_expire(
     transfer: Annotated[str, typer.Argument(help="The transfer's id.")], because: Because
 ) -> None:
-    """Close a transfer that nobody acts on. Possible when a clock of its present state has reached level 3; audited, and both trusts are told."""
+    """Close a transfer that nobody acts on. Possible when a clock of its present state has reached level 3; of a draft, a refusal or a question,
+    where no clock runs, when nothing was heard for as long as a decision takes to level 3. Audited, and both trusts are told.
+    """
 
     async def expire(settings: HubSettings) -> None:
         trusts = wiring.directory(settings)
@@ -155,7 +157,8 @@ def transfers_expire(
                 raise Failure(f"There is no transfer {transfer}.") from None
             except NotExpiredError:
                 raise Failure(
-                    f"Transfer {transfer} may not be closed: it is over, or no clock that runs in its present state has reached level 3. "
+                    f"Transfer {transfer} may not be closed: it is over, or no clock that runs in its present state has reached level 3. Where none "
+                    "runs it must have lain for as long as a decision may take to level 3. "
                     "`hub transfers show` says how it stands."
                 ) from None
 

@@ -187,6 +187,25 @@ def level_rung(transfer: Transfer) -> int:
     return max((level for each in running for level in _levels_rung(transfer.facts, each)), default=0)
 
 
+LAST_LEVEL = 3
+"""From here on a person may close the transfer (`Clocks.ladder`)."""
+_UNWATCHED = (State.DRAFT, State.INFO_REQUESTED, State.REJECTED)
+"""The open states in which as a rule no clock runs: it is the sender's turn."""
+
+
+def may_be_closed(transfer: Transfer, clocks: Clocks, now: datetime) -> bool:
+    """Whether a person may close it: what is waited for now has climbed the ladder to its third level; or, where no clock runs, nothing was
+    heard of it for as long as a decision takes to climb there.
+    """
+    if level_rung(transfer) >= LAST_LEVEL:
+        return True
+    limit = clocks.limits_of(transfer).get(Clock.DECISION)
+    if limit is None or transfer.state not in _UNWATCHED or next_due(transfer, clocks) is not None:
+        return False
+    heard = max((fact.received_at for fact in transfer.facts), default=transfer.requested_at)
+    return now >= heard + limit * clocks.ladder[LAST_LEVEL - 1]
+
+
 def _levels_rung(facts: Sequence[Fact], running: _Running) -> Iterator[int]:
     for fact in facts:
         if fact.clock is None:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from hub.audit.catalogue import TRANSFER_CODE
 from hub.audit.entries import AuditEntry, Code
-from hub.domain.clocks import Clock, Clocks, Due, level_at, level_rung, next_due, sentence
+from hub.domain.clocks import Clock, Clocks, Due, level_at, may_be_closed, next_due, sentence
 from hub.domain.ids import EventId, time_ordered_id
 from hub.domain.transfer import EVENT_TYPE, HUB, Fact, Party, Step, Transfer
 from hub.domain.trust import Directory
@@ -14,9 +14,6 @@ from hub.fhir.outgoing import Occasion
 from hub.journey.effects import Outgoing
 from hub.journey.route import from_the_hub
 from hub.journey.taken import Taken
-
-_LAST_LEVEL = 3
-"""From here on a person may close the transfer (`Clocks.ladder`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,13 @@ def ring(
     return _hub_step(transfer, step, due.at, sentence(transfer, due, unread), directory, now, due)
 
 
-def expire(transfer: Transfer, because: str, directory: Directory, now: datetime, by: str) -> Rung | None:
-    """Close a transfer that nobody acts on: a person's decision, possible only when what is waited for now has climbed the ladder to its
-    third level. None: it may not be closed. ``because`` is that person's reason, ``by`` is who it is.
+def expire(
+    transfer: Transfer, because: str, clocks: Clocks, directory: Directory, now: datetime, by: str
+) -> Rung | None:
+    """Close a transfer that nobody acts on: a person's decision, possible only when it has waited long enough (`may_be_closed`). None: it may
+    not be closed. ``because`` is that person's reason, ``by`` is who it is.
     """
-    if level_rung(transfer) < _LAST_LEVEL:
+    if not may_be_closed(transfer, clocks, now):
         return None
     why = f"closed by the duty team: {because}"
     rung = _hub_step(transfer, Step.EXPIRE, now, why, directory, now, None, by)

@@ -133,7 +133,7 @@ async def expire_transfer(
         if person is None:
             raise NotFoundError(transfer_id)
         [transfer] = await _locked(connection, {person}, {transfer_id})
-        rung = expire(transfer, because, directory, now, by)
+        rung = expire(transfer, because, clocks, directory, now, by)
         if rung is None:
             raise NotExpiredError(transfer_id)
         await write_rung(connection, [rung], clocks, now)

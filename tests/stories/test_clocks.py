@@ -201,6 +201,26 @@ async def test_a_level_that_was_reached_before_an_answer_closes_nothing(hub, tor
     assert await hub.state(transfer) == "expired"
 
 
+@pytest.mark.parametrize("state", ["draft", "rejected", "info-requested"])
+async def test_what_no_clock_watches_is_closed_by_a_person_when_a_decision_would_be_at_its_third_level(
+    hub, torbay, exeter, clock, state
+):
+    """A draft, a refusal, a question that the sender does not answer: for ever open, they would be in the way of the next request."""
+    asked = hub.clock()
+    transfer = await ask(torbay, QUILLFEATHER, priority="stat", draft=state == "draft")
+    if state != "draft":
+        status, reason = {"rejected": ("rejected", "RRNA"), "info-requested": ("on-hold", None)}[state]
+        await answer(exeter, status, QUILLFEATHER, torbay, at=asked, reason=reason)
+    assert (await hub.state(transfer), (await due(hub))[1]) == (state, None)
+    hub.clock.now = asked + timedelta(minutes=59)
+    with pytest.raises(NotExpiredError):
+        await expire_transfer(hub.engine, transfer, "x", CLOCKS, TRUSTS, hub.clock(), "ops-1")
+    hub.clock.later(minutes=1)
+    await expire_transfer(hub.engine, transfer, "phoned", CLOCKS, TRUSTS, hub.clock(), "ops-1")
+    assert await hub.state(transfer) == "expired"
+    assert (await hub.told("RH8"))[-1:] == ([] if state == "draft" else ["transfer.expired"])
+
+
 async def test_a_ladder_of_more_levels_is_closed_at_its_fourth_too(hub, torbay):
     """After an outage the third is passed over."""
     clocks = CLOCKS.model_copy(update={"ladder": (1.0, 1.5, 2.0, 3.0)})
