@@ -11,13 +11,14 @@ Records that a trust says are one person's are merged: both stay, one stands for
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from hub.domain.ids import NHS_AUTHORITY, PersonId, PersonKey, made_by
+from hub.domain.ids import NHS_AUTHORITY, OdsCode, PersonId, PersonKey, made_by
 from hub.domain.message import Canonical, Kind, PersonRef
 from hub.domain.rejection import Rejection, Why
 from hub.domain.value import value
 from hub.journey.known import LINKED, Known, Person
 
 _AT = "Patient.identifier"
+_OF_A_TRANSFER = frozenset({Kind.UPDATE, Kind.CANCEL, Kind.ANSWER})
 
 
 @value
@@ -247,7 +248,23 @@ def _doubt(
         return _ask("The hospital knows this person by another number.", (who,))
     if ref.unknown:
         return None
-    if not all(_compatible(record.birth_date, ref.birth_date) for record in known.group(who.id)):
+    own = {key for record in known.group(who.id) for key in record.keys}
+    by_number_alone = not is_named and own.isdisjoint(ref.local)
+    has_vouched = any(key.authority.partition("|")[0] == canonical.trust for key in own)
+    differs = not all(_compatible(record.birth_date, ref.birth_date) for record in known.group(who.id))
+    if (
+        by_number_alone
+        and not has_vouched
+        and (differs or not _is_the_date_held(who.birth_date, ref.birth_date))
+    ):
+        if canonical.kind in _OF_A_TRANSFER and not (differs and _has_a_part(who, canonical.trust, known)):
+            # Whoever names no transfer of theirs must not learn whether the patient is known.
+            return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
+        return _ask(
+            "An NHS number without the date of birth that is held for it is not enough to know a person by.",
+            (who,),
+        )
+    if differs:
         return _ask("The date of birth differs from the one held for this person.", (who,))
     numbers = {number for record in known.group(who.id) for number in record.nhs_numbers}
     other_number = (
@@ -258,15 +275,16 @@ def _doubt(
     )
     if other_number and not superseding:
         return _ask("The NHS number differs from the one held for this person.", (who,))
-    own = {key for record in known.group(who.id) for key in record.keys}
-    by_number_alone = not is_named and not own & set(ref.local)
-    has_vouched = any(key.authority.partition("|")[0] == canonical.trust for key in own)
-    if by_number_alone and not has_vouched and not _same_birth_date(who.birth_date, ref.birth_date):
-        if canonical.kind in {Kind.UPDATE, Kind.CANCEL, Kind.ANSWER}:
-            # Whoever names no transfer of theirs must not learn whether the patient is known.
-            return Rejection(Why.TRANSFER_UNKNOWN, "ServiceRequest.identifier")
-        return _ask("An NHS number without the date of birth is not enough to know a person by.", (who,))
     return None
+
+
+def _is_the_date_held(held: str | None, said: str | None) -> bool:
+    """Whether the date is said as exactly as it is held: of a year alone there are a hundred to guess, and then twelve months, and then thirty days."""
+    return _same_birth_date(held, said) and len(said or "") >= len(held or "")
+
+
+def _has_a_part(who: Person, trust: OdsCode, known: Known) -> bool:
+    return any(transfer.party(trust) for transfer in known.transfers_of_person(who.id))
 
 
 def _is_another_of_the_hospital(who: Person, ref: PersonRef, known: Known) -> bool:

@@ -1,6 +1,7 @@
 """Twins, mothers and namesakes: nobody is taken for somebody else, and what was merged by mistake parts whole."""
 
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -638,3 +639,34 @@ async def test_a_date_of_birth_that_contradicts_a_merged_record_is_a_question(hu
     other = replace(MARSHWIGGLE, birth_date=QUILLFEATHER.birth_date)
     said = await torbay.send(without_nhs_number(tells(torbay, "A31", other)))
     assert (said.disposition, said.why) == NO_MATCH
+
+
+#   what a hospital that has nothing to do with the patient says with their NHS number
+@pytest.mark.parametrize("guess", ["1931-01-01", "1931", "1948", "1948-03", "1948-04", "1948-03-10", None])
+async def test_a_date_of_birth_is_not_found_out_piece_by_piece(hub, torbay, plymouth, guess):
+    """Year, month and day were 140 tries, each with an answer of its own."""
+    await torbay.send(ask(torbay))
+    hub.clock.later(minutes=5)
+
+    def guessed(tree):
+        [patient] = resources(tree, "Patient")
+        patient.pop("birthDate")
+        patient |= {"birthDate": guess} if guess else {}
+
+    asked = await plymouth.send(edited(ask(plymouth, number="TR-9", stay="P-9"), guessed))
+    assert (asked.disposition, asked.why) == NO_MATCH
+    assert asked.detail.startswith("An NHS number without the date of birth that is held for it"), (
+        asked.detail
+    )
+    assert len(await hub.rows(t.transfer)) == 1
+
+    # Who asks about no transfer of theirs hears the same of a wrong date as of the right one.
+    heard = set()
+    for patient in (MARSHWIGGLE, replace(MARSHWIGGLE, birth_date=date(1931, 1, 1))):
+        hub.clock.later(minutes=1)
+        cancel = await plymouth.cancels_request(patient, to="RH8", request_number="TR-9")
+        answer = await plymouth.answers_bars(
+            patient, "planned", requester=TRUSTS["RH8"], request_number="TR-9"
+        )
+        heard |= {(each.disposition, each.why, each.at, each.detail) for each in (cancel, answer)}
+    assert [each[:2] for each in heard] == [("quarantined", "transfer-unknown")]
