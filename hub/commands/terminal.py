@@ -66,6 +66,10 @@ class Failure(Exception):  # noqa: N818 - it is an answer to the person at the t
     """Ends the command with one clear line and exit code 1."""
 
 
+_NOT_ALLOWED = "42501"
+"""PostgreSQL's insufficient_privilege."""
+
+
 def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
     """Run a coroutine; what the person can mend is one line, not a traceback."""
     try:
@@ -78,6 +82,10 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
         if isinstance(error, DBAPIError) and is_refusal(error):
             fail(
                 "The database is well and refuses one of the values: is a number too large, or a word no text?"
+            )
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
+            fail(
+                "The database's user may not do that. Run it as the owner of the tables (HUB_DATABASE_URL), as hub db upgrade is."
             )
         kind = type(getattr(error, "orig", None) or error).__name__
         fail(

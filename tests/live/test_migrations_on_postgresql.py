@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from hub.store import schema
 from hub.store.engine import open_engine
+from hub.store.grants import ROLE
 from tests.unit.store.test_migrations import *  # noqa: F403
 from tests.unit.store.test_migrations import bring_to
 
@@ -29,11 +30,12 @@ async def engine(postgres):
 
 def hub_db_upgrade(engine):
     """As it is run: with patience for 0.1 s, so that a statement of a service may take 0.6."""
-    said = {
-        "HUB_DATABASE_URL": engine.url.render_as_string(hide_password=False),
-        "HUB_STORE_PATIENCE_S": "0.1",
-    }
-    command = [sys.executable, "-m", "hub.cli", "db", "upgrade"]
+    return hub_db(engine.url, "upgrade", HUB_STORE_PATIENCE_S="0.1")
+
+
+def hub_db(url, *arguments, **more):
+    said = {"HUB_DATABASE_URL": url.render_as_string(hide_password=False), **more}
+    command = [sys.executable, "-m", "hub.cli", "db", *arguments]
     return asyncio.to_thread(
         subprocess.run, command, env={**os.environ, **said}, capture_output=True, text=True, check=False
     )
@@ -71,3 +73,18 @@ async def test_of_two_that_upgrade_at_once_both_end_well(engine):
     done = await asyncio.gather(schema.upgrade(engine), schema.upgrade(other))
     await other.dispose()
     assert sorted(done, key=str) == [(schema.head(), schema.head()), (None, schema.head())]
+
+
+async def test_who_is_not_the_owner_is_told_so_and_not_that_the_database_is_away(engine):
+    """At night, after a backup was put back, with the services' address still in the environment."""
+    await schema.upgrade(engine)
+    user = f"service_{uuid.uuid4().hex}"
+    async with engine.begin() as connection:
+        await connection.execute(text(f"CREATE USER {user} PASSWORD 'x' IN ROLE {ROLE}"))
+    try:
+        url = engine.url.set(username=user, password="x")
+        done = await hub_db(url, "restored", "--because", "the disk was lost")
+        assert (done.returncode, "as the owner of the tables" in done.stderr) == (1, True), done.stderr
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"DROP USER {user}"))
