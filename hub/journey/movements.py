@@ -66,6 +66,7 @@ def follow(
         took = _take_stay(stay, chosen[0], known, named=named is not None)
         if any(t.fact.step is Step.DIVERGE for t in took.taken) and came_from_another(stay, chosen[0]):
             return together(_infer(stay, canonical, person_id, transfers, known), took)
+        took = _with_next(stay, took, chosen[0], transfers)
         return together(took, _left_behind(stay, took, transfers, named=named is not None))
     alarmed = [t for t in affected if t.party(stay.trust) is None and meaning_of(stay, t) is not None]
     if alarmed:
@@ -102,6 +103,7 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
     return (
         _bound(stay, found)
         or _bound(stay, [*(t for t in free if t.is_open), *_former(stay, related)])
+        or _bound(stay, (t for t in ranks[1] if t.sender == stay.trust))
         or found
     )
 
@@ -222,6 +224,14 @@ def left_by_task(gone: Taken, transfers: Iterable[Transfer]) -> Advanced:
         told, move = other.with_fact(alarm)
         left.append(Taken(told, other.state, (alarm,), move))
     return Advanced(tuple(left), flags=flags_of(left))
+
+
+def _with_next(stay: Stay, took: Advanced, by: Transfer, transfers: Iterable[Transfer]) -> Advanced:
+    """Who is asked to take the patient over from the bed that this transfer brought them to hears what happens there."""
+    if by.party(stay.trust) is not Party.RECEIVER:
+        return took
+    told_next = (t for t in transfers if t.id != by.id and is_shared(stay, t))
+    return replace(took, shared=(*took.shared, *told_next))
 
 
 def _is_gone(stay: Stay, gone: Taken, *, named: bool) -> bool:

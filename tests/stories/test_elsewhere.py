@@ -353,6 +353,23 @@ async def test_a_departure_by_task_alarms_nobody_who_may_still_expect_the_patien
     assert await hub.told("RH8") == ["transfer.requested"]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_departure_told_after_the_arrival_is_that_transfers_though_another_hospital_waits(
+    hub, torbay, exeter, plymouth, waits
+):
+    """Nobody had accepted them, which both must hear, whether or not Exeter was asked as well."""
+    second = (await two_are_asked(hub, torbay))[1] if waits else await ask(torbay, MARSHWIGGLE, to="RK9")
+    left_at = hub.clock.later(minutes=10)
+    hub.clock.later(hours=1)
+    await admit(plymouth, MARSHWIGGLE, stay="P-1")
+    left = await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH, at=left_at)
+
+    assert (left.transfer_id, await hub.state(second)) == (second, "completed")
+    assert "moved-without-acceptance" in left.flags
+    assert (await hub.told("RK9"))[-1] == "transfer.departed"
+    assert "transfer.departed" in await hub.told("RA9")
+
+
 async def test_the_discharge_is_cancelled_and_both_are_as_they_were(hub, torbay, exeter, plymouth):
     first, second = await two_are_asked(hub, torbay)
     await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH)

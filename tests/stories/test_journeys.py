@@ -489,6 +489,23 @@ async def test_a_ward_move_reaches_the_receiver_while_the_transfer_is_open_and_n
     assert told == await hub.told("RH8")
 
 
+async def test_a_ward_move_in_the_bed_that_a_transfer_brought_them_to_reaches_who_is_asked_next(
+    hub, torbay, exeter, plymouth
+):
+    await on_the_way(hub, torbay, exeter, FENNIMOSS)
+    hub.clock.later(hours=1)
+    await admit(exeter, FENNIMOSS)
+    hub.clock.later(hours=5)
+    await ask(exeter, FENNIMOSS, to="RK9", number="X-1", stay=THEIRS)
+    told = await hub.told("RA9")
+    await exeter.moves(
+        FENNIMOSS, encounter_number=THEIRS, from_ward="Taw", to_ward="Exe", at=hub.clock.later(minutes=5)
+    )
+
+    assert await hub.told("RK9") == ["transfer.requested", "encounter.transferred"]
+    assert await hub.told("RA9") == told
+
+
 async def test_a_draft_is_nobody_elses_business(hub, torbay, exeter):
     drafted = await torbay.asks_to_transfer(
         FENNIMOSS, to="RH8", request_number=NUMBER, encounter_number=STAY, draft=True
