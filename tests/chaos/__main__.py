@@ -1,7 +1,9 @@
 """`python -m tests.chaos --seeds N`: the hub under fire, and what an independent checker finds afterwards.
 
 Real Apache Kafka, real PostgreSQL, two workers, one or two dispatchers, sealer and feeds of the audit, the REST facade; all of them are killed, stopped and
-frozen while hospitals send, some over Kafka and some over REST. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
+frozen while hospitals send, some over Kafka and some over REST. Of a seed's transfers half are simple (`simulation`), half stand in tales of patients who are
+asked for at two hospitals, redirected, withdrawn while they are accepted, merged, or sent on (`tales`); beside them run the recorded journeys
+(`journeys`), stays that are nobody else's business, and junk. The last line is JSON; exit status 1 if any count of it that must be 0 is not. With `--plant`
 it is the other way round: a bug is planted in the hub's processes, and status 0 means that the checker found it.
 """
 
@@ -44,6 +46,8 @@ FOUND_AS = {
     "ack-before-commit": ("lost",),
     "no-position-check": ("duplicate_effects",),
     "no-header-check": ("wire_duplicates",),
+    "other-told-too": ("misrouted",),
+    "other-not-told": ("lost",),
 }
 """Plant → what the checker must find; something else only would be an accident."""
 

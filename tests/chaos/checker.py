@@ -7,6 +7,7 @@ table or a header is called is part of what is judged.
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from tests.chaos.ledger import Ledger, Sent
+from tests.chaos.ledger import Heard, Ledger, Moment, Outcome, Sent, Tale
 
 KINDS = (
     "lost",
@@ -306,6 +307,29 @@ def _record(message: Any) -> Record:
     )
 
 
+def _subject(record: Record) -> tuple[str, str, str]:
+    """Which request a hospital reads that the news is of, who asks and who is asked: by the message's own words alone."""
+    resources = {each["fullUrl"]: each["resource"] for each in json.loads(record.body)["entry"]}
+    header = next(each for each in resources.values() if each["resourceType"] == "MessageHeader")
+    task = resources[header["focus"][0]["reference"]]
+    focus = task["focus"]
+    named = [focus["identifier"]] if "identifier" in focus else resources[focus["reference"]]["identifier"]
+    ends = (task[end]["identifier"]["value"] for end in ("requester", "owner"))
+    return (named[0]["value"], *ends)
+
+
+def _became(dispositions: set[str]) -> str:
+    """Of a message that may have come several times: what became of the first."""
+    return (
+        "accepted"
+        if "accepted" in dispositions
+        else ", ".join(sorted(dispositions - {"duplicate", "conflict"}))
+    )
+
+
+_NHS_NUMBER = re.compile(rb'"(999[0-9]{7})"')
+
+
 def _place(row: Row) -> Place:
     return (row["topic"], row["partition"], row["offset"])
 
@@ -346,6 +370,12 @@ class _Court:
             for row in tables.messages
             if (sent := self.sent_at.get(_place(row))) and sent.story in ledger.journeys
         }
+        self.moments: dict[tuple[str, str], tuple[Tale, int]] = {
+            message: (tale, n)
+            for tale in ledger.tales.values()
+            for n, moment in enumerate(tale.moments)
+            for message in moment.messages
+        }
         self.audit_of: dict[str, list[Row]] = defaultdict(list)
         for row in tables.audit:
             if row["event_id"]:
@@ -358,6 +388,7 @@ class _Court:
         self._expected_news()
         self._order()
         self._routing()
+        self._tales()
         self._audit()
         self._stories()
         dispositions = Counter(row["disposition"] for row in self.t.messages)
@@ -365,6 +396,7 @@ class _Court:
             "in": len(self.events),
             **{name: dispositions[name] for name in _OUTCOME_ENTRY},
             "transfers": len(self.t.transfers),
+            "tales": len(self.ledger.tales),
             "inbox": len(self.inboxes),
             "receipts": len(self.receipts),
             "audit": len(self.t.audit),
@@ -434,7 +466,7 @@ class _Court:
         ).items():
             self.say("duplicate_effects", f"request {value} of {system} made {count} transfers")
         for event_id, count in _repeats(row["event_id"] for row in self.t.history).items():
-            if event_id not in self.journey_of:
+            if event_id not in self.journey_of and self._moment(event_id) is None:
                 self.say(
                     "duplicate_effects", f"event {event_id} stands {count} times in the transfers' history"
                 )
@@ -446,7 +478,8 @@ class _Court:
             for record in records:
                 seqs[record.headers.get("event-id", ""), record.topic].add(record.seq)
             for (event_id, _), of_event in seqs.items():
-                if len(of_event) > 1:
+                # One hospital may hear of two of a tale's requests; how much, is judged with the tale.
+                if len(of_event) > 1 and (what == "receipts" or self._moment(event_id) is None):
                     self.say(
                         "duplicate_effects",
                         f"{what} of event {event_id} went out as {len(of_event)} outbox rows",
@@ -595,6 +628,8 @@ class _Court:
                 if me not in journey.parties:
                     self.say("misrouted", f"{record}: {journey.name} is none of {me}'s business")
                 continue
+            if self._moment(record.headers.get("event-id", "")) is not None:
+                continue  # who must hear what of these is judged with their tale
             if (
                 (source == me and not self._is_alarm(event))
                 or source != row["trust"]
@@ -613,6 +648,9 @@ class _Court:
             story = self.ledger.stories.get(sent.story) if sent else None
             if sent and (story is None or not {me, source} <= {story.sender, story.receiver}):
                 self.say("misrouted", f"{record}: {sent.what}, {sent.story}, is none of {me}'s business")
+            if sent and story:
+                ends = (story.sender, story.receiver)
+                self._says_whose_it_is(record, story.request_number, ends, story.nhs_number)
         for record in self.receipts:
             me = record.topic.split(".")[1].upper()
             row = self.message.get(record.headers.get("event-id", ""))
@@ -620,6 +658,113 @@ class _Court:
                 self.say("misrouted", f"{record} is a receipt for a message that {me} did not send")
             elif record.headers.get("x-request-id") != row["message_id"]:
                 self.say("misrouted", f"{record} names another message than {row['message_id']}")
+
+    def _says_whose_it_is(self, record: Record, number: str, ends: tuple[str, str], nhs_number: str) -> None:
+        """What the hospital reads is of that request, between these two, and of no other patient."""
+        said = _subject(record)
+        if said != (number, *ends):
+            self.say("misrouted", f"{record} tells of {' '.join(said)}; it must be {number} {' '.join(ends)}")
+        if strangers := {each.decode() for each in _NHS_NUMBER.findall(record.body)} - {nhs_number}:
+            self.say("misrouted", f"{record} of {number} holds {len(strangers)} other patients' NHS numbers")
+
+    # -- to these and to nobody else
+
+    def _moment(self, event_id: str) -> tuple[Tale, int] | None:
+        row = self.message.get(event_id)
+        return None if row is None else self.moments.get((row["trust"], row["message_id"]))
+
+    def _tales(self) -> None:
+        """Of each moment there came what may come of it, and nothing else; in order; and of no hospital's secrets anything to another."""
+        became: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in self.t.messages:
+            became[row["trust"], row["message_id"]].add(row["disposition"])
+        heard: dict[tuple[str, str], Counter[Heard]] = defaultdict(Counter)
+        last: dict[tuple[str, str], int] = defaultdict(int)
+        ids: dict[str, set[str]] = defaultdict(set)
+        secrets = [
+            (trust, word.encode(), tale.name)
+            for tale in self.ledger.tales.values()
+            for trust, words in tale.secrets.items()
+            for word in words
+        ]
+        for record in sorted(self.inboxes, key=lambda r: r.place):
+            me = record.topic.split(".")[1].upper()
+            for trust, word, name in secrets:
+                if trust == me and word in record.body:
+                    self.say("misrouted", f"{record} of {name} holds what {me} must not read")
+            found = self._moment(record.headers.get("event-id", ""))
+            if found is None:
+                continue
+            tale, n = found
+            row = self.message[record.headers["event-id"]]
+            said = _subject(record)
+            number = said[0]
+            heard[row["trust"], row["message_id"]][
+                Heard(me, number, record.headers.get("event-type", ""))
+            ] += 1
+            ids[number].add(record.headers.get("transfer-id", ""))
+            if record.headers.get("source-ods") != row["trust"]:
+                self.say("misrouted", f"{record} is not told as the word of {row['trust']}")
+            if number in tale.requests:
+                self._says_whose_it_is(record, number, tale.requests[number], tale.nhs_number)
+            if n < last[me, number]:
+                what = [tale.moments[each].what for each in (n, last[me, number])]
+                self.say("order_violations", f"{record} of {number}: {what[0]} stands behind {what[1]}")
+            last[me, number] = n
+        for number, several in ids.items():
+            if len(several) > 1:
+                self.say("misrouted", f"{number} is told as {len(several)} transfers")
+        for tale in self.ledger.tales.values():
+            for moment in tale.moments:
+                found_now = tuple((_became(became[each]), heard[each]) for each in moment.messages)
+                self._moment_came_out(tale, moment, found_now)
+            self._tale_ended(tale)
+
+    def _moment_came_out(
+        self, tale: Tale, moment: Moment, found: tuple[tuple[str, Counter[Heard]], ...]
+    ) -> None:
+        def differs(outcome: Outcome) -> int:
+            return sum(
+                (said != disposition) + (Counter(must) - has).total() + (has - Counter(must)).total()
+                for (said, must), (disposition, has) in zip(outcome, found, strict=True)
+            )
+
+        for (said, must), (disposition, has) in zip(min(moment.outcomes, key=differs), found, strict=True):
+            where = f"{tale.name} ({tale.plot}), {moment.what}"
+            if said != disposition:
+                self.say("unexpected", f"{where}: {disposition or 'nothing'}; it must be {said}")
+            for each, count in (Counter(must) - has).items():
+                self.say(
+                    "lost",
+                    f"{where}: {each.to} must hear {each.event_type} of {each.request}, {count} times more",
+                )
+            for each, count in (has - Counter(must)).items():
+                kind = "duplicate_effects" if each in must else "misrouted"
+                self.say(
+                    kind,
+                    f"{where}: {each.to} hears {each.event_type} of {each.request}, {count} times too much",
+                )
+
+    def _tale_ended(self, tale: Tale) -> None:
+        if not tale.finished:
+            self.say(
+                "unexpected",
+                f"{tale.name} ({tale.plot}) did not come to its end: waited for {tale.waited_for}",
+            )
+            return
+        of_request = {row["value"]: self.transfer.get(row["transfer_id"]) for row in self.t.identifiers}
+        for number, ends in tale.requests.items():
+            transfer = of_request.get(number)
+            if transfer is None:
+                self.say("lost", f"{number} ({tale.plot}): there is no transfer")
+                continue
+            if transfer["state"] != tale.states[number]:
+                self.say(
+                    "unexpected",
+                    f"{number} ({tale.plot}) is {transfer['state']}; it must be {tale.states[number]}",
+                )
+            if (transfer["sender"], transfer["receiver"]) != ends:
+                self.say("misrouted", f"{number} is between {transfer['sender']} and {transfer['receiver']}")
 
     @staticmethod
     def _is_alarm(event: Row) -> bool:
@@ -737,6 +882,7 @@ class _Court:
                 self.say("misrouted", f"{number} is between {transfer['sender']} and {transfer['receiver']}")
         of_journeys = self._journeys()
         others = {row["value"] for row in self.t.identifiers if row["transfer_id"] in of_journeys}
+        others |= {number for tale in self.ledger.tales.values() for number in tale.requests}
         for number in of_request.keys() - asked - self.ledger.stories.keys() - others:
             self.say("duplicate_effects", f"request {number} was never sent and has a transfer")
         for row in self.t.incidents:

@@ -5,6 +5,7 @@ Nothing of `hub` is imported here, because the checker must owe the hub nothing.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Story:
     sender: str
     receiver: str
     final_state: str
+    nhs_number: str
     finished: bool = False
     waited_for: str = ""
 
@@ -58,6 +60,45 @@ class Journey:
     parties: frozenset[str]
     states: Counter[str]
     inboxes: Counter[tuple[str, tuple[str, ...]]]
+    finished: bool = False
+    waited_for: str = ""
+
+
+class Heard(NamedTuple):
+    """One record in a hospital's inbox: whose, of which request, and what it is called."""
+
+    to: str
+    request: str
+    event_type: str
+
+
+Outcome = tuple[tuple[str, tuple[Heard, ...]], ...]
+"""Of each message of a moment what becomes of it, and all that is heard of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Messages (trust and id) that are sent without waiting for each other, and what may come of them; nothing else may."""
+
+    what: str
+    messages: tuple[tuple[str, str], ...]
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(slots=True)
+class Tale:
+    """One patient's story with several requests. ``requests``: number → who asks whom; ``states``: in which each must end.
+
+    ``secrets``: words that nothing may contain that a hospital is told.
+    """
+
+    name: str
+    plot: str
+    nhs_number: str
+    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    moments: list[Moment] = field(default_factory=list)
+    secrets: dict[str, set[str]] = field(default_factory=dict)
     finished: bool = False
     waited_for: str = ""
 
@@ -82,6 +123,7 @@ class Ledger:
     sent: list[Sent] = field(default_factory=list)
     stories: dict[str, Story] = field(default_factory=dict)
     journeys: dict[str, Journey] = field(default_factory=dict)
+    tales: dict[str, Tale] = field(default_factory=dict)
 
     def topic(self, trust: str, purpose: str) -> str:
         """`events`, `inbox` or `receipts`: the names are part of the contract with the trusts."""

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hub.demo.epr import Epr, Message, Patient, correlation_of
 from hub.demo.people import patient_number
 from hub.domain.trust import Directory, TrustProfile
-from tests.chaos import journeys
+from tests.chaos import journeys, tales
 from tests.chaos.ledger import GaveUpError, Ledger, Sent, Story
 from tests.chaos.rest_door import RestDoor
 from tests.stories.on_a_broker import Told
@@ -38,6 +38,11 @@ _ENDINGS: tuple[tuple[Ending, int], ...] = (
     ("cancelled", 16),
     ("requested", 8),
 )
+
+
+_TRANSFERS_OF_A_TALE = 2
+_BEGINS_EARLY = 0.6
+"""Tales begin in this part of the time: they are long."""
 
 
 class Post:
@@ -285,10 +290,12 @@ class Hospitals:
             else Inbox(each.ods, each.inbox_topic, partitions, bootstrap_servers)
             for each in directory
         }
+        # What is fetched has its receipts among it.
         self._receipts = {
-            each.ods: Inbox(each.ods, each.receipts_topic, partitions, bootstrap_servers)
+            each.ods: self._inboxes[each.ods]
+            if each.doors.outward == "polled"
+            else Inbox(each.ods, each.receipts_topic, partitions, bootstrap_servers)
             for each in directory
-            if each.ods in journeys.TRUSTS
         }
         self._deadline = float("inf")
 
@@ -299,11 +306,13 @@ class Hospitals:
     async def tell(self, transfers: int, spread_s: float, patience_s: float) -> None:
         """All stories, begun over `spread_s` seconds; each has `patience_s` from the end of that until it gives up."""
         self.give_up_at(time.monotonic() + spread_s + patience_s)
-        read = [*self._inboxes.values(), *self._receipts.values()]
+        read = list({id(each): each for each in (*self._inboxes.values(), *self._receipts.values())}.values())
         readers = [asyncio.create_task(each.read_on()) for each in read]
         # A generator of its own for each story: what one draws does not depend on how far the others are.
+        in_tales = transfers // 4
         kinds = (
-            *[self._transfer] * transfers,
+            *[self._tale] * in_tales,
+            *[self._transfer] * (transfers - _TRANSFERS_OF_A_TALE * in_tales),
             *[self._stay_without_transfer] * (transfers // 5),
             *[self._junk] * max(3, transfers // 8),
         )
@@ -328,14 +337,21 @@ class Hospitals:
         if self._rest is not None:
             await self._rest.close()
 
+    async def _tale(self, n: int, delay: float, rng: random.Random) -> None:
+        patient = patient_number(self._seed * 1000 % 800_000 + n)
+        await tales.tell(
+            self, f"TA-{self._seed}-{n:03d}", self._seed + n, patient, delay * _BEGINS_EARLY, rng
+        )
+
     async def _transfer(self, n: int, delay: float, rng: random.Random) -> None:
         odses = [each.ods for each in self._directory]
         sender, receiver = rng.sample(odses, 2)
         number = f"TR-{self._seed}-{n}"
         ending = rng.choices([name for name, _ in _ENDINGS], [weight for _, weight in _ENDINGS])[0]
-        story = Story(number, sender, receiver, ending)
+        patient = patient_number(self._seed * 1000 % 800_000 + n)
+        story = Story(number, sender, receiver, ending, patient.nhs_number)
         self.ledger.stories[number] = story
-        telling = _Transfer(self, story, patient_number(self._seed * 1000 % 800_000 + n), rng)
+        telling = _Transfer(self, story, patient, rng)
         await asyncio.sleep(delay)
         try:
             await telling.tell(ending)

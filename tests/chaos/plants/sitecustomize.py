@@ -78,10 +78,43 @@ def _no_header_check() -> None:
     KafkaDestination.read_back = read_back  # type: ignore[method-assign]
 
 
+def _told_to_the_other_too() -> None:
+    """Who was asked as well, and is told that the patient goes elsewhere, is sent what the hospital is sent that gets them."""
+    import dataclasses
+
+    from hub.journey import decide
+
+    news = decide.news
+
+    def and_to_the_other(canonical: Any, advanced: Any, directory: Any, **more: Any) -> Any:
+        told = news(canonical, advanced, directory, **more)
+        others = {each.transfer.receiver for each in advanced.taken[1:] if each.fact.step == "diverge"}
+        return told + tuple(
+            dataclasses.replace(out, receiver=other, topic=directory[other].inbox_topic)
+            for out in told[:1]
+            for other in sorted(others - {out.receiver})
+        )
+
+    decide.news = and_to_the_other
+
+
+def _other_is_not_told() -> None:
+    """Who was asked as well does not hear that the patient has gone to another hospital."""
+    from hub.journey import advance
+
+    def left_behind(*args: Any, **more: Any) -> Any:
+        return advance.Advanced()
+
+    assert advance._left_behind
+    advance._left_behind = left_behind
+
+
 PLANTS = {
     "ack-before-commit": _ack_before_commit,
     "no-position-check": _no_position_check,
     "no-header-check": _no_header_check,
+    "other-told-too": _told_to_the_other_too,
+    "other-not-told": _other_is_not_told,
 }
 
 if "CHAOS_PLANT" in os.environ:
