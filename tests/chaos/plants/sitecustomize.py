@@ -86,12 +86,13 @@ def _told_to_the_other_too() -> None:
 
     news = decide.news
 
-    def and_to_the_other(canonical: Any, advanced: Any, directory: Any, **more: Any) -> Any:
-        told = news(canonical, advanced, directory, **more)
-        others = {each.transfer.receiver for each in advanced.taken[1:] if each.fact.step == "diverge"}
-        return told + tuple(
+    def and_to_the_other(happened: Any, told: Any, directory: Any, **more: Any) -> Any:
+        sent = news(happened, told, directory, **more)
+        taken = happened.advanced.taken[1:]
+        others = {each.transfer.receiver for each in taken if each.fact.step == "diverge"}
+        return sent + tuple(
             dataclasses.replace(out, receiver=other, topic=directory[other].inbox_topic)
-            for out in told[:1]
+            for out in sent[:1]
             for other in sorted(others - {out.receiver})
         )
 
@@ -100,13 +101,13 @@ def _told_to_the_other_too() -> None:
 
 def _other_is_not_told() -> None:
     """Who was asked as well does not hear that the patient has gone to another hospital."""
-    from hub.journey import advance
+    from hub.journey import movements
 
-    def left_behind(*args: Any, **more: Any) -> Any:
-        return advance.Advanced()
+    def left_behind(*_args: Any, **_more: Any) -> Any:
+        return movements.Advanced()
 
-    assert advance._left_behind
-    advance._left_behind = left_behind
+    assert movements._left_behind
+    movements._left_behind = left_behind
 
 
 PLANTS = {
