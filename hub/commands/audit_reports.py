@@ -116,7 +116,7 @@ def search(
         fits=[fits[name] for name in used if name in fits],
         codes=_codes(code, action),
         outcomes=_outcomes(outcome),
-        at=_range(since, until),
+        at=[(since, until)],
         oldest_first=oldest_first,
         limit=0 if count else limit,
     )
@@ -229,7 +229,7 @@ def who_has_seen(
 
     _require_one_form(as_csv, as_json, page is not None)
     names = _names()
-    asked = Asked(patients=_patient(number), codes=reports.SEEN, at=_range(since, until), oldest_first=True)
+    asked = Asked(patients=_patient(number), codes=reports.SEEN, at=[(since, until)], oldest_first=True)
     asking = _asking(
         _given(patient=number, since=since, until=until),
         "who-has-seen",
@@ -287,7 +287,7 @@ def user_did(
     as_json: AsJson = False,
 ) -> None:
     """Everything this user did, the newest first."""
-    asked = Asked(fits=[[Is("user_id", user)], *_only(ods)], at=_range(since, until))
+    asked = Asked(fits=[[Is("user_id", user)], *_only(ods)], at=[(since, until)])
     used = _given(user=user, trust=ods, since=since, until=until)
     _report(reports.DONE, asked, used, limit, as_csv, as_json, _made(reports.done), ods)
 
@@ -306,7 +306,7 @@ def refused(
         fits=_only(ods),
         codes=reports.REFUSED,
         outcomes=frozenset(each for each in Outcome if each),
-        at=_range(since, until),
+        at=[(since, until)],
     )
     used = _given(trust=ods, since=since, until=until)
     _report(reports.REFUSALS, asked, used, limit, as_csv, as_json, _made(reports.refusals), ods)
@@ -323,7 +323,7 @@ def break_glass(
 ) -> None:
     """All breakings of the glass and what was thought of each; those that nobody looked at in five working days are overdue."""
     # A review comes later than what it is about, so the period is that of the breaking.
-    asked = Asked(codes=reports.GLASS, at=_range(since, None))
+    asked = Asked(codes=reports.GLASS, at=[(since, None)])
     used = _given(trust=ods, since=since, until=until)
 
     async def make(engine: Any, entries: Sequence[book.Row]) -> list[reports.Row]:
@@ -349,7 +349,7 @@ def without_acceptance(
     asked = Asked(
         outcomes=frozenset({Outcome.MINOR_FAILURE}),
         flag="without_acceptance",
-        at=_range(since, until),
+        at=[(since, until)],
     )
     used = _given(trust=ods, since=since, until=until)
 
@@ -485,10 +485,6 @@ def _code(said: str) -> str:
 
 def _only(ods: str | None) -> list[list[Is]]:
     return [_of_trust(ods)] if ods else []
-
-
-def _range(since: datetime | None, until: datetime | None) -> list[tuple[datetime | None, datetime | None]]:
-    return [(since, until)]
 
 
 def _require_order(since: datetime | None, until: datetime | None) -> None:

@@ -248,10 +248,11 @@ def _doubt(
         return _ask("The hospital knows this person by another number.", (who,))
     if ref.unknown:
         return None
-    own = {key for record in known.group(who.id) for key in record.keys}
+    group = known.group(who.id)
+    own = {key for record in group for key in record.keys}
     by_number_alone = not is_named and own.isdisjoint(ref.local)
     has_vouched = any(key.authority.partition("|")[0] == canonical.trust for key in own)
-    differs = not all(_compatible(record.birth_date, ref.birth_date) for record in known.group(who.id))
+    differs = not all(_compatible(record.birth_date, ref.birth_date) for record in group)
     if (
         by_number_alone
         and not has_vouched
@@ -266,7 +267,7 @@ def _doubt(
         )
     if differs:
         return _ask("The date of birth differs from the one held for this person.", (who,))
-    numbers = {number for record in known.group(who.id) for number in record.nhs_numbers}
+    numbers = {number for record in group for number in record.nhs_numbers}
     other_number = (
         bool(numbers)
         and ref.usable_nhs_number

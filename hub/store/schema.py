@@ -97,12 +97,13 @@ async def require_current(engine: AsyncEngine) -> None:
 
 async def changed(engine: AsyncEngine, every_s: float) -> None:
     """Returns once the database is at another version than this program's; looks so often. One that is away is no answer."""
+    wanted = head()
     while True:
         await asyncio.sleep(every_s)
         with suppress(OSError, TimeoutError, SQLAlchemyError):
             async with engine.connect() as connection:
                 found = await connection.scalar(text("SELECT version_num FROM alembic_version"))
-            if found != head():
+            if found != wanted:
                 return
 
 
