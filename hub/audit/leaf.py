@@ -24,13 +24,14 @@ FIELDS: Final = (
 )  # fmt: skip
 """The entry's fields, in the order in which they are written."""
 
-_HEAD = FIELDS[1:-1]
-_head_of = attrgetter(*_HEAD)
+_BETWEEN = FIELDS[2:-1]
+_shared_by = attrgetter(*_BETWEEN)
 TIMES: Final = ("at", "occurred_at")
 """The fields that are times."""
 _KNOWN = frozenset(FIELDS)
+_AT = b',"at":'
 _DETAIL = b',"detail":'
-"""Before the detail, and nowhere before that: within a text a quotation mark is escaped."""
+"""Before the time and before the detail, and nowhere before that: within a text a quotation mark is escaped."""
 
 
 def leaf_bytes(index: int, fields: Mapping[str, Any]) -> bytes:
@@ -45,29 +46,43 @@ def said_bytes(fields: Mapping[str, Any]) -> bytes:
     """What an entry says, before it has a number and a place: the leaf without the beginning that `as_leaf` gives it."""
     if not fields.keys() <= _KNOWN:  # what is not written here is not protected
         raise ValueError(f"not a field of an audit entry: {sorted(fields.keys() - _KNOWN)}")
-    return _said(map(fields.get, _HEAD), fields.get("detail"))
+    return _said(fields.get("code"), _between(map(fields.get, _BETWEEN)), fields.get("detail"))
 
 
-def said_by(entry: AuditEntry) -> bytes:
-    """`said_bytes` of an entry that was written just now."""
-    return _said(_head_of(entry), entry.detail)
+def said_by(entries: Iterable[AuditEntry]) -> list[bytes]:
+    """`said_bytes` of entries that were written just now. What one message caused differs in code and detail, mostly."""
+    found = []
+    between, before = b"", None
+    for entry in entries:
+        if (shared := _shared_by(entry)) != before:
+            between, before = _between(shared), shared
+        found.append(_said(entry.code, between, entry.detail))
+    return found
 
 
-def _said(head: Iterable[Any], detail: Mapping[str, Any] | None) -> bytes:
-    said = {name: given for name, given in zip(_HEAD, head, strict=True) if given is not None}
+def _between(shared: Iterable[Any]) -> bytes:
+    """What stands between the code and the detail, as members of a JSON object."""
+    said = {name: given for name, given in zip(_BETWEEN, shared, strict=True) if given is not None}
     for name in TIMES:
         if name in said:
             said[name] = _time(said[name])
-    begun = orjson.dumps(said)
-    if detail is None:
-        return begun
-    return b"%b%b%b}" % (begun[:-1], _DETAIL, orjson.dumps(detail, option=orjson.OPT_SORT_KEYS))
+    return orjson.dumps(said)[1:-1]
 
 
-def apart(said: bytes) -> tuple[bytes, bytes | None]:
-    """What an entry says (`said_bytes`) without its detail, and the detail: JSON objects both. None if it has no detail."""
-    head, mark, rest = said.partition(_DETAIL)
-    return (head + b"}", rest[:-1]) if mark else (head, None)
+def _said(code: str | None, between: bytes, detail: Mapping[str, Any] | None) -> bytes:
+    tail = b"" if detail is None else _DETAIL + orjson.dumps(detail, option=orjson.OPT_SORT_KEYS)
+    return b'{"code":%b,%b%b}' % (orjson.dumps(code), between, tail)
+
+
+def apart(said: bytes) -> tuple[bytes, bytes, bytes]:
+    """What an entry says (`said_bytes`) in three: its code, what stands between, its detail, each as members of a JSON object
+    with the comma before it, if it is not the first. The last is empty if the entry has no detail.
+    """
+    code, _, rest = said.partition(_AT)
+    between, mark, detail = rest.partition(_DETAIL)
+    if not mark:
+        between = between[:-1]
+    return code[1:], _AT[1:] + between, mark + detail[:-1]
 
 
 def as_leaf(index: int, entry: int | None, said: bytes) -> bytes:

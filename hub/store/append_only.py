@@ -8,25 +8,45 @@ from collections.abc import Iterator
 
 from hub.store.waiting import BATCH_MAX
 
-SEALED = ("audit_entry", "audit_node", "audit_checkpoint")
+SEALED = ("audit_act", "audit_node", "audit_checkpoint")
 """Tables that are only ever inserted into."""
 
-_POSTGRESQL = (
-    """
-    CREATE FUNCTION refuse_to_change_the_log() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-      RAISE EXCEPTION '% on %: what is sealed is neither changed nor deleted', TG_OP, TG_TABLE_NAME
-        USING ERRCODE = 'insufficient_privilege';
-    END $$
-    """,
-    *(
-        f"""
-        CREATE TRIGGER {table}_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
-        FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
+
+def never_changed(dialect: str, *tables: str) -> Iterator[str]:
+    """What makes the triggers of tables that are only ever inserted into. ``dialect``: postgresql or sqlite."""
+    if dialect == "postgresql":
+        yield """
+        CREATE OR REPLACE FUNCTION refuse_to_change_the_log() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          RAISE EXCEPTION '% on %: what is sealed is neither changed nor deleted', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'insufficient_privilege';
+        END $$
         """
-        for table in SEALED
-    ),
-)
+        for table in tables:
+            yield f"""
+            CREATE TRIGGER {table}_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+            FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
+            """
+        return
+    for table in tables:
+        for act in ("UPDATE", "DELETE"):
+            yield f"""
+            CREATE TRIGGER {table}_refuses_{act.lower()} BEFORE {act} ON {table}
+            BEGIN SELECT RAISE(ABORT, '{act} on {table}: what is sealed is neither changed nor deleted'); END
+            """
+
+
+def acts(dialect: str) -> Iterator[str]:
+    """What makes the triggers of `audit_act`, and of what waits to be moved there."""
+    yield from never_changed(dialect, "audit_act")
+    if dialect == "sqlite":
+        # INSERT OR REPLACE deletes without asking a trigger for deletion.
+        yield """
+        CREATE TRIGGER audit_act_refuses_replacement BEFORE INSERT ON audit_act
+        WHEN EXISTS (SELECT 1 FROM audit_act WHERE first_leaf = NEW.first_leaf OR first_entry = NEW.first_entry)
+        BEGIN SELECT RAISE(ABORT, 'INSERT on audit_act: this leaf is sealed'); END
+        """
+    yield from _WAITING_ON_POSTGRESQL if dialect == "postgresql" else _WAITING_ON_SQLITE
 
 
 _WAITING_ON_POSTGRESQL = (
@@ -35,8 +55,8 @@ _WAITING_ON_POSTGRESQL = (
     CREATE FUNCTION refuse_to_lose_an_entry() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
       IF EXISTS (SELECT 1 FROM gone WHERE size <> (
-        SELECT count(*) FROM audit_entry sealed
-        WHERE sealed.entry >= gone.batch * {BATCH_MAX} AND sealed.entry < gone.batch * {BATCH_MAX} + gone.size
+        SELECT coalesce(sum(length(sealed.hashes) / 32), 0) FROM audit_act sealed
+        WHERE sealed.first_entry >= gone.batch * {BATCH_MAX} AND sealed.first_entry < gone.batch * {BATCH_MAX} + gone.size
       )) THEN
         RAISE EXCEPTION 'DELETE on audit_batch: entries may only be deleted when they are sealed'
           USING ERRCODE = 'insufficient_privilege';
@@ -48,49 +68,15 @@ _WAITING_ON_POSTGRESQL = (
     CREATE TRIGGER audit_batch_is_sealed AFTER DELETE ON audit_batch REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_lose_an_entry()
     """,
-    """
-    CREATE TRIGGER audit_batch_is_not_changed BEFORE UPDATE OR TRUNCATE ON audit_batch
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
-    """,
 )
 
-
-def _sqlite() -> Iterator[str]:
-    for table in SEALED:
-        for act in ("UPDATE", "DELETE"):
-            yield f"""
-            CREATE TRIGGER {table}_refuses_{act.lower()} BEFORE {act} ON {table}
-            BEGIN SELECT RAISE(ABORT, '{act} on {table}: what is sealed is neither changed nor deleted'); END
-            """
-    # INSERT OR REPLACE deletes without asking a trigger for deletion.
-    yield """
-    CREATE TRIGGER audit_entry_refuses_replacement BEFORE INSERT ON audit_entry
-    WHEN EXISTS (SELECT 1 FROM audit_entry WHERE leaf_index = NEW.leaf_index OR entry = NEW.entry)
-    BEGIN SELECT RAISE(ABORT, 'INSERT on audit_entry: this leaf is sealed'); END
-    """
-
-
 _WAITING_ON_SQLITE = (
-    """
-    CREATE TRIGGER audit_batch_refuses_update BEFORE UPDATE ON audit_batch
-    BEGIN SELECT RAISE(ABORT, 'UPDATE on audit_batch: an entry is not changed'); END
-    """,
     f"""
     CREATE TRIGGER audit_batch_is_sealed BEFORE DELETE ON audit_batch
     WHEN OLD.size <> (
-      SELECT count(*) FROM audit_entry
-      WHERE entry >= OLD.batch * {BATCH_MAX} AND entry < OLD.batch * {BATCH_MAX} + OLD.size
+      SELECT coalesce(sum(length(hashes) / 32), 0) FROM audit_act
+      WHERE first_entry >= OLD.batch * {BATCH_MAX} AND first_entry < OLD.batch * {BATCH_MAX} + OLD.size
     )
     BEGIN SELECT RAISE(ABORT, 'DELETE on audit_batch: entries may only be deleted when they are sealed'); END
     """,  # noqa: S608 - a number of ours
 )
-
-
-def sealed(dialect: str) -> Iterator[str]:
-    """What makes the triggers of what is sealed. ``dialect``: postgresql or sqlite."""
-    yield from _POSTGRESQL if dialect == "postgresql" else _sqlite()
-
-
-def waiting(dialect: str) -> Iterator[str]:
-    """What makes the triggers of what waits to be sealed."""
-    yield from _WAITING_ON_POSTGRESQL if dialect == "postgresql" else _WAITING_ON_SQLITE

@@ -14,16 +14,15 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     ColumnElement,
     Select,
     Subquery,
     Table,
     and_,
     case,
+    false,
     func,
     literal,
-    literal_column,
     or_,
     select,
     true,
@@ -35,12 +34,13 @@ from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import NHS_AUTHORITY, OdsCode, parse_nhs_number, parse_uuid
 from hub.fhir.audit_event import KnownAs
 from hub.fhir.systems import NHS_NUMBER
+from hub.store import acts
 from hub.store import tables as t
-from hub.store.bulk import among
+from hub.store.bulk import among, is_postgresql
 from hub.store.load import is_receivers
 from hub.store.patients import Patient, known_as, patients_of
 from hub.store.search import Token
-from hub.store.tables import NOTABLE, audit_entry, audit_pending
+from hub.store.tables import audit_entry, audit_pending
 from hub.store.write import write_audit
 
 FIELDS = tuple(audit_pending.c.keys())
@@ -318,10 +318,25 @@ def _select(
     connection: AsyncConnection, table: Table, asked: Asked, named: Mapping[str, Patient] | None
 ) -> Select[Any]:
     a = table.c
-    by = (a.at, a.entry) if asked.oldest_first else (a.at.desc(), a.entry.desc())
+    by: list[ColumnElement[Any]] = [_time(connection, table, asked, named), a.entry]
+    by = by if asked.oldest_first else [each.desc() for each in by]
     narrowed = _narrowed(connection, table, asked, named, paged=True)
     return select(*_COLUMNS[table.name]).where(true(), *narrowed).order_by(*by).limit(asked.limit)
 
+
+def _time(
+    connection: AsyncConnection, table: Table, asked: Asked, named: Mapping[str, Patient] | None
+) -> ColumnElement[Any]:
+    """What the entries are sorted by. Those of one patient, transfer or person are found by their own index and sorted then: PostgreSQL,
+    which takes an act for a hundred entries, would walk through the log by time and hope to meet enough of them soon.
+    """
+    at = table.c.at
+    few = named is not None or any(each.column in _FEW for group in asked.fits for each in group)
+    return func.date_trunc("microseconds", at) if few and is_postgresql(connection) else at
+
+
+_FEW = frozenset({"transfer_id", "event_id", "request_id", "user_id", "client_id"})
+"""What few entries have in common."""
 
 _COLUMNS: Mapping[str, Sequence[ColumnElement[Any]]] = {
     table.name: (leaf, *(table.c[name] for name in FIELDS))
@@ -346,14 +361,14 @@ def _narrowed(
     if named is not None:
         narrow.append(among(a.person_id, named, connection))
     if asked.entries is not None:
-        narrow.append(a.entry.in_(asked.entries))
+        narrow.append(_numbered(table, asked.entries))
     narrow += [or_(*(a[each.column] == each.value for each in group)) for group in asked.fits]
     if asked.codes is not None:
         narrow.append(among(a.code, [each.value for each in asked.codes], connection))
     if asked.outcomes is not None:
         narrow.append(a.outcome.in_(sorted(asked.outcomes)))
     if table is audit_entry and _is_notable(asked):
-        narrow.append(literal_column(NOTABLE.text, Boolean))
+        narrow.append(a.notable)
     for since, before in asked.at:
         narrow += [a.at >= since] if since else []
         narrow += [a.at < before] if before else []
@@ -383,6 +398,12 @@ def _narrowed(
         # Said again by itself, so that the index by time begins there.
         narrow.append(a.at >= at if asked.oldest_first else a.at <= at)
     return narrow
+
+
+def _numbered(table: Table, entries: Sequence[int]) -> ColumnElement[bool]:
+    if table is audit_entry:
+        return or_(false(), *map(acts.of_number, entries))
+    return table.c.entry.in_(entries)
 
 
 def _is_notable(asked: Asked) -> bool:

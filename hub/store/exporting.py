@@ -1,20 +1,21 @@
 """What somebody else needs to check the log: an export of it, and the proof of one entry."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.audit.export import before_nodes, checkpoint_line, entry_line, header_line
+from hub.audit.leaf import FIELDS, leaf_bytes
 from hub.audit.merkle import inclusion_nodes, inclusion_proof
 from hub.audit.note import read_checkpoint
 from hub.audit.proof import proof_text
-from hub.store.book import FIELDS
-from hub.store.sealing import hashes_of, last_checkpoint, leaf_of
-from hub.store.tables import audit_checkpoint, audit_entry
+from hub.store import acts
+from hub.store.sealing import hashes_of, last_checkpoint
+from hub.store.tables import audit_act, audit_checkpoint
 from hub.store.write import write_audit
 
 _PAGE = 2000
@@ -72,8 +73,7 @@ async def prove(engine: AsyncEngine, entry: int, *, reader: str, now: datetime) 
     """
     async with engine.begin() as connection:
         newest = await last_checkpoint(connection)
-        found = await connection.execute(select(audit_entry).where(audit_entry.c.entry == entry))
-        row = found.mappings().one_or_none()
+        row = await acts.numbered(connection, entry)
         read = AuditEntry(
             Code.AUDIT_EXPORTED,
             now,
@@ -91,7 +91,7 @@ async def prove(engine: AsyncEngine, entry: int, *, reader: str, now: datetime) 
         index = row["leaf_index"]
         hashes = await hashes_of(connection, inclusion_nodes(index, newest.size))
     path = inclusion_proof(index, newest.size, hashes)
-    return proof_text(index, leaf_of(index, _said(row)), path, newest.note)
+    return proof_text(index, _bytes(row), path, newest.note)
 
 
 async def newest_checkpoint(engine: AsyncEngine) -> str | None:
@@ -104,7 +104,7 @@ async def newest_checkpoint(engine: AsyncEngine) -> str | None:
 async def _first(connection: AsyncConnection, since: datetime | None, size: int) -> int:
     if since is None:
         return 0
-    query = select(func.min(audit_entry.c.leaf_index)).where(audit_entry.c.at >= since)
+    query = select(func.min(audit_act.c.first_leaf)).where(audit_act.c.at >= since)
     found: int | None = await connection.scalar(query)
     return size if found is None else found
 
@@ -126,17 +126,12 @@ async def _notes(connection: AsyncConnection, first: int, size: int) -> Sequence
 
 async def _leaves(engine: AsyncEngine, first: int, last: int) -> AsyncIterator[tuple[bytes, bytes]]:
     """The leaves [first, last): the hash that was stored when each was sealed, and its bytes as they are now."""
-    a = audit_entry
     for at in range(first, last, _PAGE):
-        query = (
-            select(a)
-            .where(a.c.leaf_index >= at, a.c.leaf_index < min(at + _PAGE, last))
-            .order_by(a.c.leaf_index)
-        )
         async with engine.connect() as connection:
-            for row in (await connection.execute(query)).mappings():
-                yield row["hash"], leaf_of(row["leaf_index"], _said(row))
+            found = await acts.leaves(connection, at, min(at + _PAGE, last))
+        for each in found:
+            yield each["hash"], _bytes(each)
 
 
-def _said(row: RowMapping) -> Iterator[tuple[str, Any]]:
-    return ((name, row[name]) for name in FIELDS)
+def _bytes(entry: Mapping[str, Any]) -> bytes:
+    return leaf_bytes(entry["leaf_index"], {name: entry[name] for name in FIELDS})

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.delivery import Placed
 from hub.domain.incident import IncidentKind
+from hub.store import acts
 from hub.store.bulk import insert_ignoring
-from hub.store.tables import audit_entry, audit_feed, incident
+from hub.store.tables import audit_feed, incident
 
 Row = dict[str, Any]
 _f = audit_feed.c
@@ -52,13 +53,8 @@ async def feed(engine: AsyncEngine, name: str, now: datetime) -> Feed:
 
 async def leaves(engine: AsyncEngine, first: int, most: int) -> list[Row]:
     """The sealed entries from leaf ``first`` on, at most so many."""
-    a = audit_entry
-    query = select(a).where(a.c.leaf_index >= first).order_by(a.c.leaf_index).limit(most)
     async with engine.connect() as connection:
-        return [
-            {str(name): value for name, value in row.items()}
-            for row in (await connection.execute(query)).mappings()
-        ]
+        return await acts.leaves(connection, first, first + most)
 
 
 async def first_since_backup(engine: AsyncEngine) -> int:

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.incident import IncidentKind
 from hub.store.incidents import open_incident
-from hub.store.tables import audit_batch, audit_entry, outbox, subscription, subscription_event
+from hub.store.tables import audit_act, audit_batch, outbox, subscription, subscription_event
 from hub.store.waiting import BATCH_MAX
 
 _s, _e = subscription.c, subscription_event.c
@@ -25,7 +25,7 @@ def ahead(now: datetime) -> int:
 async def _last_batch(connection: AsyncConnection) -> int:
     """Of the audit, sealed or waiting; 0 if there is none."""
     waiting = await connection.scalar(select(func.coalesce(func.max(audit_batch.c.batch), 0)))
-    sealed = await connection.scalar(select(func.coalesce(func.max(audit_entry.c.entry), 0)))
+    sealed = await connection.scalar(select(func.coalesce(func.max(audit_act.c.first_entry), 0)))
     return max(waiting or 0, (sealed or 0) // BATCH_MAX)
 
 

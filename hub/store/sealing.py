@@ -5,27 +5,29 @@ other, and a leaf index is given once (it is a primary key). The order of the le
 sealed; an entry that becomes visible late is sealed late, and none is passed over, because what is read is what waits.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import orjson
 from sqlalchemy import bindparam, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.hashes import leaf_hash
-from hub.audit.leaf import FIELDS, TIMES, apart, as_leaf, leaf_bytes
+from hub.audit.leaf import as_leaf
 from hub.audit.merkle import Frontier, Node, range_nodes
 from hub.audit.note import NoteError, read_checkpoint
-from hub.store.bulk import JsonText, insert_records, insert_rows, is_postgresql, numbered
-from hub.store.tables import audit_batch, audit_checkpoint, audit_entry, audit_node
+from hub.store import acts
+from hub.store.bulk import insert_records, insert_rows, is_postgresql, numbered
+from hub.store.tables import audit_act, audit_batch, audit_checkpoint, audit_node
 from hub.store.waiting import entries
 
 KEPT_LEVEL = 8
 """Subtrees of 256 leaves and more are stored; what is below is folded again from the leaves when it is asked for."""
 _THE_LOG = 0x48554C4F47
 """The advisory lock of whoever writes the log."""
+
+_a = audit_act.c
 
 Sign = Callable[[int, bytes], str]
 """Size and root → the signed checkpoint."""
@@ -79,11 +81,8 @@ async def seal(
         waiting = [entry for row in batches for entry in entries(row.batch, row.entries)]
         leaves = [leaf_hash(as_leaf(size + at, *each)) for at, each in enumerate(waiting)]
         nodes = frontier.extend(leaves, KEPT_LEVEL)
-        sealed = [
-            (size + at, leaf, each.entry, *_columns(each.said))
-            for at, (leaf, each) in enumerate(zip(leaves, waiting, strict=True))
-        ]
-        await insert_records(connection, audit_entry, ("leaf_index", "hash", *FIELDS), sealed)
+        sealed = list(acts.records(size, waiting, leaves))
+        await insert_records(connection, audit_act, acts.COLUMNS, sealed)
         await _let_go(connection, [row.batch for row in batches])
         await insert_rows(
             connection,
@@ -101,26 +100,8 @@ async def _is_as_signed(connection: AsyncConnection, newest: Any | None, frontie
         signed = newest is None or read_checkpoint(newest.note).root == frontier.root()
     except NoteError:
         return False
-    at = audit_entry.c.leaf_index
-    # In order, so that PostgreSQL goes by the index: without statistics it would read the whole log to find nothing.
-    beyond = select(at).where(at >= frontier.size).order_by(at).limit(1)
-    return signed and await connection.scalar(beyond) is None
-
-
-def _columns(said: bytes) -> Iterable[Any]:
-    """What an entry says (`hub.audit.leaf.said_bytes`) as columns: `hub.audit.leaf.FIELDS` but for its number."""
-    head, detail = apart(said)
-    fields: dict[str, Any] = _NOTHING | orjson.loads(head)
-    for name in TIMES:
-        if (at := fields[name]) is not None:
-            fields[name] = datetime.fromisoformat(at)
-    if detail is not None:
-        fields[_DETAIL] = JsonText(detail, "utf-8")
-    return fields.values()
-
-
-_DETAIL = FIELDS[-1]
-_NOTHING: dict[str, Any] = dict.fromkeys(FIELDS[1:])
+    last = select(_a.first_leaf + func.length(_a.hashes) / 32).order_by(_a.first_leaf.desc()).limit(1)
+    return signed and (await connection.scalar(last) or 0) == frontier.size
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:
@@ -149,13 +130,8 @@ async def hashes_of(connection: AsyncConnection, nodes: Sequence[Node]) -> dict[
 
 async def _folded(connection: AsyncConnection, node: Node) -> bytes:
     first, width = node.index << node.level, 1 << node.level
-    query = (
-        select(audit_entry.c.hash)
-        .where(audit_entry.c.leaf_index >= first, audit_entry.c.leaf_index < first + width)
-        .order_by(audit_entry.c.leaf_index)
-    )
     frontier = Frontier()
-    frontier.extend((await connection.execute(query)).scalars())
+    frontier.extend([each["hash"] for each in await acts.leaves(connection, first, first + width)])
     if frontier.size != width:
         raise LogBrokenError(first + width)
     return frontier.root()
@@ -165,11 +141,6 @@ async def _frontier(connection: AsyncConnection, size: int) -> Frontier:
     nodes = range_nodes(0, size)
     hashes = await hashes_of(connection, nodes)
     return Frontier.of(size, [hashes[node] for node in nodes])
-
-
-def leaf_of(index: int, said: Iterable[tuple[str, Any]]) -> bytes:
-    """A sealed entry, field by field, as the leaf that was hashed."""
-    return leaf_bytes(index, dict(said))
 
 
 async def _lock(connection: AsyncConnection) -> None:

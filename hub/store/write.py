@@ -55,7 +55,7 @@ async def write_effects(
 
 async def write_audit(connection: AsyncConnection, entries: Sequence[AuditEntry]) -> None:
     """Append to the book. The sealer takes it from there (`hub.store.sealing`)."""
-    rows = waiting.rows([said_by(entry) for entry in entries])
+    rows = waiting.rows(said_by(entries))
     await insert_rows(connection, t.audit_batch, list(rows))
 
 

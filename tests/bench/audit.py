@@ -60,7 +60,7 @@ async def fill(url: str, trusts: Sequence[str], entries: int) -> None:
     patients = max(100, int(transfers * 0.8))
     codes = "','".join(trusts)
     indexes = await connection.fetch(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'audit_entry' AND indexname LIKE 'ix_%'"
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'audit_act' AND indexname LIKE 'ix_%'"
     )
     statements = [
         *(f"DROP INDEX {each['indexname']}" for each in indexes),
@@ -76,20 +76,20 @@ async def fill(url: str, trusts: Sequence[str], entries: int) -> None:
             SELECT '999' || lpad(g::text, 6, '0') || 'x', 'nhs', 'p-' || g, 'e' FROM generate_series(0, {patients} - 1) AS g""",
         """INSERT INTO transfer (transfer_id, person_id, sender, receiver, state, version, requested_at, changed_at, inferred)
             SELECT 't-' || k, person, sender, receiver, 'completed', 1, at, at, false FROM made""",
-        f"""INSERT INTO audit_entry (leaf_index, hash, entry, code, at, occurred_at, outcome, trust, system, counterpart, event_id,
-              person_id, transfer_id, request_id, user_id, role_id, client_id, detail)
-            SELECT row_number() OVER (ORDER BY at + j * interval '3 hours') - 1, decode(md5(k::text), 'hex'),
+        f"""INSERT INTO audit_act (first_leaf, hashes, first_entry, entries, at, occurred_at, outcome, trust, system, event_id,
+              person_id, transfer_id, request_id, user_id, role_id, client_id)
+            SELECT row_number() OVER (ORDER BY at + j * interval '3 hours') - 1, decode(md5(k::text) || md5(j::text), 'hex'),
               row_number() OVER (ORDER BY at + j * interval '3 hours'),
-              (ARRAY['msg-received','msg-accepted','transfer-created','routed','disclosure-sent','delivery-ack','record-read',
-                     'record-search','msg-received','msg-repaired','transfer-accepted','routed','disclosure-sent','record-read',
-                     'departed','completed'])[j + 1],
+              '[{{"code":"' || (ARRAY['msg-received','msg-accepted','transfer-created','routed','disclosure-sent','delivery-ack',
+                     'record-read','record-search','msg-received','msg-repaired','transfer-accepted','routed','disclosure-sent',
+                     'record-read','departed','completed'])[j + 1] || '"'
+                || coalesce(',"counterpart":"' || CASE WHEN j IN (3, 4, 11, 12) THEN CASE WHEN j < 8 THEN receiver ELSE sender END END || '"', '')
+                || ',"detail":{{"step":"request","from":"requested","to":"accepted","version":3,"sha256":"0123456789abcdef0123456789abcdef"}}}}]',
               at + j * interval '3 hours', CASE WHEN j < 6 THEN at END, CASE WHEN (k + j) % 500 = 0 THEN 8 ELSE 0 END,
               CASE WHEN j < 8 THEN sender ELSE receiver END, CASE WHEN j IN (6, 7, 13) THEN 'rest' ELSE 'kafka' END,
-              CASE WHEN j IN (3, 4, 11, 12) THEN CASE WHEN j < 8 THEN receiver ELSE sender END END,
               'e-' || k || '-' || j / 8, person, 't-' || k, gen_random_uuid()::text,
               CASE WHEN j IN (6, 7, 13) THEN 'u-' || k % 20000 END, CASE WHEN j IN (6, 7, 13) THEN '1111' END,
-              CASE WHEN j IN (6, 7, 13) THEN 'c-' || k % 50 END,
-              '{{"step": "request", "from": "requested", "to": "accepted", "version": 3, "sha256": "0123456789abcdef0123456789abcdef"}}'
+              CASE WHEN j IN (6, 7, 13) THEN 'c-' || k % 50 END
             FROM made CROSS JOIN generate_series(0, {PER_TRANSFER} - 1) AS j ORDER BY at + j * interval '3 hours'""",
         *(each["indexdef"] for each in indexes),
         f"SELECT setval(pg_get_serial_sequence('audit_batch', 'batch'), {entries // BATCH_MAX + 1})",
@@ -244,7 +244,7 @@ async def measure(port: int, url: str, trails: int, tokens: dict[str, str]) -> d
     for each in wrong:
         say(f"  not as it must be: {each}")
     connected = await asyncpg.connect(url.replace("+asyncpg", ""))
-    entries = await connected.fetchval("SELECT count(*) FROM audit_entry", timeout=600)
+    entries = await connected.fetchval("SELECT count(*) FROM audit_act", timeout=600)
     await connected.close()
     return {
         "entries": entries,

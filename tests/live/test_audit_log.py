@@ -177,7 +177,7 @@ async def test_a_backup_is_put_back_and_the_audit_is_passed_on_as_it_is_now(
             hub.database_url = backup
             before = {row["entry"] for row in await hub.audit()}
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="what is sealed"):
-                await hub.rows("update audit_entry set code = code")
+                await hub.rows("update audit_act set trust = trust")
             hub.run("db", "restored", "--because", "the disk was lost")
             await a_day(3, taken_in=3)
             here = {row["entry"] for row in await hub.audit()} - before
@@ -230,8 +230,8 @@ async def test_a_feed_does_not_go_on_behind_another_logs_entries(tmp_path, boots
         )
         assert connection_row
         # The first entry is now another one.
-        await hub.rows("alter table audit_entry disable trigger user")
-        await hub.rows("update audit_entry set entry = entry + 1 where leaf_index = 0")
+        await hub.rows("alter table audit_act disable trigger user")
+        await hub.rows("update audit_act set first_entry = first_entry + 1 where first_leaf = 0")
         hub.start("feeds", HUB_DISPATCH_BACKOFF_MAX_S="1")
 
         async def said():

@@ -144,7 +144,7 @@ async def test_what_no_command_can_use_is_said(hub, type_, tmp_path):
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        ("delete from audit_entry where leaf_index = 1", "hub audit verify says where"),
+        ("delete from audit_act where first_leaf = 0", "hub audit verify says where"),
         ("update audit_checkpoint set note = 'x'", "HUB_AUDIT_CHECKPOINT_FILE"),
     ],
 )

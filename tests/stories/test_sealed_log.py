@@ -16,7 +16,7 @@ from hub.domain.incident import IncidentKind
 from hub.services.clock import ClockService
 from hub.services.feeds import FeedConfig, FeedService
 from hub.services.sealer import LEASE, Sealer, SealerConfig, to_file
-from hub.store import exporting, feeds, incidents
+from hub.store import acts, exporting, feeds, incidents
 from hub.store import tables as t
 from hub.store.append_only import SEALED
 from hub.store.engine import open_engine
@@ -76,16 +76,18 @@ async def test_the_log_grows_and_an_old_checkpoint_still_fits(hub, torbay, exete
     assert Kind.REWRITTEN in {each.kind for each in verified(later, other).findings}
 
 
+ITS_ACT = "where first_leaf = (select first_leaf from audit_entry where leaf_index = 5)"
 CHANGES = {
-    "whose act it was": ("update audit_entry set trust = 'RVJ' where leaf_index = 5", Kind.ALTERED),
-    "what it was": ("update audit_entry set code = 'msg-rejected' where leaf_index = 5", Kind.ALTERED),
-    "how it went": ("update audit_entry set outcome = 8 where leaf_index = 5", Kind.ALTERED),
-    "whom it was about": ("update audit_entry set person_id = 'x' where leaf_index = 5", Kind.ALTERED),
-    "what is said of it": ("update audit_entry set detail = '{}' where leaf_index = 5", Kind.ALTERED),
-    "its number": ("update audit_entry set entry = 99 where leaf_index = 5", Kind.ALTERED),
-    "the hash it had": ("update audit_entry set hash = leaf.hash from (select hash from audit_entry where leaf_index = 6) leaf where leaf_index = 5", Kind.ALTERED),
-    "that it was there": ("delete from audit_entry where leaf_index = 5", Kind.MISSING),
-    "its place": ("update audit_entry set leaf_index = 500 where leaf_index = 5", Kind.MISSING),
+    "whose act it was": (f"update audit_act set trust = 'RVJ' {ITS_ACT}", Kind.ALTERED),
+    "what it was": (f"update audit_act set entries = replace(entries, (select code from audit_entry where leaf_index = 5), 'x') {ITS_ACT}", Kind.ALTERED),
+    "how it went": (f"update audit_act set outcome = 8 {ITS_ACT}", Kind.ALTERED),
+    "whom it was about": (f"update audit_act set person_id = 'x' {ITS_ACT}", Kind.ALTERED),
+    "what is said of it": (f"update audit_act set entries = replace(entries, (select cast(detail as text) from audit_entry where leaf_index = 5), '[]') {ITS_ACT}", Kind.ALTERED),
+    "its number": (f"update audit_act set first_entry = 99 {ITS_ACT}", Kind.ALTERED),
+    "the hashes it had": (f"update audit_act set hashes = (select hash from audit_entry where leaf_index = 0) {ITS_ACT}", Kind.ALTERED),
+    "that it was there": (f"delete from audit_act {ITS_ACT}", Kind.MISSING),
+    "that it was said": (f"update audit_act set entries = '[]' {ITS_ACT}", Kind.MISSING),
+    "its place": (f"update audit_act set first_leaf = 500 {ITS_ACT}", Kind.MISSING),
 }  # fmt: skip
 
 
@@ -103,30 +105,64 @@ async def test_an_administrator_changes_one_entry_and_the_export_says_which(
     hub.broken = True
 
 
-async def test_an_administrator_swaps_two_entries(hub, torbay, exeter):
+async def test_what_one_message_caused_is_one_act_and_is_read_entry_by_entry(hub, torbay, exeter):
+    """The view that is searched shows what the export is made of."""
+    outcome = await torbay.asks_to_transfer(
+        MARSHWIGGLE, to="RH8", request_number="T-1", encounter_number="V-1"
+    )
+    await two_patients(hub, torbay, exeter)
+    caused = [row["code"] for row in await hub.audit(event_id=outcome.event_id)]
+    await seal_all(hub.engine, most=3)
+    async with hub.engine.connect() as connection:
+        rows = (await connection.execute(select(t.audit_act).order_by(t.audit_act.c.first_leaf))).mappings()
+        made = [entry for row in rows for entry in acts.entries(row)]
+    [act] = [row for row in await hub.rows(t.audit_act) if row["event_id"] == outcome.event_id]
+    assert [each["code"] for each in orjson.loads(act["entries"])] == caused
+    assert len(caused) > 3
+    shown = await hub.rows(t.audit_entry)
+    assert [{name: row[name] for name in made[0]} for row in shown] == made
+
+
+@pytest.mark.parametrize("words", ["", "x", "7", "[7]", '[{"code":"msg-received","trust":"RVJ"}]'])
+async def test_words_that_nobody_can_read_do_not_keep_the_log_from_being_exported(hub, torbay, exeter, words):
+    await two_patients(hub, torbay, exeter)
+    await seal_all(hub.engine)
+    first = t.audit_act.c.first_leaf == 0
+    async with without_triggers(hub) as connection:
+        [act] = (await connection.execute(select(t.audit_act).where(first))).mappings().all()
+        await connection.execute(t.audit_act.update().where(first).values(entries=words))
+    report = verified(await exported(hub.engine))
+    assert {0} <= {each.leaf for each in report.findings}
+    assert not report.intact
+    async with without_triggers(hub) as connection:
+        await connection.execute(t.audit_act.update().where(first).values(entries=act["entries"]))
+    assert verified(await exported(hub.engine)).intact
+
+
+async def test_an_administrator_swaps_two_acts(hub, torbay, exeter):
     await two_patients(hub, torbay, exeter)
     await seal_all(hub.engine)
     async with without_triggers(hub) as connection:
-        for before, after in ((3, 900), (4, 3), (900, 4)):
+        acts = select(t.audit_act.c.first_leaf).order_by(t.audit_act.c.first_leaf).limit(2)
+        one, other = (await connection.execute(acts)).scalars()
+        for before, after in ((one, 900), (other, one), (900, other)):
             await connection.execute(
-                text(f"update audit_entry set leaf_index = {after} where leaf_index = {before}")
+                text(f"update audit_act set first_leaf = {after} where first_leaf = {before}")
             )
     leaves = {each.leaf for each in verified(await exported(hub.engine)).findings}
-    assert {3, 4} <= leaves
+    assert {one, other} <= leaves
     hub.broken = True
 
 
 async def test_nothing_is_added_to_a_log_that_was_changed(hub, torbay, exeter, tmp_path):
     """Entries wait, nothing is lost, and somebody is told; when the log is as it was again, sealing goes on."""
     await two_patients(hub, torbay, exeter)
-    size = (await seal_all(hub.engine)).size
+    await seal_all(hub.engine)
     async with without_triggers(hub) as connection:
-        was = await connection.scalar(
-            select(t.audit_entry.c.hash).where(t.audit_entry.c.leaf_index == size - 1)
-        )
-        await connection.execute(
-            t.audit_entry.update().where(t.audit_entry.c.leaf_index == size - 1).values(hash=b"\x00" * 32)
-        )
+        last = select(t.audit_act).order_by(t.audit_act.c.first_leaf.desc()).limit(1)
+        act = (await connection.execute(last)).one()
+        its = t.audit_act.update().where(t.audit_act.c.first_leaf == act.first_leaf)
+        await connection.execute(its.values(hashes=b"\x00" * len(act.hashes)))
     await exeter.send(b"no message either")
     with pytest.raises(LogBrokenError):
         await seal_all(hub.engine)
@@ -141,9 +177,7 @@ async def test_nothing_is_added_to_a_log_that_was_changed(hub, torbay, exeter, t
         await incidents.close_incident(connection, incident, "put back", "cli", hub.clock())
     assert "msg-quarantined" in [row["code"] for row in await hub.rows(t.audit_pending)]
     async with without_triggers(hub) as connection:
-        await connection.execute(
-            t.audit_entry.update().where(t.audit_entry.c.leaf_index == size - 1).values(hash=was)
-        )
+        await connection.execute(its.values(hashes=act.hashes))
     await seal_all(hub.engine)
     assert verified(await exported(hub.engine)).intact
 
@@ -169,9 +203,7 @@ async def test_nobody_changes_or_deletes(hub, torbay, exeter, table):
     await seal_all(hub.engine)
     await exeter.send(b"one that waits")
     before = await whole_of(hub, table)
-    column = {"audit_node": "level", "audit_checkpoint": "note", "audit_batch": "entries"}.get(
-        table, "detail"
-    )
+    column = {"audit_node": "level", "audit_checkpoint": "note"}.get(table, "entries")
     ways = [f"update {table} set {column} = {column}", f"delete from {table}"]
     if hub.engine.dialect.name == "postgresql":
         ways += [
@@ -183,6 +215,7 @@ async def test_nobody_changes_or_deletes(hub, torbay, exeter, table):
             f"create rule gone as on insert to {table} do instead nothing",
             f"drop trigger {table}_is_append_only on {table}",
             "drop view audit_pending cascade",
+            "drop view audit_entry cascade",
             "delete from audit_pending",
             f"merge into {table} using (select 1) as one on true when matched then delete",
             f"with gone as (delete from {table} returning 1) select count(*) from gone",
@@ -190,11 +223,11 @@ async def test_nobody_changes_or_deletes(hub, torbay, exeter, table):
             "set session_replication_role = replica",
             "alter role transfer_hub superuser",
             "set role pg_write_all_data",
-            "insert into audit_entry select * from audit_entry where leaf_index = 0",
-            "insert into audit_entry select * from audit_entry on conflict (leaf_index) do update set code = 'x'",
+            "insert into audit_act select * from audit_act where first_leaf = 0",
+            "insert into audit_act select * from audit_act on conflict (first_leaf) do update set entries = 'x'",
         ]
     else:
-        ways += ["insert or replace into audit_entry select * from audit_entry where leaf_index = 0"]
+        ways += ["insert or replace into audit_act select * from audit_act where first_leaf = 0"]
     for way in ways:
         if table == "audit_node" and hub.engine.dialect.name == "sqlite":
             continue  # row triggers, and there is no row in so short a log
@@ -237,13 +270,14 @@ async def test_a_log_that_has_no_statistics_yet_is_not_read_whole_to_add_to_it(h
     if hub.engine.dialect.name != "postgresql":
         pytest.skip("SQLite always goes by the index")
     entry = AuditEntry(Code.RECORD_READ, hub.clock(), "rest")
-    await write_down(hub.engine, [entry] * 20_000)
+    another = AuditEntry(Code.RECORD_READ, hub.clock(), "kafka")
+    await write_down(hub.engine, [entry, another] * 10_000)
     await seal_all(hub.engine)
     await write_down(hub.engine, [entry])
     asked = []
 
     def note(_connection, _cursor, statement, parameters, *_):
-        if statement.startswith("SELECT") and "audit_entry" in statement:
+        if statement.startswith("SELECT") and ("audit_act" in statement or "audit_entry" in statement):
             asked.append((statement, parameters))
 
     event.listen(hub.engine.sync_engine, "before_cursor_execute", note)

@@ -91,17 +91,26 @@ def test_an_entry_read_back_gives_the_same_bytes(index, fields):
 
 
 @given(
-    ENTRIES, st.booleans(), st.sampled_from(WORDS), st.sampled_from(['","detail":{}', "\\", '\\","detail":'])
+    ENTRIES,
+    st.booleans(),
+    st.sampled_from(WORDS),
+    st.sampled_from(['","detail":{}', "\\", '\\","detail":', ',"at":']),
 )
-def test_the_detail_is_found_whatever_an_entry_says(fields, has_detail, word, text):
-    """It is cut off as text, so no text before it may pass for its beginning."""
+def test_an_entry_is_taken_apart_whatever_it_says(fields, has_detail, word, text):
+    """It is cut as text, so no text in it may pass for the beginning of a part."""
     detail = fields["detail"] if has_detail else None
+    said = said_bytes(fields | {"detail": detail, word: text})
 
-    head, found = apart(said_bytes(fields | {"detail": detail, word: text}))
+    code, between, found = apart(said)
 
-    assert "detail" not in json.loads(head)
-    assert json.loads(head)[word] == text
-    assert found is None if detail is None else json.loads(found) == detail
+    whole = json.loads(said)
+    assert list(json.loads(b"{%b}" % code)) == ["code"]
+    assert json.loads(b"{%b%b}" % (code, found)) == {
+        name: whole[name] for name in ("code", "detail") if name in whole
+    }
+    assert json.loads(b"{%b}" % between) == {
+        name: value for name, value in whole.items() if name not in ("code", "detail")
+    }
 
 
 @given(st.integers(0, 2**60), ENTRIES)

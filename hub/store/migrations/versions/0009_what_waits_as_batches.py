@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from hub.audit.leaf import said_bytes
-from hub.store import append_only, waiting
+from hub.store import waiting
 from hub.store.tables import audit_pending
 
 revision = "0009"
@@ -37,7 +37,7 @@ def upgrade() -> None:
         # Packing it would cost every transaction, for a second or so.
         op.execute("ALTER TABLE audit_batch ALTER COLUMN entries SET STORAGE EXTERNAL")
     op.execute(waiting.view(dialect))
-    for statement in append_only.waiting(dialect):
+    for statement in _POSTGRESQL if dialect == "postgresql" else _SQLITE:
         op.execute(statement)
 
 
@@ -62,6 +62,45 @@ def _carry_over(connection: sa.Connection) -> None:
 def _without_number(row: sa.RowMapping) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if name != "entry"}
 
+
+_POSTGRESQL = (
+    # What waits may only leave for the log.
+    f"""
+    CREATE FUNCTION refuse_to_lose_an_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      IF EXISTS (SELECT 1 FROM gone WHERE size <> (
+        SELECT count(*) FROM audit_entry sealed
+        WHERE sealed.entry >= gone.batch * {waiting.BATCH_MAX} AND sealed.entry < gone.batch * {waiting.BATCH_MAX} + gone.size
+      )) THEN
+        RAISE EXCEPTION 'DELETE on audit_batch: entries may only be deleted when they are sealed'
+          USING ERRCODE = 'insufficient_privilege';
+      END IF;
+      RETURN NULL;
+    END $$
+    """,  # noqa: S608 - a number of ours
+    """
+    CREATE TRIGGER audit_batch_is_sealed AFTER DELETE ON audit_batch REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_lose_an_entry()
+    """,
+    """
+    CREATE TRIGGER audit_batch_is_not_changed BEFORE UPDATE OR TRUNCATE ON audit_batch
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_log()
+    """,
+)
+_SQLITE = (
+    """
+    CREATE TRIGGER audit_batch_refuses_update BEFORE UPDATE ON audit_batch
+    BEGIN SELECT RAISE(ABORT, 'UPDATE on audit_batch: an entry is not changed'); END
+    """,
+    f"""
+    CREATE TRIGGER audit_batch_is_sealed BEFORE DELETE ON audit_batch
+    WHEN OLD.size <> (
+      SELECT count(*) FROM audit_entry
+      WHERE entry >= OLD.batch * {waiting.BATCH_MAX} AND entry < OLD.batch * {waiting.BATCH_MAX} + OLD.size
+    )
+    BEGIN SELECT RAISE(ABORT, 'DELETE on audit_batch: entries may only be deleted when they are sealed'); END
+    """,  # noqa: S608 - a number of ours
+)
 
 _BATCH = sa.table("audit_batch", sa.column("batch"), sa.column("size"), sa.column("entries"))
 
