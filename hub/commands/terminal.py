@@ -26,7 +26,7 @@ from hub.settings import HubSettings
 from hub.store import schema
 from hub.store.intake import StoreUnavailableError
 from hub.store.queries import NotFoundError
-from hub.store.unit_of_work import is_refusal
+from hub.store.unit_of_work import database_fault, is_refusal
 from hub.telemetry.log import set_up
 from hub.trusts import TrustsError
 
@@ -66,8 +66,16 @@ class Failure(Exception):  # noqa: N818 - it is an answer to the person at the t
     """Ends the command with one clear line and exit code 1."""
 
 
-_NOT_ALLOWED = "42501"
-"""PostgreSQL's insufficient_privilege."""
+_LET_IN_NOBODY = "The database lets nobody in with this user and password. Check both in HUB_DATABASE_URL, and pg_hba.conf."
+_IN_WORDS = {
+    "28000": _LET_IN_NOBODY,
+    "28P01": _LET_IN_NOBODY,
+    "3D000": "The server has no database of the name that HUB_DATABASE_URL gives. Check the name, or create it.",
+    "42501": "The database's user may not do that. Run it as the owner of the tables (HUB_DATABASE_URL), as hub db upgrade is.",
+}
+"""What PostgreSQL says by its SQLSTATE: invalid_authorization_specification, invalid_password, invalid_catalog_name, insufficient_privilege.
+Never in its own words, which quote the user and the address.
+"""
 
 
 def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
@@ -83,11 +91,9 @@ def run_it(work: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) ->
             fail(
                 "The database is well and refuses one of the values: is a number too large, or a word no text?"
             )
-        if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
-            fail(
-                "The database's user may not do that. Run it as the owner of the tables (HUB_DATABASE_URL), as hub db upgrade is."
-            )
-        kind = type(getattr(error, "orig", None) or error).__name__
+        if (said := _IN_WORDS.get(getattr(getattr(error, "orig", None), "sqlstate", ""))) is not None:
+            fail(said)
+        kind = database_fault(error) if isinstance(error, DBAPIError) else type(error).__name__
         fail(
             f"The database cannot be used ({kind}). Check HUB_DATABASE_URL (see `hub settings`) and that it runs."
         )

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 
 import pytest
 from sqlalchemy import make_url, text
@@ -87,3 +90,20 @@ async def test_a_service_can_leave_while_the_database_is_silent(database_url):
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
         passes.clear()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"username": "somebody-else", "password": "not-told"}, "lets nobody in with this user and password"),
+        ({"database": "not-there"}, "has no database of the name"),
+    ],
+)
+def test_who_is_not_let_in_reads_why_and_no_name(database_url, wrong, said):
+    """Before, it was "cannot be used (Error)", whatever was wrong."""
+    url = make_url(database_url).set(**wrong).render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "hub.cli", "db", "upgrade"]
+    given = {**os.environ, "HUB_DATABASE_URL": url}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, said in done.stderr) == (1, "", True), done.stderr
+    assert not any(each in done.stderr for each in [*wrong.values(), make_url(url).host])
