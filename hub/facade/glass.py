@@ -51,7 +51,7 @@ async def break_the_glass(
         await facade.denied(caller, served, "unknown")
         raise not_found()
     now = facade.now()
-    given = Grant(
+    asked = Grant(
         time_ordered_id(now, "break-glass", caller.client_id, uuid.uuid4().hex),
         caller.trust,
         caller.person.id,
@@ -60,7 +60,7 @@ async def break_the_glass(
         reason[:2000],
         now,
     )
-    await break_glass.grant(facade.engine, given, persons, "rest", facade.directory)
+    given = await break_glass.grant(facade.engine, asked, persons, "rest", facade.directory)
     granted: Tree = {
         "resourceType": "Parameters",
         "parameter": [

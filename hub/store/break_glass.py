@@ -1,7 +1,7 @@
 """Breaking the glass: a clinician sees a patient without a relationship, for an hour; it is audited, told, and looked at afterwards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from hub.journey.route import from_the_hub
 from hub.store import tables as t
 from hub.store.bulk import insert_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
-from hub.store.load import with_facts
+from hub.store.load import lock_user, with_facts
 from hub.store.queries import NotFoundError
 from hub.store.search import one_record
 from hub.store.write import outbox_row, write_audit
@@ -26,6 +26,8 @@ from hub.store.write import outbox_row, write_audit
 LASTS = timedelta(minutes=60)
 REASON_MIN = 20
 """Characters: a word is no reason (DOMAIN, 5.4)."""
+ASKED_TWICE = timedelta(minutes=5)
+"""Who asks again so soon, with the same words, has heard no answer or clicked twice: that is one grant."""
 
 _b = t.break_glass.c
 
@@ -58,12 +60,17 @@ async def open_for(engine: AsyncEngine, trust: str, user_id: str, now: datetime)
 
 async def grant(
     engine: AsyncEngine, given: Grant, persons: Sequence[str], source: str, directory: Directory
-) -> list[OdsCode]:
-    """Let the user see the patient, and tell every trust whose transfers they are, in one transaction; those trusts come back.
+) -> Grant:
+    """Let the user see the patient, and tell every trust whose transfers they are, in one transaction; the grant that holds, which is one
+    of a moment ago if they ask twice.
 
     ``persons`` are all records of the patient.
     """
     async with engine.begin() as connection:
+        await lock_user(connection, given.trust, given.user_id)
+        before = await _of_a_moment_ago(connection, given, persons)
+        if before is not None:
+            return before
         rows = await connection.execute(
             select(t.transfer).where(t.transfer.c.person_id.in_(persons)).order_by(t.transfer.c.changed_at)
         )
@@ -105,7 +112,23 @@ async def grant(
             detail=said,
         )
         await write_audit(connection, [entry])
-    return sorted(owners)
+    return given
+
+
+async def _of_a_moment_ago(connection: AsyncConnection, given: Grant, persons: Sequence[str]) -> Grant | None:
+    """The same user's grant, in the same role and for the same reason, for the same patient."""
+    query = select(_b.grant_id, _b.person_id, _b.granted_at).where(
+        _b.trust == given.trust,
+        _b.user_id == given.user_id,
+        _b.role_id == given.role_id,
+        _b.person_id.in_(persons),
+        _b.reason == given.reason,
+        _b.granted_at > given.granted_at - ASKED_TWICE,
+    )
+    row = (await connection.execute(query.order_by(_b.granted_at.desc()).limit(1))).one_or_none()
+    return (
+        replace(given, id=row.grant_id, person_id=row.person_id, granted_at=row.granted_at) if row else None
+    )
 
 
 async def _tell(

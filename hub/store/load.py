@@ -75,6 +75,12 @@ async def lock_key(connection: AsyncConnection, key: PersonKey) -> None:
         await _lock(connection, [_name_of(key)])
 
 
+async def lock_user(connection: AsyncConnection, trust: str, user_id: str) -> None:
+    """Lock a person who works at a trust: what they ask for twice at once is to be found the second time."""
+    if is_postgresql(connection):
+        await _lock(connection, [f"u|{trust}|{user_id}"])
+
+
 def _name_of(key: PersonKey) -> str:
     return f"p|{key.authority}|{key.value}"
 

@@ -10,8 +10,9 @@ from hub.domain.ids import NHS_AUTHORITY, PersonKey
 from hub.domain.incident import IncidentKind
 from hub.journey.decide import Choice
 from hub.services.clock import ClockService
-from hub.store import people, queries
+from hub.store import break_glass, people, queries
 from hub.store import tables as t
+from hub.store.break_glass import Grant
 from hub.store.clocks import NotExpiredError, expire_transfer
 from hub.store.incidents import open_incident
 from hub.store.unit_of_work import NotQuarantinedError
@@ -119,3 +120,18 @@ async def test_an_incident_is_acknowledged_once_and_a_brake_released_once(hub, t
 
     assert await all_at_once(release, queries.NotFoundError) == 1
     assert len(await hub.audit(code="brake-released")) == 1
+
+
+async def test_a_glass_is_broken_once(hub, torbay):  # noqa: F811
+    """By a clinician whose first request was not answered in time: both are under way."""
+    await ask(torbay, MARSHWIGGLE)
+    [row] = await hub.rows(t.person)
+    reason, person = "Unconscious in resus, allergies are not known", row["person_id"]
+
+    async def act(who):
+        asked = Grant(f"grant-{who}", "RK9", "555000000001", "1111", person, reason, hub.clock())
+        return (await break_glass.grant(hub.engine, asked, [person], "rest", TRUSTS)).id
+
+    assert len({*await asyncio.gather(*map(act, OPERATORS))}) == 1
+    assert (await hub.told("RH8")).count("access.glass-broken") == 1
+    assert len(await hub.rows(t.break_glass)) == len(await hub.audit(code="break-glass-opened")) == 1

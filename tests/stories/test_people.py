@@ -1,5 +1,6 @@
 """People who sign in, and systems whose trust has a sign-in of its own: whose tokens count, what each role may, and broken glass."""
 
+import asyncio
 import json
 import threading
 from contextlib import contextmanager
@@ -387,6 +388,32 @@ async def test_a_clinician_breaks_the_glass(hub, torbay, people, sign_in):
     assert [each["verdict"] for each in await break_glass.grants(hub.engine)] == ["justified"]
     assert await break_glass.grants(hub.engine, open_only=True) == []
     assert all(each["closed_at"] for each in await hub.rows(t.incident))
+
+
+async def test_a_glass_that_is_asked_for_twice_is_broken_once(hub, torbay, people, sign_in):
+    """The answer did not come in time, or somebody clicked twice: the hospitals hear of it once, and one grant is looked at."""
+    system = await (await System.join(people, "RA9")).signed_in()
+    await asked(hub, torbay, system)
+    token = sign_in.person(hub.clock, "RK9", Role.CLINICIAN, exp=int(hub.clock().timestamp()) + 7200)
+    doctor, reason = Somebody(people, token), "Unconscious in resus, allergies and plan are not known"
+    answers = await asyncio.gather(*(doctor.breaks_the_glass(reason) for _ in range(4)))
+    hub.clock.later(minutes=4)
+    answers.append(await doctor.breaks_the_glass(reason))
+    assert {each.status_code for each in answers} == {200}
+    assert len({each.text for each in answers}) == 1
+    assert len(await hub.rows(t.break_glass)) == len(await hub.audit(code="break-glass-opened")) == 1
+    assert [(await hub.told(each)).count("access.glass-broken") for each in ("RA9", "RH8")] == [1, 1]
+
+    # Another reason, another person, or an hour that is to begin anew: each is a grant of its own.
+    colleague = Somebody(
+        people, sign_in.person(hub.clock, "RK9", Role.CLINICIAN, nhsid_useruid="555000000002")
+    )
+    await doctor.breaks_the_glass(f"{reason}, and now the family asks")
+    await colleague.breaks_the_glass(reason)
+    hub.clock.later(minutes=2)
+    later = await doctor.breaks_the_glass(reason)
+    assert later.json()["parameter"][1] != answers[0].json()["parameter"][1]
+    assert len(await hub.rows(t.break_glass)) == 4
 
 
 async def test_a_grant_is_for_all_records_of_a_patient(hub):
