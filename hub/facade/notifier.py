@@ -123,7 +123,7 @@ class Notifier:
     async def _tell_all(self, wish: Subscription) -> None:
         engine, now, base = self._facade.engine, self._facade.now(), self._facade.base
         if wish.ends_at is not None and wish.ends_at <= now:
-            await subscriptions.change(engine, replace(wish, status="off"), now)
+            await subscriptions.end(engine, wish, now)
             return
         if not wish.met:
             await self._post(wish, subscribing.notification(wish, "handshake", base, now))

@@ -107,6 +107,20 @@ async def change(engine: AsyncEngine, wish: Subscription, now: datetime) -> None
             await _well_again(connection, wish.id, now, "ended")
 
 
+async def end(engine: AsyncEngine, wish: Subscription, now: datetime) -> None:
+    """The time until which it was asked for is over: it is off, unless it was put anew in the meantime; audited."""
+    async with engine.begin() as connection:
+        if await _still(connection, wish) is None:
+            return
+        await connection.execute(
+            update(table)
+            .where(_s.subscription_id == wish.id)
+            .values(status="off", error=None, next_attempt_at=None)
+        )
+        await _changed(connection, wish, "subscription-off", now, "notifier", why="ended")
+        await _well_again(connection, wish.id, now, "ended")
+
+
 async def find(engine: AsyncEngine, trust: str, subscription_id: str) -> Subscription | None:
     """One of this trust's."""
     query = select(table).where(_s.subscription_id == subscription_id, _s.trust == trust)

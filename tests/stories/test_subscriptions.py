@@ -585,6 +585,40 @@ async def test_off_and_on_again(hub, torbay, at_torbay, at_exeter, facade, board
     assert (await at_exeter.get(path)).json()["status"] == "off"
 
 
+async def test_a_subscription_that_is_prolonged_in_the_moment_it_ends_goes_on(
+    hub, torbay, at_torbay, at_exeter, board, notifier, monkeypatch
+):
+    """The answer was 200 and `requested`: then it is on, and its hospital is told."""
+    until = hub.clock() + timedelta(days=1)
+    made = (await subscribes(at_exeter, wish(board.url) | {"end": until.isoformat()})).json()
+    path, look = f"/Subscription/{made['id']}", subscriptions.to_tell
+    await notifier.once()
+    hub.clock.later(days=2)
+    await at_exeter.signed_in()
+    longer = wish(board.url) | {"id": made["id"], "end": (until + timedelta(days=30)).isoformat()}
+
+    async def looks_and_it_is_put(*asked):
+        found = await look(*asked)
+        assert (await subscribes(at_exeter, longer, "PUT", path)).status_code == 200
+        return found
+
+    monkeypatch.setattr(subscriptions, "to_tell", looks_and_it_is_put)
+    await notifier.once()
+    monkeypatch.undo()
+    shown = (await at_exeter.get(path)).json()
+    assert (shown["status"], shown["end"]) == ("requested", longer["end"])
+    await notifier.once()
+    assert board.kinds() == ["handshake", "handshake"]
+
+    hub.clock.later(days=31)
+    for _ in range(2):
+        await notifier.once()
+    await at_exeter.signed_in()
+    assert (await at_exeter.get(path)).json()["status"] == "off"
+    ends = [each for each in await hub.audit(code="config-changed") if each["detail"].get("why") == "ended"]
+    assert [each["system"] for each in ends] == ["notifier"]
+
+
 async def test_a_host_that_is_no_longer_registered_is_not_told(
     hub, torbay, at_torbay, at_exeter, facade, board
 ):
