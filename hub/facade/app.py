@@ -80,32 +80,56 @@ def make_app(facade: Facade) -> FastAPI:
         # A redirect would go to whatever host the request names, with the address and what it asks for, before anybody is known.
         redirect_slashes=False,
     )
-    registry = CollectorRegistry()
-    requests = Counter("hub_http_requests", "Requests answered", ["interaction", "status"], registry=registry)
-    seconds = Histogram("hub_http_request_seconds", "Time to answer", ["interaction"], registry=registry)
-    started_at = facade.now()
+    counted = _Counted()
+    for each in SERVED:
+        _serve(app, facade, each, counted)
+    _serve_what_it_can(app, facade)
+    _serve_tokens(app, facade, counted)
+    _serve_operators(app, facade, counted)
+    app.exception_handler(HTTPException)(_nothing_here)
+    app.add_middleware(_HeadIsGet)
+    app.openapi = functools.partial(_openapi, app)  # type: ignore[method-assign]
+    return app
 
-    def add(served: Served) -> None:
-        async def endpoint(request: Request) -> Response:
-            began = time.perf_counter()
-            response = await _answered(facade, request, served)
-            requests.labels(served.name, response.status_code).inc()
-            seconds.labels(served.name).observe(time.perf_counter() - began)
-            return response
 
-        app.add_api_route(
-            served.path,
-            endpoint,
-            methods=[served.method],
-            name=served.name,
-            summary=served.summary,
-            operation_id=served.name,
-            response_class=Response,
-            openapi_extra=dict(described(served)),
+class _Counted:
+    """What Prometheus is told of the answers of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "hub_http_requests", "Requests answered", ["interaction", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "hub_http_request_seconds", "Time to answer", ["interaction"], registry=self.registry
         )
 
-    for each in SERVED:
-        add(each)
+
+def _serve(app: FastAPI, facade: Facade, served: Served, counted: _Counted) -> None:
+    """The route of one interaction."""
+
+    async def endpoint(request: Request) -> Response:
+        began = time.perf_counter()
+        response = await _answered(facade, request, served)
+        counted.requests.labels(served.name, response.status_code).inc()
+        counted.seconds.labels(served.name).observe(time.perf_counter() - began)
+        return response
+
+    app.add_api_route(
+        served.path,
+        endpoint,
+        methods=[served.method],
+        name=served.name,
+        summary=served.summary,
+        operation_id=served.name,
+        response_class=Response,
+        openapi_extra=dict(described(served)),
+    )
+
+
+def _serve_what_it_can(app: FastAPI, facade: Facade) -> None:
+    """What the facade says of itself, to anybody who asks."""
+    started_at = facade.now()
 
     @app.get(
         "/fhir/metadata",
@@ -130,6 +154,10 @@ def make_app(facade: Facade) -> FastAPI:
     async def smart() -> Response:
         return Response(orjson.dumps(smart_configuration(facade.office.url)), media_type="application/json")
 
+
+def _serve_tokens(app: FastAPI, facade: Facade, counted: _Counted) -> None:
+    """The token endpoint."""
+
     @app.post(
         "/oauth2/token",
         name="token",
@@ -150,10 +178,14 @@ def make_app(facade: Facade) -> FastAPI:
             status, said = error.status, unread(error)
         else:
             status, said = await sign_in(facade, form)
-        requests.labels("token", status).inc()
+        counted.requests.labels("token", status).inc()
         return Response(
             orjson.dumps(said), status, media_type="application/json", headers={"Cache-Control": "no-store"}
         )
+
+
+def _serve_operators(app: FastAPI, facade: Facade, counted: _Counted) -> None:
+    """Health and metrics."""
 
     @app.get(
         "/healthz",
@@ -179,28 +211,25 @@ def make_app(facade: Facade) -> FastAPI:
 
     @app.get("/metrics", name="metrics", summary="For Prometheus.", response_class=Response)
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            allowed = dict(error.headers or {})
-            refusal = FacadeError(
-                405,
-                "SEND_METHOD_NOT_ALLOWED",
-                "not-supported",
-                "This address is not used with this method; see metadata.",
-                headers=allowed,
-            )
-        else:
-            refusal = FacadeError(
-                404, "SEND_NOT_FOUND", "not-found", "Nothing is served at this address; see metadata."
-            )
-        return _told(request, _refusal(refusal))
 
-    app.add_middleware(_HeadIsGet)
-    app.openapi = functools.partial(_openapi, app)  # type: ignore[method-assign]
-    return app
+async def _nothing_here(request: Request, error: HTTPException) -> Response:
+    """The answer where no route is, or none for this method."""
+    if error.status_code == 405:
+        allowed = dict(error.headers or {})
+        refusal = FacadeError(
+            405,
+            "SEND_METHOD_NOT_ALLOWED",
+            "not-supported",
+            "This address is not used with this method; see metadata.",
+            headers=allowed,
+        )
+    else:
+        refusal = FacadeError(
+            404, "SEND_NOT_FOUND", "not-found", "Nothing is served at this address; see metadata."
+        )
+    return _told(request, _refusal(refusal))
 
 
 class _HeadIsGet:
