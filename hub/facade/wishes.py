@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from hub.domain.ids import parse_uuid
 from hub.facade import searching, subscribing
 from hub.facade.answers import asked_with, fhir, searchset, tree_of
 from hub.facade.capability import Served
@@ -31,7 +32,7 @@ async def create_subscription(
         raise bad_request("A new subscription is requested.", "Subscription.status")
     resource = subscribing.with_kept_headers(resource, None)
     wish = Subscription(
-        str(uuid.uuid4()),
+        _id_of(caller),
         caller.trust,
         caller.client_id,
         resource,
@@ -40,8 +41,22 @@ async def create_subscription(
         facade.now(),
         subscribing.ends_at(resource),
     )
-    await subscriptions.add(facade.engine, wish)
-    return fhir(subscribing.shown(wish), 201, {"Location": f"{facade.base}/Subscription/{wish.id}"})
+    made = await subscriptions.add(facade.engine, wish)
+    if made.resource != wish.resource:
+        raise FacadeError(
+            409,
+            "REC_CONFLICT",
+            "conflict",
+            "Another Subscription was made under this X-Request-Id, or this one was changed since. Give each one of its own.",
+            "X-Request-Id",
+        )
+    return fhir(subscribing.shown(made), 201, {"Location": f"{facade.base}/Subscription/{made.id}"})
+
+
+def _id_of(caller: Caller) -> str:
+    """Of a new subscription: one that is sent again under its X-Request-Id is the same."""
+    request_id = parse_uuid(caller.request_id or "")
+    return str(uuid.uuid5(uuid.UUID(request_id), caller.client_id) if request_id else uuid.uuid4())
 
 
 async def read_subscription(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, insert, or_, select, update
+from sqlalchemy import exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.audit.entries import AuditEntry, Code
 from hub.domain.ids import OdsCode
 from hub.domain.incident import IncidentKind
-from hub.store.bulk import update_rows
+from hub.store.bulk import insert_ignoring, update_rows
 from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.tables import client, subscription_event, transfer
 from hub.store.tables import subscription as table
@@ -58,26 +58,28 @@ class Event:
     at: datetime
 
 
-async def add(engine: AsyncEngine, wish: Subscription) -> None:
-    """A new subscription; audited."""
+async def add(engine: AsyncEngine, wish: Subscription) -> Subscription:
+    """A new subscription; audited. Where one of this id is there, it stays as it is and comes back."""
     async with engine.begin() as connection:
-        await connection.execute(
-            insert(table).values(
-                subscription_id=wish.id,
-                trust=wish.trust,
-                client_id=wish.client_id,
-                resource=dict(wish.resource),
-                wanted=dict(wish.wanted),
-                status=wish.status,
-                created_at=wish.created_at,
-                ends_at=wish.ends_at,
-                met=False,
-                last_number=0,
-                told_number=0,
-                failures=0,
-            )
-        )
+        row = {
+            "subscription_id": wish.id,
+            "trust": wish.trust,
+            "client_id": wish.client_id,
+            "resource": dict(wish.resource),
+            "wanted": dict(wish.wanted),
+            "status": wish.status,
+            "created_at": wish.created_at,
+            "ends_at": wish.ends_at,
+            "met": False,
+            "last_number": 0,
+            "told_number": 0,
+            "failures": 0,
+        }
+        if not (await connection.execute(insert_ignoring(connection, table).values(row))).rowcount:
+            there = await connection.execute(select(table).where(_s.subscription_id == wish.id))
+            return _subscription(there.one())
         await _changed(connection, wish, "subscription-added", wish.created_at)
+        return wish
 
 
 async def change(engine: AsyncEngine, wish: Subscription, now: datetime) -> None:

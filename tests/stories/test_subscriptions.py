@@ -585,6 +585,38 @@ async def test_off_and_on_again(hub, torbay, at_torbay, at_exeter, facade, board
     assert (await at_exeter.get(path)).json()["status"] == "off"
 
 
+async def test_a_subscription_that_is_posted_again_under_its_id_is_one(
+    hub, torbay, at_torbay, at_exeter, board, notifier
+):
+    """The first answer did not come in time: the board is told once, under the id that it hears at last."""
+
+    async def posts(resource, request_id):
+        said = {"Content-Type": "application/fhir+json", "X-Request-Id": request_id}
+        return await at_exeter.call("POST", "/Subscription", headers=said, content=orjson.dumps(resource))
+
+    name = str(uuid.uuid4())
+    made = await asyncio.gather(*(posts(wish(board.url), each) for each in (name, name.upper(), name)))
+    made.append(await posts(wish(board.url), name))
+    assert [each.status_code for each in made] == [201] * 4
+    assert len({(each.headers["location"], each.text) for each in made}) == 1
+    await notifier.once()
+    await asked(hub, torbay, at_torbay)
+    await notifier.once()
+    assert (board.kinds(), board.numbers()) == (["handshake", "event-notification"], [1])
+    again = await posts(wish(board.url), name)
+    assert (again.status_code, again.json()["status"]) == (201, "active")
+
+    # Something else under the same id is not what was asked for before.
+    other = await posts(wish(board.url, content="full-resource"), name)
+    assert (other.status_code, issue(other)) == (409, ("REC_CONFLICT", "conflict"))
+    # Another id, or one that is none, is another wish.
+    assert len({(await posts(wish(board.url), each)).text for each in (str(uuid.uuid4()), "1", "1")}) == 3
+    added = [
+        e for e in await hub.audit(code="config-changed") if e["detail"]["change"] == "subscription-added"
+    ]
+    assert len(await hub.rows(t.subscription)) == len(added) == 4
+
+
 async def test_a_subscription_that_is_prolonged_in_the_moment_it_ends_goes_on(
     hub, torbay, at_torbay, at_exeter, board, notifier, monkeypatch
 ):
