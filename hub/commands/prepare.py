@@ -17,7 +17,7 @@ from hub.commands.terminal import (
     show,
 )
 from hub.settings import HubSettings
-from hub.store import restored, schema
+from hub.store import outbox, restored, schema
 from hub.trusts import TrustsError
 
 db = group("The database's schema.")
@@ -91,6 +91,8 @@ def db_current() -> None:
 def db_restored(because: Because) -> None:
     """Say that a backup was put back, before any service runs: numbers go on where nobody has seen one.
 
+    Refused while a sealer, the feeds, a facade or a dispatcher that sends work on this database; a worker or a clock alone is not seen.
+
     Kafka is read again from the backup's positions by itself. What came over REST since the backup is gone: ask the senders.
     """
 
@@ -100,6 +102,11 @@ def db_restored(because: Because) -> None:
                 "A backup of SQLite is its file: begin with a new database, or go on with the file as it was."
             )
         async with wiring.opened(settings) as engine:
+            if held := await outbox.leases(engine, wiring.now()):
+                raise Failure(
+                    f"A service works on this database ({', '.join(name for name, _ in held)}), and gives the numbers that were given before: "
+                    f"nothing was changed. Stop every service; one that was killed counts until {held[-1][1]:%Y-%m-%d %H:%M:%S}Z. Then run it again."
+                )
             first = await restored.give_new_numbers(engine, because, wiring.now())
         print(
             f"The outbox goes on at number {first}. Start the services: what Kafka holds since the backup is read again, and hospitals hear "

@@ -625,6 +625,13 @@ async def release_lease(store: Store, name: str, holder: str) -> None:
         await connection.execute(lease.delete().where(lease.c.name == name, lease.c.holder == holder))
 
 
+async def leases(store: Store, now: datetime) -> list[tuple[str, datetime]]:
+    """What somebody works on at ``now``, and until when it is theirs if they renew it no more. Not every service has a lease."""
+    async with _one_statement(store) as connection:
+        held = select(lease.c.name, lease.c.expires_at).where(lease.c.expires_at > now)
+        return [(name, until) for name, until in await connection.execute(held.order_by(lease.c.expires_at))]
+
+
 async def message_of(store: Store, receiver: str, seq: int) -> tuple[bytes | None, str | None] | None:
     """One message for this receiver, waiting or sent, and the transfer that it is about; None if it has none of this number.
     Without its body once that has aged out.

@@ -434,6 +434,33 @@ async def test_a_backup_is_put_back_and_everything_goes_on_under_the_same_names(
         assert there.value == row["payload"]
 
 
+async def test_while_a_service_runs_no_backup_is_said_to_be_put_back(hub):
+    """It would go on with numbers that the world has seen, between those that nobody has."""
+    sealer = hub.start("sealer")
+    await hub.until(lambda: hub.rows("select name from lease where name = 'sealer'"), "the sealer is at work")
+    before = await hub.rows("select last_value from outbox_seq_seq")
+    command = [sys.executable, "-m", "hub.cli", "db", "restored", "--because", "the disk was lost"]
+
+    async def said() -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run, command, env=hub.environment, capture_output=True, text=True, check=False
+        )
+
+    refused = await said()
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1), refused
+    assert "sealer" in refused.stderr
+    assert "Stop every service" in refused.stderr
+    assert await hub.rows("select last_value from outbox_seq_seq") == before
+    sealer.kill()
+    assert "one that was killed counts until" in (await said()).stderr
+
+    async def is_taken() -> bool:
+        return (await said()).returncode == 0
+
+    await hub.until(is_taken, "the lease of who was killed has run out", within_s=30)
+    assert "backup-put-back" in hub.run("incidents", "list", "--json")
+
+
 def _of_one_key(hub: LiveHub, numbers: range) -> list[tuple[object, Message]]:
     return [
         (hub.one, Message(headers=m.headers, key=b"k", body=m.body))
