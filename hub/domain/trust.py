@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from hub.domain.ids import OdsCode
 from hub.domain.roles import Role
@@ -79,6 +79,24 @@ class Issuer(_Part):
 _SAFE_URL = re.compile(r"https://[^/@\s]+(/\S*)?|http://(127\.0\.0\.1|localhost)(:\d+)?(/\S*)?")
 
 
+_HOST = r'[^\s/?#@:\[\]\\"<>A-Z]+(:[1-9][0-9]{0,4})?|[0-9a-f.]*:[0-9a-f.]*:[0-9a-f:.]*'
+"""As `urlsplit` says it, in small letters and an IPv6 address without its brackets: another spelling would match no address."""
+
+
+def _is_a_host(said: str) -> str:
+    port = said.rpartition(":")[2] if said.count(":") == 1 else ""
+    if not re.fullmatch(_HOST, said) or int(port or 0) > 65_535:
+        raise ValueError(
+            "must be host or host:port, as in bedboard.trust.example: in small letters, without https:// and without a path"
+        )
+    return said
+
+
+Host = Annotated[
+    str, AfterValidator(_is_a_host), WithJsonSchema({"type": "string", "pattern": f"^({_HOST})$"})
+]
+
+
 class TrustProfile(_Part):
     """One trust: the content of ``schemas/trusts/<ODS>/profile.yaml``."""
 
@@ -115,7 +133,7 @@ class TrustProfile(_Part):
     issuers: tuple[Issuer, ...] = Field(
         default=(), description="Whose tokens the REST facade takes besides its own, for this trust"
     )
-    callback_hosts: tuple[str, ...] = Field(
+    callback_hosts: tuple[Host, ...] = Field(
         default=(),
         description="host or host:port to which the trust's subscriptions may have the hub post; over https, but for this machine",
     )

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hub.cli import app
 from hub.commands.terminal import settings_now
+from hub.facade.subscribing import is_registered
 from hub.trusts import PROFILE, TrustsError, check_trusts, load_books, load_directory
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -107,3 +108,28 @@ def test_a_map_to_a_code_that_there_is_not_stops_the_hub(schemas):
     broken(schemas, "trusts/RVJ/conceptmaps/specialty.json", '"code": "320"', '"code": "032"')
     with pytest.raises(TrustsError, match=r"RVJ/conceptmaps/specialty.json, line 7: 032 is not in"):
         load_books(schemas, directory)
+
+
+@pytest.mark.parametrize(
+    "host", ["bedboard.ra9.example", "bedboard.ra9.example:8443", "127.0.0.1", "127.0.0.1:8443", "2001:db8::1", "münster.example"]
+)  # fmt: skip
+def test_a_host_that_a_profile_may_name_is_one_that_is_posted_to(schemas, host):
+    changed(schemas, "RA9", lambda profile: profile.update(callback_hosts=[host]))
+    profile = load_directory(schemas)["RA9"]
+    url = f"https://[{host}]/told" if host.count(":") > 1 else f"https://{host}/told"
+    assert is_registered(url, profile)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "https://bedboard.ra9.example/told", "https://bedboard.ra9.example", "bedboard.ra9.example/told", "Bedboard.ra9.example", "[2001:db8::1]", "",
+        "bedboard.ra9.example:", "bedboard.ra9.example:https", "bedboard.ra9.example:08443", "bedboard.ra9.example:70000", "me@bedboard.ra9.example", " ",
+    ],
+)  # fmt: skip
+def test_what_no_address_would_ever_match_is_no_host(schemas, host):
+    """Each subscription would be refused, and the trust told to register what it has registered."""
+    changed(schemas, "RA9", lambda profile: profile.update(callback_hosts=["board.ra9.example", host]))
+    [found] = check_trusts(schemas)
+    assert found.field == "callback_hosts.1"
+    assert found.problem.startswith("must be host or host:port")
