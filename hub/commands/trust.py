@@ -66,7 +66,7 @@ def trust_check(
 
     settings = settings_now()
     schemas = settings.schemas_dir
-    findings, shown = _of_trust(check_trusts(schemas), ods), {}
+    findings, shown, refused = _of_trust(check_trusts(schemas), ods), {}, 0
     try:
         if not findings:
             trusts = wiring.directory(settings)
@@ -81,10 +81,13 @@ def trust_check(
         for each in [ods.upper()] if ods else [profile.ods for profile in trusts]:
             if each not in trusts:
                 fail(f"No trust {each} has joined. `hub trust list` shows those that have.")
-            for file in examples.sign_off(schemas, each, rules) if sign_off else ():
-                print(f"written: {file}", file=sys.stderr if as_json else sys.stdout)
+            for file, refusal in examples.sign_off(schemas, each, rules) if sign_off else ():
+                said = f"written: {file}{f' - {refusal}' if refusal else ''}"
+                print(said, file=sys.stderr if as_json else sys.stdout)
             findings += examples.check_examples(schemas, each, rules)
-            shown[each] = coverage(examples.explained(schemas, each, rules), rules.books[each], each)
+            explained = examples.explained(schemas, each, rules)
+            refused += sum(explanation.outcome != examples.TAKEN for _, explanation in explained)
+            shown[each] = coverage(explained, rules.books[each], each)
     if as_json:
         told = {
             "findings": [asdict(finding) for finding in findings],
@@ -102,8 +105,17 @@ def trust_check(
     if findings:
         raise typer.Exit(1)
     if not as_json:
+        for each, found in shown.items():
+            if found.examples < examples.WANTED_MIN:
+                print(
+                    f"{each} has {found.examples or 'no'} worked examples, and what none shows was not tried. Wanted are {examples.WANTED_MIN} at "
+                    "least: a request, its update and its cancellation, an answer, an admission, a discharge."
+                )
         proved = sum(found.examples for found in shown.values())
-        print(f"Every trust's folder is sound; {proved} worked examples give what was signed off.")
+        of = f", {refused} of them a refusal" if refused else ""
+        print(
+            f"{f'The folder of {ods.upper()}' if ods else 'Every folder'} is sound; {proved} worked examples give what was signed off{of}."
+        )
 
 
 def _of_trust(findings: Iterable[Finding], ods: str | None) -> list[Finding]:

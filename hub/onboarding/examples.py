@@ -23,6 +23,11 @@ from hub.trusts import Finding
 RECEIVED_AT = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 """When every example was received. Their own times lie shortly before."""
 
+TAKEN = "canonical"
+"""The outcome of a message that is no refusal."""
+WANTED_MIN = 6
+"""A request, its update and its cancellation, an answer, an admission, a discharge."""
+
 _CONTENT_TYPES = {".json": headers.CONTENT_TYPE_FHIR, ".xml": "application/fhir+xml"}
 
 
@@ -111,15 +116,31 @@ def explained(schemas_dir: Path, ods: str, journey: Journey) -> list[tuple[str, 
     ]
 
 
-def sign_off(schemas_dir: Path, ods: str, journey: Journey) -> list[Path]:
-    """Write the expected files that are missing or differ, for a person to read before they are committed."""
-    written: list[Path] = []
+def sign_off(schemas_dir: Path, ods: str, journey: Journey) -> list[tuple[Path, str]]:
+    """Write the expected files that are missing or differ, for a person to read before they are committed; beside each, what it signs off
+    if that is a refusal, or no refusal any more, and else "".
+    """
+    written: list[tuple[Path, str]] = []
     for example in examples_of(schemas_dir, ods):
-        found = as_text(explain_file(example.given, example.ods, journey, RECEIVED_AT))
-        if not example.expected.exists() or example.expected.read_bytes() != found:
+        explanation = explain_file(example.given, example.ods, journey, RECEIVED_AT)
+        found = as_text(explanation)
+        before = example.expected.read_bytes() if example.expected.exists() else None
+        if before != found:
             example.expected.write_bytes(found)
-            written.append(example.expected)
+            written.append((example.expected, _refused_or_not(explanation, before)))
     return written
+
+
+def _refused_or_not(explanation: Explanation, before: bytes | None) -> str:
+    try:
+        was = orjson.loads(before)["outcome"] if before else ""
+    except (ValueError, TypeError, LookupError):
+        was = ""
+    changed = f" until now it was {was}." if was not in ("", explanation.outcome) else ""
+    if explanation.outcome == TAKEN:
+        return f"the hub takes this message;{changed}" if changed else ""
+    reasons = ", ".join(f"{each['code']} at {each['path'] or 'the whole'}" for each in explanation.issues)
+    return f"the hub does not take this message: {explanation.outcome}, {reasons}{f';{changed}' if changed else '.'}"
 
 
 def _first_difference(signed: bytes, found: bytes) -> str:

@@ -78,6 +78,62 @@ def test_a_new_folder_is_complete_but_for_what_only_the_trust_knows(hub, tmp_pat
     assert hub("trust", "new", "RYJ").exit_code == 1
 
 
+def filled_in(folder):
+    profile = folder / "profile.yaml"
+    profile.write_text(profile.read_text().replace("replace.me", "fhir.ryj.nhs.uk"))
+
+
+def test_a_folder_that_was_looked_at_alone_says_nothing_of_the_others(hub):
+    assert "The folder of RX1 is sound; 8 worked examples give" in hub("trust", "check", "rx1").stdout
+    assert "Every folder is sound" in hub("trust", "check").stdout
+
+
+def test_a_folder_without_examples_can_be_checked_and_is_not_called_proved(hub, tmp_path):
+    hub("trust", "new", "RYJ")
+    filled_in(tmp_path / "schemas" / "trusts" / "RYJ")
+    found = hub("trust", "check", "RYJ")
+    assert found.exit_code == 0
+    assert (
+        "RYJ has no worked examples, and what none shows was not tried. Wanted are 6 at least" in found.stdout
+    )
+    assert "RYJ has no worked examples" in hub("trust", "check").stdout
+    assert "Wanted are" not in hub("trust", "check", "RX1").stdout
+
+
+def test_who_signs_off_a_refusal_is_told_so(hub, tmp_path):
+    """The hospital had changed its message, and the file that is committed then says that the hub turns its patients away."""
+    folder = tmp_path / "schemas" / "trusts" / "RA9" / "examples"
+    asked = folder / "asked.in.json"
+    well = asked.read_text()
+    shutil.copy(asked, folder / "more.in.json")
+    spoilt = well.replace('"resourceType": "ServiceRequest"', '"resourceType": "ServiceRequests"')
+    assert spoilt != well
+    asked.write_text(spoilt)
+
+    [more, told] = sorted(
+        (
+            line
+            for line in hub("trust", "check", "RA9", "--sign-off").stdout.splitlines()
+            if "written: " in line
+        ),
+        key=len,
+    )
+    assert more.endswith("more.expected.json")
+    assert (
+        "asked.expected.json - the hub does not take this message: quarantined, resource-type-unknown at "
+        in told
+    )
+    assert told.endswith("until now it was canonical.")
+    assert (
+        "10 worked examples give what was signed off, 1 of them a refusal."
+        in hub("trust", "check", "RA9").stdout
+    )
+
+    asked.write_text(well)
+    told = hub("trust", "check", "RA9", "--sign-off").stdout
+    assert "asked.expected.json - the hub takes this message; until now it was quarantined." in told
+
+
 @pytest.mark.parametrize("name", [r"St Luke\s", 'The "Royal" & {Co}: #1', "'", "É – ✓", "a\nb"])
 def test_a_new_folder_has_the_name_as_it_was_given(hub, tmp_path, name):
     assert hub("trust", "new", "RYJ", "--name", name).exit_code == 0
