@@ -260,12 +260,32 @@ def outbox_(as_json: AsJson = False) -> None:
         return [{name: getattr(each, name) for name in names} for each in waiting]
 
     rows = run_it(load, settings_now())
+    if rows:
+        _say_who_is_not_sent_to(rows)
     show(
         rows,
         as_json,
         ("receiver", "rows", "oldest", "attempts", "next_attempt_at", "last_error"),
         "Nothing waits.",
     )
+
+
+def _say_who_is_not_sent_to(rows: list[queries.Row]) -> None:
+    """What nobody tries has no error of its own. Folders that cannot be used are `hub trust check`'s to tell: what waits is shown all the same."""
+    try:
+        trusts = wiring.directory(settings_now())
+    except TrustsError:
+        return
+    for row in rows:
+        if row["receiver"] not in trusts:
+            row["last_error"] = _NO_FOLDER
+        elif trusts[row["receiver"]].doors.outward == "polled":
+            row["last_error"] = (
+                "it waits until the trust fetches and acknowledges it over REST ($inbox, $ack)"
+            )
+
+
+_NO_FOLDER = "no trust with this code has joined: with its folder in HUB_SCHEMAS_DIR, and the services started again, it is delivered"
 
 
 def resend(

@@ -1,13 +1,17 @@
 """What the duty team types at night: empty variables, ids of something else, what somebody else has done meanwhile."""
 
+import re
+import shutil
 from datetime import timedelta
 
 import orjson
 import pytest
 
+from hub.commands.terminal import settings_now
 from hub.demo.people import MARSHWIGGLE, QUILLFEATHER
 from hub.store import tables as t
 from tests.stories import test_transfers_cli as at_the_terminal
+from tests.stories.conftest import SCHEMAS
 from tests.stories.test_journeys import ask
 
 duty = at_the_terminal.type_
@@ -100,6 +104,29 @@ async def test_what_there_is_none_of_is_no_line_of_json(hub, duty):
     ):
         said = await duty(*words, "--json")
         assert (said.exit_code, [orjson.loads(line) for line in said.stdout.splitlines()]) == (0, [])
+
+
+async def test_what_nobody_sends_waits_for_a_reason_that_is_told(hub, torbay, duty, tmp_path, monkeypatch):
+    """RH8 has left, RA9 fetches by itself: for neither anything is tried, and nothing fails."""
+    await ask(torbay, MARSHWIGGLE)
+    shutil.copytree(SCHEMAS, tmp_path / "schemas")
+    monkeypatch.setenv("HUB_SCHEMAS_DIR", str(tmp_path / "schemas"))
+    settings_now.cache_clear()
+
+    async def why():
+        said = await duty("outbox", "--json")
+        assert said.exit_code == 0, said.stderr
+        return {row["receiver"]: row["last_error"] for row in map(orjson.loads, said.stdout.splitlines())}
+
+    assert await why() == {"RA9": None, "RH8": None}
+    shutil.rmtree(tmp_path / "schemas" / "trusts" / "RH8")
+    profile = tmp_path / "schemas" / "trusts" / "RA9" / "profile.yaml"
+    profile.write_text(re.sub("outward: kafka", "outward: polled", profile.read_text()))
+    told = await why()
+    assert told["RH8"].startswith("no trust with this code has joined")
+    assert told["RA9"].startswith("it waits until the trust fetches")
+    profile.write_text("ods: [")
+    assert await why() == {"RA9": None, "RH8": None}
 
 
 @pytest.mark.parametrize(
