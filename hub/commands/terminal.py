@@ -103,13 +103,19 @@ _OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno
 
 
 def is_of_the_output(error: BaseException) -> bool:
-    """Whether what a command printed could not be written: whoever read it has gone, or the disk is full. No database says so by an errno."""
-    return type(error) in {OSError, BrokenPipeError} and getattr(error, "errno", None) in _OUTPUT
+    """Whether what a command printed could not be written: whoever read it has gone, the disk is full, or it was started without a standard
+    output. No database says so by an errno.
+    """
+    wrong = _OUTPUT if sys.__stdout__ else _OUTPUT | {errno.EBADF}
+    return type(error) in {OSError, BrokenPipeError} and getattr(error, "errno", None) in wrong
 
 
 def with_whole_output(command: Callable[[], None]) -> None:
     """Run ``command`` to its `SystemExit`. An answer that could not be written whole ends with 1 and one line; nobody is told that who read it has gone."""
     code: str | int | None = 0
+    if sys.__stdout__ is None:
+        # Started with it closed (>&-). A service writes nothing there; what does is to fail as on a full disk.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     try:
         try:
             command()
@@ -120,11 +126,10 @@ def with_whole_output(command: Callable[[], None]) -> None:
         if not is_of_the_output(error):
             raise
         # What is left in the buffer would be tried again, and fail again, as Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
-            print(
-                f"hub: The answer could not be written: {error.strerror}. It is not whole.", file=sys.stderr
-            )
+            why = error.strerror if sys.__stdout__ else "standard output is closed"
+            print(f"hub: The answer could not be written: {why}. It is not whole.", file=sys.stderr)
         code = code or 1
     raise SystemExit(code)
 

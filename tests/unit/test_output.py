@@ -31,6 +31,28 @@ def test_a_full_disk_is_one_line(code):
     assert (done.returncode, done.stderr) == (1, said)
 
 
+CLOSED = 'exec "$0" -c "$1" >&-'
+
+
+@pytest.mark.parametrize(("code", "closed"), [(SHOWS, CLOSED), (ONE, CLOSED + " <&-"), (WITHIN, CLOSED)])
+def test_a_standard_output_that_is_closed_is_one_line(code, closed):
+    done = subprocess.run(
+        ["sh", "-c", closed, sys.executable, code], capture_output=True, text=True, check=False
+    )
+    said = "hub: The answer could not be written: standard output is closed. It is not whole.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_who_has_nothing_to_say_needs_no_standard_output():
+    """A service, and what it starts."""
+    starts = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {ENDS!r}]).returncode)"
+    code = MANY + f"with_whole_output(lambda: exec({starts!r}))"
+    done = subprocess.run(
+        ["sh", "-c", CLOSED, sys.executable, code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 @pytest.mark.parametrize("code", [SHOWS, ONE, WITHIN])
 def test_whoever_read_it_has_gone_and_nobody_is_told(code):
     reads, writes = os.pipe()
