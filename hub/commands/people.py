@@ -46,8 +46,10 @@ def people_show(
             return await store.known_by(engine, number.strip(), getpass.getuser(), wiring.now())
 
     rows = run_it(load, settings_now())
-    if as_json or not rows:
-        show(rows, as_json, (), "Nobody is known by this number.")
+    if not rows:
+        fail("Nobody is known by this number.")
+    if as_json:
+        show(rows, True, (), "")
         return
     for row in rows:
         for line in _lines(row):

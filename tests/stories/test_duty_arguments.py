@@ -99,7 +99,6 @@ async def test_what_there_is_none_of_is_no_line_of_json(hub, duty):
     for words in (
         ("transfers", "list"),
         ("quarantine", "list"),
-        ("people", "show", "1"),
         ("incidents", "list"),
     ):
         said = await duty(*words, "--json")

@@ -419,7 +419,9 @@ async def test_who_is_known_by_a_number_is_shown_and_written_down(hub, torbay, m
     assert [(each["person_id"], bool(each["user_id"])) for each in read] == [(his, True)] * 2
     plain = orjson.loads((await duty("people", "show", his, "--json")).stdout)
     assert plain["transfers"][0]["open"] is True
-    assert "Nobody is known" in (await duty("people", "show", QUILLFEATHER.nhs_number)).stdout
+    for more in ((), ("--json",)):
+        said = await duty("people", "show", QUILLFEATHER.nhs_number, *more)
+        assert (said.exit_code, said.stdout, said.stderr) == (1, "", "hub: Nobody is known by this number.\n")
 
 
 @pytest.mark.parametrize("contained", [True, False], ids=["contained", "by its identifier"])
