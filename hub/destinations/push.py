@@ -28,6 +28,10 @@ _ADVICE_BY_STATUS = {
     404: "nothing answers at the registered address: check doors.url in the trust's profile",
     429: "the receiver asks for fewer messages: they wait",
 }
+_OR_THE_CERTIFICATE = (
+    ", or a server before it the certificate that the hub shows (HUB_PUSH_CERTIFICATE_FILE): has it run out?"
+)
+"""Some (nginx) say 400 to a client's certificate that is no good, and that is all there is to tell it by."""
 _ABOUT_THE_RECORD = frozenset({400, 406, 409, 410, 411, 412, 413, 414, 415, 422})
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _SAID_BYTES_MAX = 65_536
@@ -187,7 +191,8 @@ def _refused(answer: Answer, row: Outgoing) -> DeliveryError:
     status = answer.status
     name = f"HTTP {status}"
     if status in _ABOUT_THE_RECORD:
-        advice = "the receiver refuses this message: its integrators must look, it is offered again; later ones of other transfers go on"
+        certificate = _OR_THE_CERTIFICATE if status == 400 else ""
+        advice = f"the receiver refuses this message{certificate or ':'} its integrators must look, it is offered again; later ones of other transfers go on"
         return DeliveryError(Fault(Scope.RECORD, name, advice, row.topic), (row.seq,))
     if 300 <= status < 400:
         advice = "the receiver sends the hub elsewhere, which it does not follow: register the new address in the trust's profile"

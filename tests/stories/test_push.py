@@ -254,6 +254,21 @@ async def test_a_message_that_is_refused_holds_up_its_own_transfer_only(hub, tor
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("status", "may_be_the_certificate"), [(400, True), (422, False)])
+async def test_a_400_may_be_about_the_certificate_of_the_hub(
+    hub, torbay, receiver, status, may_be_the_certificate
+):
+    """nginx says it when a client's certificate has run out: who looks for the fault in the message alone looks for a long time."""
+    await ask(torbay)
+    receiver.answers = [status] * 100
+    async with listening(receiver), dispatching(hub, receiver):
+        async with asyncio.timeout(20):
+            while (waiting := await waiting_for(hub, "RH8")).last_error is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    assert waiting.last_error.startswith(f"HTTP {status}: the receiver refuses this message")
+    assert ("HUB_PUSH_CERTIFICATE_FILE" in waiting.last_error) is may_be_the_certificate
+
+
 async def test_a_server_that_is_down_delays_nobody_else(hub, torbay, receiver):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
