@@ -95,7 +95,13 @@ def _of_the_hub(schemas_dir: Path, file: str, model: type[Content]) -> Content:
 
 
 def _faults(error: ValidationError, file: str, mender: Mender) -> Iterator[Finding]:
-    for fault in error.errors(include_url=False, include_context=False):
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        at = fault["loc"]
+        if fault["type"] == "too_short" and any(
+            len(at) < len(o["loc"]) and o["loc"][: len(at)] == at for o in faults
+        ):
+            continue  # Too few are left because one cannot be used, which is said.
         problem = fault["msg"].removeprefix("Value error, ")
         yield Finding(file, ".".join(map(str, fault["loc"])), problem, mender)
 

@@ -53,6 +53,22 @@ def test_a_system_of_numbers_that_two_trusts_claim_stops_the_hub(schemas):
     assert any("the system" in str(each) and "claimed by" in str(each) for each in check_trusts(schemas))
 
 
+@pytest.mark.parametrize(
+    ("site", "field"),
+    [
+        ({"ods": "RA9-01", "name": "Torbay"}, "sites.0.ods"),
+        ("RA901", "sites.0"),
+        ({"ods": "RA901"}, "sites.0.name"),
+    ],
+)
+def test_a_site_that_cannot_be_used_is_one_finding(schemas, site, field):
+    """Nobody is sent to look for a second fault that follows from the first."""
+    changed(schemas, "RA9", lambda profile: profile.update(sites=[site]))
+    assert [each.field for each in check_trusts(schemas)] == [field]
+    changed(schemas, "RA9", lambda profile: profile.update(sites=[]))
+    assert [each.field for each in check_trusts(schemas)] == ["sites"]
+
+
 def broken(schemas, file, old, new):
     text = (schemas / file).read_text(encoding="utf-8")
     assert old in text
