@@ -32,6 +32,8 @@ _OURS = re.compile(r"epr\.[a-z0-9]{3,6}\.events|hub\.[a-z0-9]{3,6}\.(?:inbox|rec
 _ANSWER_S: Final = 15.0
 _CREATE_S: Final = 30.0
 _SEEN_S: Final = 30.0
+_IF_EMBEDDED: Final = " (if this is the broker of `hub demo`: it cannot be asked, makes each topic when it is first used, and needs no `hub topics`)"
+"""It has no controller, which topics are asked of and made by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,11 @@ def _wait_until_seen(admin: AdminClient, names: set[str]) -> set[str]:
     return unseen
 
 
+def _said(fault: KafkaError) -> str:
+    no_controller = "waiting for controller" in fault.str()
+    return f"{fault.str()}{_IF_EMBEDDED if no_controller else ''}"
+
+
 def _list(admin: AdminClient) -> dict[str, Any]:
     try:
         topics: dict[str, Any] = admin.list_topics(timeout=_ANSWER_S).topics
@@ -267,7 +274,7 @@ def _outcome(name: str, future: "Future[Any]") -> Row | None:
         fault = error.args[0]
         if fault.code() == KafkaError.TOPIC_ALREADY_EXISTS:
             return None
-        return Row(name, TopicState.FAILED, fault.str())
+        return Row(name, TopicState.FAILED, _said(fault))
     except TimeoutError:
         return Row(name, TopicState.FAILED, "Kafka did not say in time whether it was created")
     return Row(name, TopicState.CREATED)
@@ -297,7 +304,7 @@ def _settings_of(admin: AdminClient, names: Sequence[str]) -> dict[str, Mapping[
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise KafkaUnavailableError(
-                    f"Kafka did not describe {resource.name}: {error.args[0].str()}"
+                    f"Kafka did not describe {resource.name}: {_said(error.args[0])}"
                 ) from error
             settings[resource.name] = None
         except TimeoutError as error:
