@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from hub.store import outbox
 from hub.store import tables as t
 from hub.trusts import load_directory
 from tests.stories.conftest import SCHEMAS, edited
+from tests.stories.test_subscriptions import certified
 from tests.stories.test_transfers import ask
 
 CONFIG = DispatcherConfig(poll_s=0.01, gather_s=0, backoff_s=0.05, backoff_max_s=2, lease_s=5)
@@ -32,6 +34,7 @@ class Receiver:
     """
 
     port: int
+    scheme: str = "http"
     answers: list = field(default_factory=list)
     refuse: set = field(default_factory=set)
     drip_s: float = 0
@@ -42,7 +45,7 @@ class Receiver:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}/inbox"
+        return f"{self.scheme}://127.0.0.1:{self.port}/inbox"
 
     async def take(self, request: Request):
         body = await request.body()
@@ -83,12 +86,12 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def listening(receiver):
+async def listening(receiver, **tls):
     app = FastAPI()
     app.add_api_route("/inbox", receiver.take, methods=["POST"])
     app.add_api_route("/elsewhere", receiver.take, methods=["POST"])
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=receiver.port, log_level="error", lifespan="off")
+        uvicorn.Config(app, host="127.0.0.1", port=receiver.port, log_level="error", lifespan="off", **tls)
     )
     serving = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110
@@ -267,6 +270,28 @@ async def test_a_400_may_be_about_the_certificate_of_the_hub(
                 await asyncio.sleep(0.02)
     assert waiting.last_error.startswith(f"HTTP {status}: the receiver refuses this message")
     assert ("HUB_PUSH_CERTIFICATE_FILE" in waiting.last_error) is may_be_the_certificate
+
+
+async def test_a_certificate_that_is_renewed_after_it_ran_out_delivers_what_waited(
+    hub, torbay, receiver, tmp_path
+):
+    """The receiver takes the new one only: nothing has to be restarted, and nothing is lost."""
+    mine, its, taken = tmp_path / "mine.pem", tmp_path / "its.pem", tmp_path / "taken.pem"
+    new = certified("hub, renewed")
+    mine.write_bytes(certified("hub"))
+    its.write_bytes(certified("exeter"))
+    taken.write_bytes(new)
+    tls = {"ssl_certfile": its, "ssl_ca_certs": str(taken), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    receiver.scheme = "https"
+    await ask(torbay)
+    async with listening(receiver, **tls), dispatching(hub, receiver, ca_file=its, certificate_file=mine):
+        async with asyncio.timeout(20):
+            while (await waiting_for(hub, "RH8")).last_error is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert receiver.has == {}
+        mine.write_bytes(new)
+        await delivered(hub)
+    assert len(receiver.has) == 1
 
 
 async def test_a_server_that_is_down_delays_nobody_else(hub, torbay, receiver):
