@@ -260,11 +260,12 @@ def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
         if bed is not None:
             # An end before the beginning is a slip. What the hub gave back then would be undone by the bed that came after it, and
             # the clock would ring for ever.
-            is_possible = bed.until is not None and bed.until > bed.occurred_at
-            yield _Running(Clock.BED_HOLD, bed.occurred_at, bed.until if is_possible else None)
+            until = _announced(bed)
+            is_possible = until is not None and until > bed.occurred_at
+            yield _Running(Clock.BED_HOLD, bed.occurred_at, until if is_possible else None)
     if state is State.IN_TRANSIT:
         announced = _last(facts, Step.BOOK_TRANSPORT, Step.DEPART)
-        until = announced.until if announced else None
+        until = _announced(announced) if announced else None
         yield _Running(Clock.ARRIVAL, _since(moves, (State.IN_TRANSIT,), transfer), until)
     if state in WAITING or state in HELD:
         yield _Running(Clock.MOVED, transfer.requested_at)
@@ -273,6 +274,16 @@ def _running(transfer: Transfer, moves: Sequence[Move]) -> Iterator[_Running]:
         f.occurred_at > alarm.occurred_at and f.by == transfer.sender for f in facts
     ):
         yield _Running(Clock.DIVERGENCE, alarm.occurred_at)
+
+
+_FAR_OFF = timedelta(days=30)
+"""No journey lasts so long, and no bed is kept so long: systems write 31/12/9999 where no end is known, and years are mistyped."""
+
+
+def _announced(fact: Fact) -> datetime | None:
+    """The end that a fact announces, if it can be one."""
+    is_end = fact.until is not None and fact.until - fact.occurred_at <= _FAR_OFF
+    return fact.until if is_end else None
 
 
 def _since(moves: Sequence[Move], states: tuple[State, ...], transfer: Transfer) -> datetime:

@@ -97,6 +97,34 @@ async def test_a_bed_that_is_said_to_be_held_until_before_it_was_given_is_held_a
     assert (await hub.told("RH8")).count("transfer.bed.released") == 1
 
 
+NEVER = [datetime(2099, 12, 31, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)]
+
+
+@pytest.mark.parametrize("until", NEVER)
+async def test_a_journey_that_is_to_end_at_the_end_of_days_may_last_as_long_as_any(
+    hub, torbay, exeter, clock, until
+):
+    """What a system writes where it knows no end. No worker could take it in: twice as long is no time any more."""
+    await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    left = hub.clock()
+    booked = await answer(
+        torbay, "ready", MARSHWIGGLE, torbay, business_status="transport-booked", until=until, at=left
+    )
+    gone = await answer(torbay, "in-progress", MARSHWIGGLE, torbay, until=until, at=left)
+    assert (str(booked), str(gone)) == ("accepted", "accepted")
+    assert await due(hub) == ("arrival:1", left + timedelta(hours=6))
+    hub.clock.later(hours=30)
+    assert await clock.once() == 1
+
+
+@pytest.mark.parametrize("until", NEVER)
+async def test_a_bed_that_is_held_till_the_end_of_days_is_held_as_long_as_any(hub, torbay, exeter, until):
+    await accepted(hub, torbay, exeter, MARSHWIGGLE)
+    given = hub.clock.later(hours=1)
+    await answer(exeter, "ready", MARSHWIGGLE, torbay, until=until, at=given)
+    assert await due(hub) == ("bed-hold:1", given + timedelta(hours=12))
+
+
 async def test_a_departure_that_was_told_late_takes_the_release_back(hub, torbay, exeter, clock):
     transfer = await accepted(hub, torbay, exeter, MARSHWIGGLE)
     left_at = hub.clock.later(hours=1)
