@@ -28,6 +28,8 @@ from hub.telemetry.log import Log, fault_of
 _EARLY_WHY = (Why.TRANSFER_UNKNOWN, Why.RECEIVER_UNKNOWN)
 _EARLY = timedelta(days=1)
 """So long the hub looks by itself for the request of a message that came before it; then a human has to."""
+_ASIDE = timedelta(minutes=10)
+"""So long a transfer that cannot be rung is passed over, before it is tried, and said, again."""
 
 
 class ClockService:
@@ -55,6 +57,8 @@ class ClockService:
         self._delivery_late = timedelta(seconds=delivery_late_s)
         self._sealing_late = timedelta(seconds=sealing_late_s)
         self._heard = heard
+        self._aside: dict[str, datetime] = {}
+        """Transfers that could not be rung, and until when they are passed over."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: nothing is lost, it only rings later."""
@@ -77,8 +81,14 @@ class ClockService:
         now, hearing = self._now(), None
         if self._heard is not None and await is_anything_due(self._engine, now):
             hearing = await self._heard.look(now)
-        rung = await ring_due(self._engine, self._journey.clocks, self._journey.directory, now, hearing)
-        for each in rung:
+        self._aside = {each: until for each, until in self._aside.items() if now < until}
+        rang = await ring_due(
+            self._engine, self._journey.clocks, self._journey.directory, now, hearing, self._aside
+        )
+        for transfer_id, error in rang.failed.items():
+            self._aside[transfer_id] = now + _ASIDE
+            self._log.error("clock.cannot-ring", transfer_id=transfer_id, fault=fault_of(error))
+        for each in rang.rung:
             self._log.warning(
                 "clock.rang",
                 transfer_id=each.taken.transfer.id,
@@ -90,7 +100,7 @@ class ClockService:
                     else ()
                 ),
             )
-        return len(rung)
+        return len(rang.rung)
 
     async def look_at_deliveries(self) -> list[str]:
         """Open an incident for each hospital that was not given something for too long, close it when it was."""

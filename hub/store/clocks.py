@@ -1,15 +1,19 @@
 """Clocks in the store: which transfers are due, and what ringing them causes, in one transaction."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import starmap
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, not_, or_, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.clocks import Clocks, Hearing
 from hub.domain.incident import IncidentKind
 from hub.domain.transfer import Transfer
 from hub.domain.trust import Directory
+from hub.domain.value import value
 from hub.journey.ring import Rung, expire, ring
 from hub.store import tables as t
 from hub.store.bulk import among, insert_rows, update_rows
@@ -17,6 +21,7 @@ from hub.store.incidents import close_incident, open_incident, open_incidents
 from hub.store.load import with_facts
 from hub.store.outbox import waiting
 from hub.store.queries import NotFoundError
+from hub.store.unit_of_work import is_refusal
 from hub.store.waiting import waits_since
 from hub.store.write import due_columns, outbox_row, write_audit, write_taken
 
@@ -41,27 +46,81 @@ def _may_ring(ods: str, until: datetime | None) -> ColumnElement[bool]:
     return is_others if until is None else or_(is_others, transfer.due_at <= until)
 
 
+@value
+class Rang:
+    """What was rung, and what could not be: its id, and why."""
+
+    rung: tuple[Rung, ...] = ()
+    failed: Mapping[str, Exception] = field(default_factory=dict)
+
+
 async def ring_due(
-    engine: AsyncEngine, clocks: Clocks, directory: Directory, now: datetime, hearing: Hearing | None = None
-) -> list[Rung]:
-    """Ring what is due at ``now``, at most a hundred transfers at a time, earliest first. What was rung comes back. ``hearing``: how far the
-    trusts were heard; None: all that they sent.
+    engine: AsyncEngine,
+    clocks: Clocks,
+    directory: Directory,
+    now: datetime,
+    hearing: Hearing | None = None,
+    but: Collection[str] = (),
+) -> Rang:
+    """Ring what is due at ``now``, at most a hundred transfers at a time, earliest first, in one transaction. ``hearing``: how far the trusts were
+    heard; None: all that they sent. ``but`` are transfers that are passed over. One that cannot be rung keeps no other from ringing.
     """
     hearing = hearing or Hearing()
-    async with engine.begin() as connection:
-        due = (
-            await connection.execute(
-                select(t.transfer.c.transfer_id, t.transfer.c.person_id)
-                .where(t.transfer.c.due_at <= now, *starmap(_may_ring, hearing.until.items()))
-                .order_by(t.transfer.c.due_at)
-                .limit(_AT_ONCE)
+    due = await _due(engine, now, hearing, but)
+    try:
+        return Rang(await _ring(engine, due, clocks, directory, now, hearing))
+    except Exception as error:
+        if _is_unavailable(error):
+            raise
+    rung: list[Rung] = []
+    failed: dict[str, Exception] = {}
+    for transfer_id, person_id in due.items():
+        try:
+            rung += await _ring(engine, {transfer_id: person_id}, clocks, directory, now, hearing)
+        except Exception as error:
+            if _is_unavailable(error):
+                raise
+            failed[transfer_id] = error
+    return Rang(tuple(rung), failed)
+
+
+def _is_unavailable(error: Exception) -> bool:
+    """Whether it is the database that is away or busy, and no fault of what was to be written."""
+    if isinstance(error, DBAPIError):
+        return not is_refusal(error)
+    return isinstance(error, OSError | TimeoutError | SQLAlchemyError)
+
+
+async def _due(engine: AsyncEngine, now: datetime, hearing: Hearing, but: Collection[str]) -> dict[str, str]:
+    """The transfers that are due, and whose each is."""
+    async with engine.connect() as connection:
+        transfer = t.transfer.c
+        rows = await connection.execute(
+            select(transfer.transfer_id, transfer.person_id)
+            .where(
+                transfer.due_at <= now,
+                not_(among(transfer.transfer_id, but, connection)),
+                *starmap(_may_ring, hearing.until.items()),
             )
-        ).all()
-        if not due:
-            return []
-        transfers = await _locked(
-            connection, {row.person_id for row in due}, {row.transfer_id for row in due}
+            .order_by(transfer.due_at)
+            .limit(_AT_ONCE)
         )
+        return {row.transfer_id: row.person_id for row in rows}
+
+
+async def _ring(
+    engine: AsyncEngine,
+    due: Mapping[str, str],
+    clocks: Clocks,
+    directory: Directory,
+    now: datetime,
+    hearing: Hearing,
+) -> tuple[Rung, ...]:
+    """Ring these, if they are still due once their persons are locked."""
+    if not due:
+        return ()
+    async with engine.begin() as connection:
+        transfers = await _locked(connection, set(due.values()), set(due))
         rung = [
             each
             for transfer in transfers
@@ -71,7 +130,7 @@ async def ring_due(
         # Something has happened in the meantime: the row is behind, and would be found again for ever.
         ids = {each.taken.transfer.id for each in rung}
         await _set_due(connection, [each for each in transfers if each.id not in ids], clocks)
-    return rung
+    return tuple(rung)
 
 
 _THE_LOG = "the audit log"

@@ -38,6 +38,8 @@ LogEvent = Literal[
     # whose messages lie unread: the alarm says so); fault.
     "clock.rang",
     "clock.waits",
+    # A transfer is due and cannot be rung: nobody is told that it waits, until the fault is mended. The others ring. Bind: transfer_id, fault.
+    "clock.cannot-ring",
     # A hospital was not given something for HUB_DELIVERY_LATE_S; an incident is open. Bind: receiver.
     "delivery.late",
     # A REST message whose caller was told that it takes too long was not committed after all. Bind: fault.

@@ -167,6 +167,35 @@ async def test_after_an_outage_the_level_that_is_reached_is_told_and_not_each_be
     assert sorted(clocks) == ["decision:3", "view:3"]
 
 
+async def test_a_transfer_that_cannot_be_rung_keeps_no_other_from_ringing(hub, torbay, clock):
+    """Its history holds what this version does not know. It is said, not every few seconds, and rung when it is mended."""
+    faulty = await ask(torbay, QUILLFEATHER, priority="stat")
+    well = await ask(torbay, MARSHWIGGLE, number="TR-2", stay="V-2", priority="stat")
+    await says(hub, faulty, step="teleport")
+    hub.clock.later(minutes=10)
+    for _ in range(3):
+        await clock.once()
+        hub.clock.later(seconds=5)
+
+    assert [row["transfer_id"] for row in await hub.rows(t.transfer_history) if row["clock"]] == [well]
+    said = [line for line in hub.log.lines if line["event"] == "clock.cannot-ring"]
+    assert [line["transfer_id"] for line in said] == [faulty]
+    await says(hub, faulty, step="request")
+    hub.clock.later(minutes=10)
+    await clock.once()
+    assert {row["transfer_id"] for row in await hub.rows(t.transfer_history) if row["clock"]} == {
+        faulty,
+        well,
+    }
+
+
+async def says(hub, transfer, **values):
+    """Put something else into what is known of a transfer."""
+    async with hub.engine.begin() as connection:
+        where = t.transfer_history.c.transfer_id == transfer
+        await connection.execute(update(t.transfer_history).where(where).values(**values))
+
+
 async def test_a_backlog_does_not_raise_an_alarm_for_what_it_holds_the_answer_to(hub, torbay, exeter, clock):
     asked_at = hub.clock()
     hub.clock.later(hours=9)
