@@ -109,8 +109,8 @@ def _candidates(stay: Stay, transfers: Collection[Transfer]) -> list[Transfer]:
 
 
 def _is_no_business(stay: Stay, transfer: Transfer, meaning: Meaning) -> bool:
-    """Whether it is not for this transfer to hear where the patient went: it is over, or its receiver was not asked or has refused
-    and the record names another hospital. What was sent elsewhere or was an error is left for only by its receiver's name.
+    """Whether it is not for this transfer to hear where the patient went: it is over, or its receiver was not asked and the record names
+    another hospital. What was sent elsewhere or was an error is left for only by its receiver's name.
     """
     if meaning.step is Step.DEPART:
         return transfer.state in {State.REDIRECTED, State.ENTERED_IN_ERROR} and leaves_for(stay) is None

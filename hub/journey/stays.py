@@ -84,10 +84,9 @@ def meaning_of(stay: Stay, transfer: Transfer, *, named: bool = False) -> Meanin
     taken_back = _TAKEN_BACK.get(stay.event_type)
     if taken_back is not None:
         return _taken_back(stay, transfer, taken_back)
-    if party is None:
-        return _once(stay, transfer, _at_third(stay))
-    if party is Party.SENDER:
-        return _once(stay, transfer, _at_sender(stay, transfer))
+    if party is not Party.RECEIVER:
+        found = _at_third(stay) if party is None else _at_sender(stay, transfer)
+        return None if _is_for_who_refused(transfer, found) else _once(stay, transfer, found)
     if named:
         return _at_receiver(stay, transfer)
     if not _may_have_brought(transfer, stay):
@@ -96,6 +95,11 @@ def meaning_of(stay: Stay, transfer: Transfer, *, named: bool = False) -> Meanin
     if found is not None and came_from_another(stay, transfer):
         found = _from_another(stay, transfer, found)
     return _once(stay, transfer, found)
+
+
+def _is_for_who_refused(transfer: Transfer, found: Meaning | None) -> bool:
+    """Whether it is where the patient of a transfer went that was refused, and not to its receiver: none of that hospital's business."""
+    return found is not None and found.step is Step.DIVERGE and transfer.state is State.REJECTED
 
 
 def _from_another(stay: Stay, transfer: Transfer, found: Meaning) -> Meaning | None:

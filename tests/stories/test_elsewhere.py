@@ -98,6 +98,42 @@ async def test_who_goes_home_after_a_request_was_withdrawn_is_nobody_elses_busin
     assert await hub.state(transfer) in {"cancelled", "entered-in-error"}
 
 
+@pytest.mark.parametrize(
+    "where", ["home", "home, by the request's number", "to another hospital by themselves"]
+)
+async def test_where_a_patient_went_whom_it_refused_is_not_told_to_a_hospital(
+    hub, torbay, exeter, plymouth, where
+):
+    transfer = await refused(hub, torbay, exeter)
+    told = await hub.told("RH8")
+    hub.clock.later(hours=10)
+    if where == "to another hospital by themselves":
+        await plymouth.admits(
+            MARSHWIGGLE, encounter_number="P-1", ward="Lyn", source="19", method="21", at=hub.clock()
+        )
+    else:
+        named = {"system": torbay.profile.identifier_systems.request, "value": "TR-1"}
+        by = {"basedOn": [{"type": "ServiceRequest", "identifier": named}]} if "number" in where else {}
+        await torbay.reports(
+            "A03", MARSHWIGGLE, encounter_number="V-1", status="finished",
+            hospitalization={"dischargeDisposition": {"coding": [{"code": "19"}]}}, **by,
+        )  # fmt: skip
+
+    assert (await hub.told("RH8"), await hub.state(transfer)) == (told, "rejected")
+    at_exeter = await (await System.join(facade_of(hub), "RH8")).signed_in()
+    note = (await at_exeter.get(f"/Task/{transfer}")).json()["note"][0]["text"]
+    assert note == "RH8 refused (RRNA)"
+
+
+async def test_who_leaves_for_the_hospital_that_refused_is_announced_there(hub, torbay, exeter):
+    transfer = await refused(hub, torbay, exeter)
+    hub.clock.later(hours=1)
+    left = await discharge(torbay, MARSHWIGGLE)
+
+    assert (left.transfer_id, await hub.state(transfer)) == (transfer, "in-transit")
+    assert (await hub.told("RH8"))[-1] == "transfer.departed"
+
+
 async def test_the_record_of_who_left_is_sent_again_and_announces_nobody_twice(hub, torbay, exeter, plymouth):
     await withdrawn(hub, torbay, exeter)
     hub.clock.later(hours=1)
