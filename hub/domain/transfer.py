@@ -469,6 +469,17 @@ def counting(facts: Iterable[Fact]) -> list[Fact]:
     return live
 
 
+def is_outdated(request: Fact, facts: Iterable[Fact]) -> bool:
+    """Whether what was asked for has been said anew since: a message that waited, or was overtaken. Not where its version is higher: a clock
+    was put back; nor where its time is that of the first request: a record that keeps it through its changes does not say when this one was made.
+    """
+    said = [fact for fact in _in_order(facts) if fact.step in _OPENING or fact.step is Step.UPDATE]
+    if not said or request.occurred_at <= said[0].occurred_at:
+        return False
+    version = request.sequence or 0
+    return any(each.order > request.order and version <= (each.sequence or version) for each in said)
+
+
 def entered_at(moves: Iterable[Move]) -> datetime | None:
     """When the present state began, in event time."""
     at: datetime | None = None

@@ -24,6 +24,7 @@ from hub.domain.transfer import (
     Transfer,
     entered_at,
     fold,
+    is_outdated,
 )
 from hub.journey.known import Known
 from hub.journey.movements import adopt, follow, left_by_task, together
@@ -160,7 +161,11 @@ def _fact(canonical: Canonical, transfer: Transfer, step: Step, because: str) ->
 def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -> Advanced | Rejection:
     """Add an explicit step; one that cannot be taken in its place in the story is refused."""
     before = transfer.state
-    told, move = transfer.with_fact(_fact(canonical, transfer, step, _because(canonical, transfer, step)))
+    fact = _fact(canonical, transfer, step, _because(canonical, transfer, step))
+    outdated = step in {Step.REQUEST, Step.UPDATE} and is_outdated(fact, transfer.facts)
+    if outdated:
+        fact = replace(fact, because=f"{fact.because}; it has said since what it asks for")
+    told, move = transfer.with_fact(fact)
     if move.after is None and step not in PHYSICAL:
         return Rejection(
             Why.TRANSITION_DENIED,
@@ -168,7 +173,7 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -
             f"The transfer is {move.before}; {step} cannot be done from there.",
         )
     if step in {Step.REQUEST, Step.UPDATE}:
-        told = _with_wishes(told, canonical)
+        told = _with_wishes(told, canonical, outdated=outdated)
     if (before, told.state) == (State.DRAFT, State.REQUESTED):
         # While it was being written the patient may have come.
         told = replace(told, requested_at=canonical.occurred_at)
@@ -179,10 +184,12 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -
     return together(Advanced((taken,), flags=taken.flags), left)
 
 
-def _with_wishes(transfer: Transfer, canonical: Canonical) -> Transfer:
-    """A request says everything again; what it leaves out stays as it was."""
+def _with_wishes(transfer: Transfer, canonical: Canonical, *, outdated: bool) -> Transfer:
+    """A request says everything again; what it leaves out stays as it was. One that is outdated is only called by its number."""
     encounter = canonical.encounter.key if canonical.encounter else None
     requests = tuple(dict.fromkeys((*transfer.requests, *canonical.refs.requests)))
+    if outdated:
+        return replace(transfer, requests=requests)
     return replace(
         transfer,
         requests=requests,

@@ -116,7 +116,8 @@ def _is_of_another(canonical: Canonical, taken: Taken) -> bool:
 
 def _wants_note(taken: Taken) -> bool:
     """Whether the reader needs the reason in words: what happened is not what they would expect."""
-    return taken.is_alert or taken.corrects or taken.fact.step in _ALWAYS_TOLD or taken.transfer.inferred
+    is_odd = taken.is_alert or taken.corrects or taken.is_outdated
+    return is_odd or taken.fact.step in _ALWAYS_TOLD or taken.transfer.inferred
 
 
 def from_the_hub(

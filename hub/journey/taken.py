@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from hub.domain.message import Flag, FlagCode
-from hub.domain.transfer import Fact, Move, State, Step, Transfer
+from hub.domain.transfer import Fact, Move, State, Step, Transfer, is_outdated
 from hub.domain.value import value
 
 _NOT_ACCEPTED = frozenset(
@@ -45,6 +45,12 @@ class Taken:
     def came_late(self) -> bool:
         """Whether something that happened after it was known before it."""
         return any(each.occurred_at > self.fact.occurred_at for each in self.transfer.facts)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it asks for what its sender has said anew since."""
+        asks = self.fact.step in {Step.REQUEST, Step.UPDATE}
+        return asks and is_outdated(self.fact, self.transfer.facts)
 
     @property
     def moved_without_acceptance(self) -> bool:

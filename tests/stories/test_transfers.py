@@ -201,6 +201,46 @@ async def test_an_update_is_told_and_moves_nothing(hub, torbay, exeter):
     assert await hub.told("RH8") == ["transfer.requested", "transfer.updated"]
 
 
+@pytest.mark.parametrize("draft", [False, True])
+async def test_an_update_that_comes_after_a_later_one_makes_nothing_less_urgent(hub, torbay, exeter, draft):
+    """It lay in quarantine while the patient became an emergency; Exeter hears it, and that it is not the last word."""
+    asked = await ask(torbay, draft=draft)
+    said_at = hub.clock.later(minutes=5)
+    hub.clock.later(minutes=5)
+    if draft:
+        await ask(torbay, priority="stat")
+    else:
+        await update_(torbay, priority="stat", version=3)
+    late = await update_(torbay, priority="routine", version=1 if draft else 2, at=said_at)
+
+    assert (str(late), late.transfer_id) == ("accepted", asked.transfer_id)
+    assert (await hub.rows(t.transfer))[0]["priority"] == "stat"
+    assert (await hub.inbox("RH8"))[-1].of("Task")["note"][0]["text"] == (
+        "RA9 changed the request; it has said since what it asks for"
+    )
+    hub.clock.later(minutes=5)
+    await update_(torbay, priority="asap", version=4)
+    assert (await hub.rows(t.transfer))[0]["priority"] == "asap"
+    assert "note" not in (await hub.inbox("RH8"))[-1].of("Task")
+
+
+async def test_an_update_with_a_clock_put_back_or_without_a_time_of_its_own_is_the_last_word(hub, torbay):
+    asked_at = hub.clock()
+    await ask(torbay)
+    hub.clock.later(minutes=40)
+    await update_(torbay, priority="stat", version=2)
+    for priority, version, at in (("asap", 3, hub.clock() - timedelta(minutes=20)), ("routine", 2, asked_at)):
+        hub.clock.later(minutes=5)
+        await update_(torbay, priority=priority, version=version, at=at)
+        assert (await hub.rows(t.transfer))[0]["priority"] == priority
+
+
+async def update_(hospital, **more):
+    return await hospital.updates_request(
+        MARSHWIGGLE, to="RH8", request_number=NUMBER, encounter_number=STAY, **more
+    )
+
+
 async def test_an_update_that_names_another_receiver_is_refused(hub, torbay):
     await ask(torbay)
     changed = await torbay.updates_request(
