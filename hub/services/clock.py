@@ -19,7 +19,7 @@ from hub.domain.rejection import Why
 from hub.journey.decide import Journey
 from hub.services.heard import Heard
 from hub.store.break_glass import close_ended
-from hub.store.clocks import is_anything_due, ring_due, watch_deliveries, watch_sealing
+from hub.store.clocks import is_anything_due, recount, ring_due, watch_deliveries, watch_sealing
 from hub.store.intake import NotWritableError, StoreUnavailableError
 from hub.store.queries import quarantined
 from hub.store.unit_of_work import NotQuarantinedError, UnitOfWork
@@ -57,22 +57,26 @@ class ClockService:
         self._delivery_late = timedelta(seconds=delivery_late_s)
         self._sealing_late = timedelta(seconds=sealing_late_s)
         self._heard = heard
+        self._recounted: str | None = ""
+        """The open transfer up to which it was counted anew when they are due; None: that is done."""
         self._aside: dict[str, datetime] = {}
         """Transfers that could not be rung, and until when they are passed over."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. A database that is away is waited for: nothing is lost, it only rings later."""
         while not stop.is_set():
-            rung = 0
+            goes_on = False
             try:
+                await self.look_at_limits()
                 rung = await self.once()
                 await self.look_for_requests()
                 await self.look_at_deliveries()
                 await close_ended(self._engine, self._now())
                 await self.look_at_the_log()
+                goes_on = rung > 0 or self._recounted is not None
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))
-            if not rung:
+            if not goes_on:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._poll_s)
 
@@ -101,6 +105,17 @@ class ClockService:
                 ),
             )
         return len(rang.rung)
+
+    async def look_at_limits(self) -> None:
+        """After the start, look at a hundred open transfers more whether they are due at another time by the limits as they are now."""
+        if self._recounted is None:
+            return
+        found = await recount(self._engine, self._journey.clocks, self._recounted)
+        for transfer_id, error in found.failed.items():
+            self._log.error("clock.cannot-ring", transfer_id=transfer_id, fault=fault_of(error))
+        if found.changed:
+            self._log.info("clock.recounted", transfers=found.changed)
+        self._recounted = found.last
 
     async def look_at_deliveries(self) -> list[str]:
         """Open an incident for each hospital that was not given something for too long, close it when it was."""

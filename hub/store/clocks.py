@@ -1,9 +1,10 @@
 """Clocks in the store: which transfers are due, and what ringing them causes, in one transaction."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import starmap
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from hub.domain.clocks import Clocks, Hearing
 from hub.domain.incident import IncidentKind
-from hub.domain.transfer import Transfer
+from hub.domain.transfer import ENDED, Transfer
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.journey.ring import Rung, expire, ring
@@ -26,6 +27,8 @@ from hub.store.waiting import waits_since
 from hub.store.write import due_columns, outbox_row, write_audit, write_taken
 
 _AT_ONCE = 100
+
+Result = TypeVar("Result")
 
 
 class NotExpiredError(Exception):
@@ -54,6 +57,15 @@ class Rang:
     failed: Mapping[str, Exception] = field(default_factory=dict)
 
 
+@value
+class Recounted:
+    """How many transfers are due at another time now, which could not be looked at, and the last one of those that were; None: it was the last."""
+
+    changed: int = 0
+    failed: Mapping[str, Exception] = field(default_factory=dict)
+    last: str | None = None
+
+
 async def ring_due(
     engine: AsyncEngine,
     clocks: Clocks,
@@ -67,21 +79,68 @@ async def ring_due(
     """
     hearing = hearing or Hearing()
     due = await _due(engine, now, hearing, but)
+    done, failed = await _together_or_each(
+        due, lambda these: _ring(engine, these, clocks, directory, now, hearing)
+    )
+    return Rang(tuple(each for rung in done for each in rung), failed)
+
+
+async def recount(engine: AsyncEngine, clocks: Clocks, after: str = "") -> Recounted:
+    """Count anew, by the limits as they are, when the open transfers are due, at most a hundred of those ``after`` one: what is stored was counted
+    by the limits of the day of its last news, and with shorter ones would ring late.
+    """
+    transfer = t.transfer.c
+    async with engine.connect() as connection:
+        rows = (
+            await connection.execute(
+                select(transfer.transfer_id, transfer.person_id, transfer.due_at, transfer.due_clock)
+                .where(transfer.transfer_id > after, transfer.state.not_in(ENDED))
+                .order_by(transfer.transfer_id)
+                .limit(_AT_ONCE)
+            )
+        ).all()
+    stored = {row.transfer_id: (row.due_at, row.due_clock) for row in rows}
+    changed, failed = await _together_or_each(
+        {row.transfer_id: row.person_id for row in rows},
+        lambda these: _recount(engine, these, stored, clocks),
+    )
+    return Recounted(sum(changed), failed, rows[-1].transfer_id if len(rows) == _AT_ONCE else None)
+
+
+async def _recount(
+    engine: AsyncEngine,
+    these: Mapping[str, str],
+    stored: Mapping[str, tuple[datetime | None, str | None]],
+    clocks: Clocks,
+) -> int:
+    async with engine.begin() as connection:
+        transfers = await _locked(connection, set(these.values()), set(these))
+        other = [each for each in transfers if tuple(due_columns(each, clocks).values()) != stored[each.id]]
+        await _set_due(connection, other, clocks)
+    return len(other)
+
+
+async def _together_or_each(
+    transfers: Mapping[str, str], act: Callable[[Mapping[str, str]], Awaitable[Result]]
+) -> tuple[list[Result], dict[str, Exception]]:
+    """Do something with all of them (id to whose each is), or, where that fails unforeseen, with each alone: what was done, and what failed of which."""
+    if not transfers:
+        return [], {}
     try:
-        return Rang(await _ring(engine, due, clocks, directory, now, hearing))
+        return [await act(transfers)], {}
     except Exception as error:
         if _is_unavailable(error):
             raise
-    rung: list[Rung] = []
+    done: list[Result] = []
     failed: dict[str, Exception] = {}
-    for transfer_id, person_id in due.items():
+    for transfer_id, person_id in transfers.items():
         try:
-            rung += await _ring(engine, {transfer_id: person_id}, clocks, directory, now, hearing)
+            done.append(await act({transfer_id: person_id}))
         except Exception as error:
             if _is_unavailable(error):
                 raise
             failed[transfer_id] = error
-    return Rang(tuple(rung), failed)
+    return done, failed
 
 
 def _is_unavailable(error: Exception) -> bool:
@@ -117,8 +176,6 @@ async def _ring(
     hearing: Hearing,
 ) -> tuple[Rung, ...]:
     """Ring these, if they are still due once their persons are locked."""
-    if not due:
-        return ()
     async with engine.begin() as connection:
         transfers = await _locked(connection, set(due.values()), set(due))
         rung = [

@@ -40,6 +40,8 @@ LogEvent = Literal[
     "clock.waits",
     # A transfer is due and cannot be rung: nobody is told that it waits, until the fault is mended. The others ring. Bind: transfer_id, fault.
     "clock.cannot-ring",
+    # `schemas/clocks.yaml` has other limits than when these were last heard of: they are due at another time. Bind: transfers (how many).
+    "clock.recounted",
     # A hospital was not given something for HUB_DELIVERY_LATE_S; an incident is open. Bind: receiver.
     "delivery.late",
     # A REST message whose caller was told that it takes too long was not committed after all. Bind: fault.

@@ -1,5 +1,6 @@
 """Patients who wait too long: clocks are moved by hand, and both hospitals are told."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -288,6 +289,35 @@ async def test_a_ladder_of_more_levels_is_closed_at_its_fourth_too(hub, torbay):
         pass
     await expire_transfer(hub.engine, transfer, "phoned", clocks, TRUSTS, hub.clock(), "ops-1")
     assert await hub.state(transfer) == "expired"
+
+
+@pytest.mark.parametrize("before", ["longer", "none"])
+async def test_shorter_limits_are_those_of_transfers_that_wait_already(hub, torbay, before):
+    """The limits were changed and the clock was started anew; nothing is heard of the transfer meanwhile."""
+    asked = hub.clock()
+    limit = {Clock.VIEW: timedelta(hours=9)} if before == "longer" else {}
+    of_then = CLOCKS.model_copy(update={"limits": {Pace.STAT: limit}})
+    hub.journey = replace(hub.journey, clocks=of_then)
+    hub.mend()
+    await ask(torbay, QUILLFEATHER, priority="stat")
+    for number in range(2, 104):
+        await ask(torbay, QUILLFEATHER, number=f"TR-{number}", stay=f"V-{number}", priority="stat")
+    assert (await due(hub))[1] == (asked + timedelta(hours=9) if before == "longer" else None)
+
+    clock = ClockService(
+        hub.engine, replace(hub.journey, clocks=CLOCKS), hub.clock, hub.log, poll_s=3600, sealing_late_s=9999
+    )
+    hub.clock.later(minutes=11)
+    stop = asyncio.Event()
+    running = asyncio.create_task(clock.run(stop))
+    async with asyncio.timeout(20):
+        while len([line for line in hub.log.lines if line["event"] == "clock.rang"]) < 103:
+            assert not running.done()
+            await asyncio.sleep(0.05)
+    stop.set()
+    await running
+    assert {row["due_clock"] for row in await hub.rows(t.transfer)} == {"view:2"}
+    assert [line["transfers"] for line in hub.log.lines if line["event"] == "clock.recounted"] == [100, 3]
 
 
 async def test_a_route_has_limits_of_its_own():
