@@ -102,6 +102,9 @@ ASKING = frozenset({Step.REQUEST, Step.DEPART, Step.ARRIVE, Step.ADMIT})
 though they are taken back.
 """
 
+ALARMS = frozenset({Step.DIVERGE, Step.RETRACT})
+"""What a stay says of a transfer that is no part of it. The stay can be part of another, whose request comes late."""
+
 _BEFORE_LEAVING = (*WAITING, *HELD, State.REJECTED)
 _OPEN = (State.DRAFT, *_BEFORE_LEAVING, *MOVING)
 

@@ -18,7 +18,7 @@ from hub.domain.ids import EventId, OdsCode, PersonId, TransferId, parse_uuid
 from hub.domain.message import Canonical, FlagCode, Kind, Received
 from hub.domain.rejection import Disposition, Rejection, Why
 from hub.domain.roles import Role, may_do
-from hub.domain.transfer import State, Step, Transfer, fold
+from hub.domain.transfer import ALARMS, State, Step, Transfer, fold
 from hub.domain.trust import Directory
 from hub.domain.value import value
 from hub.fhir import decimals, headers
@@ -600,13 +600,15 @@ def _remember(effects: Effects, known: Known) -> None:
         for fact in taken.facts:
             known.remove_stay(fact.event_id)
     # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not.
-    # What a draft's receiver told is still to be looked at when the request is made.
+    # What a draft's receiver told is still to be looked at when the request is made, and what was only an alarm when the request comes that it is
+    # an arrival by: a hospital's topic can be hours behind another's.
     stay = happened.canonical.stay
     is_drafts = any(
         each.transfer.state is State.DRAFT and each.transfer.receiver == happened.canonical.trust
         for each in happened.taken
     )
-    if stay is not None and (happened.transfer_id is None or is_drafts):
+    is_alarm = bool(happened.taken) and {each.fact.step for each in happened.taken} <= ALARMS
+    if stay is not None and (happened.transfer_id is None or is_drafts or is_alarm):
         known.add_stay(happened.identified.person_id, stay)
 
 

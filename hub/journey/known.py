@@ -67,7 +67,7 @@ class Person:
 class Known:
     """Indexed values; everything a decision may look at besides the message itself.
 
-    ``stays`` are those that belong to no transfer (yet).
+    ``stays`` are those that belong to no transfer (yet), or were no more than an alarm to one, or took something back.
     """
 
     messages: dict[tuple[OdsCode, str], FirstMessage] = field(default_factory=dict)

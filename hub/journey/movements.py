@@ -268,13 +268,11 @@ def adopt(transfer: Transfer, stays: Iterable[Stay], others: Collection[Transfer
         if not is_related(stay, transfer) and is_anothers(stay, transfer, others):
             continue
         meaning = meaning_of(stay, transfer)
-        if meaning is not None and meaning.step in {
-            Step.DEPART,
-            Step.ARRIVE,
-            Step.ADMIT,
-            Step.ALLOCATE_BED,
-            Step.RETRACT,
-        }:
+        if meaning is None or any(
+            (f.event_id, f.step) == (stay.event_id, meaning.step) for f in transfer.facts
+        ):
+            continue
+        if meaning.step in {Step.DEPART, Step.ARRIVE, Step.ADMIT, Step.ALLOCATE_BED, Step.RETRACT}:
             transfer, _ = transfer.with_fact(fact_of(stay, meaning, transfer))
     return transfer
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hub.domain.ids import EventId, Identifier, OdsCode, PersonId, PersonKey, TransferId
 from hub.domain.message import Canonical, EncounterRef, Position, Received, Stay
 from hub.domain.rejection import Disposition, Why
-from hub.domain.transfer import ASKING, HUB, UNASKED, Fact, Party, State, Step, Transfer
+from hub.domain.transfer import ALARMS, ASKING, HUB, UNASKED, Fact, Party, State, Step, Transfer
 from hub.fhir import headers
 from hub.journey.decide import Understood
 from hub.journey.known import LINKED, FirstMessage, Known, Person
@@ -314,17 +314,16 @@ async def _transfers(connection: AsyncConnection, person_ids: set[str], known: K
 
 async def _stays(connection: AsyncConnection, person_ids: set[str], known: Known, now: datetime) -> None:
     """The persons' stays that belong to no transfer yet, as long as a request may still come for them; a draft's request too, whatever else the
-    stay was told to.
+    stay was told to; and those that were no more than an alarm to a transfer, or took something back.
     """
     e = t.event
+    facts = [(each, fact) for each in known.transfers.values() for fact in each.facts]
     of_drafts = {
-        fact.event_id
-        for each in known.transfers.values()
-        if each.state is State.DRAFT
-        for fact in each.facts
-        if fact.by == each.receiver
+        fact.event_id for each, fact in facts if each.state is State.DRAFT and fact.by == each.receiver
     }
-    ways = [e.c.transfer_id.is_(None), *([among(e.c.event_id, of_drafts, connection)] if of_drafts else [])]
+    alarms = {fact.event_id for _, fact in facts if fact.step in ALARMS and fact.encounter is not None}
+    told = of_drafts | alarms - {fact.event_id for _, fact in facts if fact.step not in ALARMS}
+    ways = [e.c.transfer_id.is_(None), *([among(e.c.event_id, told, connection)] if told else [])]
     for way in ways:
         rows = await connection.execute(
             select(
@@ -352,10 +351,11 @@ def _stay(row: Any) -> Stay:
     said = dict(row.stay)
     stated_at, began_at = (_time(said.pop(name, None)) for name in ("stated_at", "began_at"))
     deceased = said.pop("deceased", None)
+    event_type = said.pop("event_type", row.event_type)
     return Stay(
         EventId(row.event_id),
         OdsCode(row.trust),
-        row.event_type,
+        event_type,
         EncounterRef(**said),
         row.occurred_at,
         row.received_at,

@@ -164,12 +164,13 @@ async def _write_persons(connection: AsyncConnection, happened: Sequence[Happene
             )
 
 
-def _said_of_stay(stay: Stay | None) -> Row | None:
-    """What `hub.store.load` makes a `Stay` of again."""
+def _said_of_stay(stay: Stay | None, event_type: str) -> Row | None:
+    """What `hub.store.load` makes a `Stay` of again. ``event_type`` is what the event was to a transfer, if it was anything."""
     if stay is None:
         return None
     times = {"stated_at": stay.stated_at, "began_at": stay.began_at}
     more = {name: at.isoformat() if at else None for name, at in times.items()} | {"deceased": stay.deceased}
+    more |= {"event_type": stay.event_type if stay.event_type != event_type else None}
     said = dataclasses.asdict(stay.encounter) | more
     return {
         name: value for name, value in said.items() if value is not None or name in {"key", "encounter_class"}
@@ -188,7 +189,7 @@ def _event(happened: Happened) -> Row:
         "occurred_at": canonical.occurred_at,
         "received_at": canonical.received.received_at,
         "sequence": canonical.sequence,
-        "stay": _said_of_stay(canonical.stay),
+        "stay": _said_of_stay(canonical.stay, happened.event_type),
         "flags": [{"code": f.code.value, "path": f.path, "detail": f.detail} for f in happened.flags],
         "changes": [
             {"path": c.path, "before": c.before, "after": c.after, "rule": c.rule, "source": c.source}

@@ -522,6 +522,69 @@ async def test_a_draft_for_another_hospital_is_not_told(hub, torbay, exeter, ply
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# An alarm that was an arrival: one hospital's messages are read hours after another's
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_who_was_sent_on_has_arrived_though_the_hospital_in_between_is_read_last(
+    hub, torbay, exeter, plymouth, asked
+):
+    """Torbay to Exeter to Plymouth. Plymouth's admission is an alarm to the first transfer before the second one is known."""
+    first = await on_the_way(hub, torbay, exeter, MARSHWIGGLE)
+    there, asked_at, left_at = (hub.clock() + timedelta(hours=each) for each in (1, 2, 3))
+    hub.clock.later(hours=5)
+    await admit(plymouth, MARSHWIGGLE, stay="P-1")
+    assert (await hub.told("RH8"))[-1] == "transfer.diverged"
+    hub.clock.later(hours=4)
+    await admit(exeter, MARSHWIGGLE, at=there)
+    if asked:
+        await ask(exeter, MARSHWIGGLE, to="RK9", number="X-1", stay="W-7", at=asked_at)
+    left = await discharge(exeter, MARSHWIGGLE, to_site=PLYMOUTH, stay="W-7", at=left_at)
+
+    assert left.transfer_id not in {None, first}
+    assert (await hub.state(first), await hub.state(left.transfer_id)) == ("completed", "completed")
+    rows = {row["transfer_id"]: row["due_clock"] for row in await hub.rows(t.transfer)}
+    assert rows == {first: None, left.transfer_id: None}
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+async def test_who_was_admitted_before_the_second_request_was_read_has_arrived(
+    hub, torbay, exeter, plymouth, taken_back
+):
+    """Unless the admission was taken back meanwhile."""
+    await ask(torbay, MARSHWIGGLE)
+    asked_at = hub.clock.later(minutes=5)
+    hub.clock.later(hours=1)
+    await admit(plymouth, MARSHWIGGLE, stay="P-1")
+    if taken_back:
+        hub.clock.later(minutes=10)
+        await plymouth.reports("A11", MARSHWIGGLE, encounter_number="P-1", status="cancelled")
+    second = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-2", specialty="150", at=asked_at)
+
+    assert await hub.state(second) == ("requested" if taken_back else "completed")
+    hub.clock.later(hours=1)
+    await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH, at=hub.clock() - timedelta(hours=2))
+    assert await hub.state(second) == ("in-transit" if taken_back else "completed")
+    facts = [row["event_id"] for row in await hub.rows(t.transfer_history) if row["transfer_id"] == second]
+    assert len(facts) == len(set(facts))
+
+
+async def test_a_request_that_lay_in_quarantine_while_its_patient_left_knows_that_they_left(
+    hub, torbay, exeter, plymouth
+):
+    """The discharge was an alarm to the other hospital, the only one that was asked as far as the hub knew."""
+    await ask(torbay, MARSHWIGGLE)
+    asked_at = hub.clock.later(minutes=5)
+    hub.clock.later(hours=1)
+    await discharge(torbay, MARSHWIGGLE, to_site=PLYMOUTH)
+    hub.clock.later(hours=1)
+    second = await ask(torbay, MARSHWIGGLE, to="RK9", number="TR-2", specialty="150", at=asked_at)
+
+    assert await hub.state(second) == "in-transit"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Planned is not arrived
 # ----------------------------------------------------------------------------------------------------------------------
 
