@@ -168,6 +168,14 @@ def _parties(transfer: Transfer) -> str:
     return " and ".join(each for each in (transfer.sender, transfer.receiver) if transfer.party(each))
 
 
+_ANY_DATE = re.compile(
+    r"\b(\d{4}([-/. ])\d{1,2}\2\d{1,2}|\d{1,2}([-/. ])\d{1,2}\3\d{2,4}"
+    r"|\d{1,2}(st|nd|rd|th)?\s+(of\s+)?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?,?\s+\d{2,4})\b",
+    re.IGNORECASE,
+)
+"""The right date or the wrong one, as people write them. A day on which somebody phoned is refused too: the audit knows the day."""
+
+
 @people.command("born")
 def people_born(
     person: Annotated[str, typer.Argument(help="The hub's id of the person: see `hub people show`.")],
@@ -187,7 +195,7 @@ def people_born(
         fail(
             "A date of birth is YYYY-MM-DD, or YYYY-MM or YYYY where no more is known, and not in the future."
         )
-    if len(birth_date) > len("YYYY") and birth_date in because:
+    if _ANY_DATE.search(because) or (len(birth_date) > len("YYYY") and birth_date in because):
         fail("The reason is written into the audit, which holds no patient's date of birth: say it without.")
 
     async def work(settings: HubSettings) -> Born:

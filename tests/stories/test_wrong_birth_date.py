@@ -137,6 +137,10 @@ async def test_what_is_no_date_or_nobody_is_said_in_a_line(hub, mistyped, duty):
         ((his, "0000", "--because", "x"), "A date of birth is YYYY-MM-DD"),
         ((his, "2999-01-01", "--because", "x"), "not in the future"),
         ((his, RIGHT, "--because", f"{RIGHT} is on the passport"), "say it without"),
+        ((his, RIGHT, "--because", f"{WRONG} was mistyped"), "say it without"),
+        ((his, RIGHT, "--because", f"the ward says {MARSHWIGGLE.birth_date:%d/%m/%Y}"), "say it without"),
+        ((his, RIGHT, "--because", f"the ward says {MARSHWIGGLE.birth_date:%d.%m.%y}"), "say it without"),
+        ((his, RIGHT, "--because", f"born {MARSHWIGGLE.birth_date:%d %B %Y}"), "say it without"),
     ):
         said = await duty("people", "born", *words, "--yes")
         assert (said.exit_code, line in said.stderr) == (1, True), (words, said.stderr)
