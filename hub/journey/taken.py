@@ -49,8 +49,8 @@ class Taken:
     @property
     def is_outdated(self) -> bool:
         """Whether it asks for what its sender has said anew since."""
-        asks = self.fact.step in {Step.REQUEST, Step.UPDATE}
-        return asks and is_outdated(self.fact, self.transfer.facts)
+        facts = self.transfer.facts
+        return len(facts) > 1 and self.fact.step in {Step.REQUEST, Step.UPDATE} and is_outdated(self.fact, facts)
 
     @property
     def moved_without_acceptance(self) -> bool:
