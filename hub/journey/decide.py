@@ -598,8 +598,10 @@ def _remember(effects: Effects, known: Known) -> None:
     for taken in happened.taken:
         known.add_transfer(taken.transfer)
         for fact in taken.facts:
-            known.remove_stay(fact.event_id)
-    # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not.
+            if fact.step not in ALARMS:
+                known.remove_stay(fact.event_id)
+    # As the database has it: a stay whose news went to a transfer's receiver belongs to that transfer, moved or not. What took something back
+    # is looked at again, also when a transfer that became known after it has taken it in.
     # What a draft's receiver told is still to be looked at when the request is made, and what was only an alarm when the request comes that it is
     # an arrival by: a hospital's topic can be hours behind another's.
     stay = happened.canonical.stay

@@ -798,3 +798,24 @@ async def test_who_arrives_while_another_hospital_was_asked_has_arrived_too(
     assert await hub.state(other) == ("draft" if draft else "requested")
     again = await exeter.reports("A08", MARSHWIGGLE, encounter_number="W-7", status="in-progress")
     assert (str(again), await hub.state(drafted)) == ("accepted", "completed")
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+async def test_what_takes_back_two_departures_that_come_after_it_takes_back_both(hub, torbay, in_a_batch):
+    """Read from another partition, the cancelled discharge comes first; to which hospital it was is corrected in between."""
+    left_at = hub.clock()
+    cancelled = torbay.epr.reports(
+        "A13", MARSHWIGGLE, encounter_number="V-1", status="in-progress", at=hub.clock.later(minutes=10)
+    )
+    goes = [
+        torbay.epr.discharges(
+            MARSHWIGGLE, encounter_number="V-1", to_site=to, at=left_at + timedelta(minutes=n)
+        )
+        for n, to in enumerate((PLYMOUTH, "RH801"))
+    ]
+    records = [torbay.record(each) for each in (cancelled, *goes)]
+    for batch in [records] if in_a_batch else [[each] for each in records]:
+        await hub.take(batch)
+
+    states = {row["receiver"]: row["state"] for row in await hub.rows(t.transfer)}
+    assert states == {"RK9": "entered-in-error", "RH8": "entered-in-error"}
