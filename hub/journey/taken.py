@@ -50,7 +50,9 @@ class Taken:
     def is_outdated(self) -> bool:
         """Whether it asks for what its sender has said anew since."""
         facts = self.transfer.facts
-        return len(facts) > 1 and self.fact.step in {Step.REQUEST, Step.UPDATE} and is_outdated(self.fact, facts)
+        return (
+            len(facts) > 1 and self.fact.step in {Step.REQUEST, Step.UPDATE} and is_outdated(self.fact, facts)
+        )
 
     @property
     def moved_without_acceptance(self) -> bool:
