@@ -13,6 +13,7 @@ from hub.domain.ids import PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Kind
 from hub.domain.rejection import Rejection, Why
 from hub.domain.transfer import (
+    HELD,
     PHYSICAL,
     STEP_OF_BARS_ENCOUNTER,
     STEP_OF_TASK,
@@ -27,7 +28,7 @@ from hub.domain.transfer import (
     is_outdated,
 )
 from hub.journey.known import Known
-from hub.journey.movements import adopt, follow, left_by_task, together
+from hub.journey.movements import adopt, follow, kept_back, left_by_task, together
 from hub.journey.stays import AFTER_END, expects_patient
 from hub.journey.taken import Advanced, Taken, flags_of
 from hub.journey.which_transfer import only_open
@@ -180,8 +181,11 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -
         person = transfer.person_id
         told = adopt(told, known.stays_of_person(person), known.transfers_of_person(person))
     taken = Taken(told, before, told.facts[len(transfer.facts) :], move)
-    left = left_by_task(taken, known.transfers_of_person(transfer.person_id))
-    return together(Advanced((taken,), flags=taken.flags), left)
+    theirs = known.transfers_of_person(transfer.person_id)
+    done = together(Advanced((taken,), flags=taken.flags), left_by_task(taken, theirs))
+    if before is State.REJECTED and told.state in HELD:
+        return together(done, kept_back(told, known.stays_of_person(transfer.person_id), theirs))
+    return done
 
 
 def _with_wishes(transfer: Transfer, canonical: Canonical, *, outdated: bool) -> Transfer:

@@ -11,8 +11,10 @@ from hub.domain.ids import OdsCode, PersonId, TransferId, made_by
 from hub.domain.message import Canonical, Flag, FlagCode, Stay
 from hub.domain.rejection import Rejection
 from hub.domain.transfer import (
+    ALARMS,
     LEFT_AFTER_ALL,
     MOVING,
+    Fact,
     Party,
     State,
     Step,
@@ -275,6 +277,55 @@ def adopt(transfer: Transfer, stays: Iterable[Stay], others: Collection[Transfer
         if meaning.step in {Step.DEPART, Step.ARRIVE, Step.ADMIT, Step.ALLOCATE_BED, Step.RETRACT}:
             transfer, _ = transfer.with_fact(fact_of(stay, meaning, transfer))
     return transfer
+
+
+def kept_back(transfer: Transfer, stays: Iterable[Stay], others: Collection[Transfer]) -> Advanced:
+    """Where the patient has gone since the receiver refused, which was none of its business and now that it takes them after all is: alarms, as
+    if its answer had come first. ``stays`` are in order.
+    """
+    refused_at = min(fact.received_at for fact in transfer.facts if fact.step is Step.REJECT)
+    taken: list[Taken] = []
+    for alarm in (*_said_by_stays(transfer, stays, others), *_gone_by_others(transfer, others)):
+        if alarm.received_at >= refused_at:
+            told, move = transfer.with_fact(alarm)
+            taken.append(Taken(told, transfer.state, (alarm,), move))
+            transfer = told
+    return Advanced(tuple(taken), flags=flags_of(taken))
+
+
+def _said_by_stays(transfer: Transfer, stays: Iterable[Stay], others: Collection[Transfer]) -> list[Fact]:
+    """The alarms of stays that belong to no transfer, but for those that were taken back."""
+    after = transfer
+    for stay in stays:
+        is_partys = transfer.party(stay.trust) is not None and not is_related(stay, after)
+        if not is_in_time(stay, after) or (is_partys and is_anothers(stay, after, others)):
+            continue
+        meaning = meaning_of(stay, after)
+        if meaning is not None and meaning.step in ALARMS:
+            after, _ = after.with_fact(fact_of(stay, meaning, after))
+    new = after.facts[len(transfer.facts) :]
+    return [fact for fact in counting(after.facts) if fact in new and fact.step is Step.DIVERGE]
+
+
+def _gone_by_others(transfer: Transfer, others: Iterable[Transfer]) -> Iterator[Fact]:
+    """The alarms of the sender's other transfers by which the patient has left the stay that this one is of."""
+    for other in others:
+        is_of_another_stay = len({transfer.origin_encounter, other.origin_encounter} - {None}) > 1
+        if other.sender != transfer.sender or other.receiver == transfer.receiver or is_of_another_stay:
+            continue
+        gone = next((f for f in counting(other.facts) if f.step in {Step.DEPART, Step.ADMIT}), None)
+        if gone is None or other.kind == TREAT_AND_RETURN or other.state not in {*MOVING, State.COMPLETED}:
+            continue
+        is_earlier = gone.occurred_at < transfer.requested_at - CLOCKS_DIFFER
+        if is_earlier or any(f.step is Step.DIVERGE and f.event_id == gone.event_id for f in transfer.facts):
+            continue
+        because = (
+            f"{gone.by}'s patient has left for another hospital, not {transfer.receiver}"
+            if gone.step is Step.DEPART
+            else f"{gone.by}, which has no part in it, has admitted the patient"
+        )
+        party = transfer.part_of(gone.by)
+        yield replace(gone, step=Step.DIVERGE, party=party, because=because, until=None)
 
 
 def _all(stay: Stay, transfers: Iterable[Transfer]) -> Advanced:

@@ -125,6 +125,64 @@ async def test_where_a_patient_went_whom_it_refused_is_not_told_to_a_hospital(
     assert note == "RH8 refused (RRNA)"
 
 
+@pytest.mark.parametrize("in_a_batch", [False, True])
+@pytest.mark.parametrize("how", ["accepted", "ready"])
+@pytest.mark.parametrize("where", ["home", "admitted by another", "left for another", "home, and back"])
+async def test_a_hospital_that_takes_a_patient_after_all_hears_that_they_have_gone(
+    hub, torbay, exeter, plymouth, where, how, in_a_batch
+):
+    """Exeter gets a bed ready, and may not wait in vain."""
+    transfer = await refused(hub, torbay, exeter)
+    before = await hub.told("RA9"), await hub.told("RH8")
+    went_at = hub.clock.later(hours=2)
+    home = torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", disposition="19", at=went_at)
+    went = {
+        "admitted by another": [(plymouth, plymouth.epr.admits(
+            MARSHWIGGLE, encounter_number="P-1", ward="Lyn", source="19", method="21", at=went_at
+        ))],
+        "left for another": [
+            (torbay, torbay.epr.discharges(MARSHWIGGLE, encounter_number="V-1", to_site=PLYMOUTH, at=went_at))
+        ],
+    }.get(where, [(torbay, home)])  # fmt: skip
+    if where.endswith("back"):
+        went.append((torbay, torbay.epr.reports(
+            "A13", MARSHWIGGLE, encounter_number="V-1", status="in-progress", at=hub.clock.later(minutes=5)
+        )))  # fmt: skip
+    hub.clock.later(minutes=10)
+    takes = exeter.epr.answers(
+        MARSHWIGGLE, how, requester=torbay.profile, request_number="TR-1", at=hub.clock()
+    )
+    records = [hospital.record(each) for hospital, each in (*went, (exeter, takes))]
+    for batch in [records] if in_a_batch else [[each] for each in records]:
+        await hub.take(batch)
+
+    state, said = {
+        "accepted": ("accepted", "transfer.accepted"),
+        "ready": ("bed-allocated", "transfer.bed.allocated"),
+    }[how]
+    alarm = [] if where.endswith("back") else ["transfer.diverged"]
+    assert await hub.state(transfer) == state
+    assert (await hub.told("RA9"), await hub.told("RH8")) == (
+        [*before[0], said, *alarm],
+        [*before[1], *alarm],
+    )
+    hub.clock.later(minutes=10)
+    await answer(exeter, "rejected", MARSHWIGGLE, torbay, reason="RRNA")
+    await answer(exeter, how, MARSHWIGGLE, torbay)
+    assert (await hub.told("RH8"))[len(before[1]) :] == alarm
+
+
+async def test_a_stay_before_the_refusal_is_no_alarm_when_the_patient_is_taken_after_all(
+    hub, torbay, exeter, plymouth
+):
+    """Plymouth's emergency department has sent them to Torbay in the morning."""
+    await plymouth.admits(MARSHWIGGLE, encounter_number="P-1", ward="Lyn", source="19", method="21")
+    hub.clock.later(hours=1)
+    transfer = await refused(hub, torbay, exeter)
+    await answer(exeter, "accepted", MARSHWIGGLE, torbay)
+    assert (await hub.state(transfer), await hub.told("RH8")) == ("accepted", ["transfer.requested"])
+
+
 async def test_who_leaves_for_the_hospital_that_refused_is_announced_there(hub, torbay, exeter):
     transfer = await refused(hub, torbay, exeter)
     hub.clock.later(hours=1)
