@@ -189,20 +189,21 @@ def _apply(canonical: Canonical, transfer: Transfer, step: Step, known: Known) -
 
 
 def _with_wishes(transfer: Transfer, canonical: Canonical, *, outdated: bool) -> Transfer:
-    """A request says everything again; what it leaves out stays as it was. One that is outdated is only called by its number."""
+    """A request says everything again; what it leaves out stays as it was. One that is outdated says only what nobody has said since."""
     encounter = canonical.encounter.key if canonical.encounter else None
-    requests = tuple(dict.fromkeys((*transfer.requests, *canonical.refs.requests)))
-    if outdated:
-        return replace(transfer, requests=requests)
+    now = canonical.specialty, canonical.priority, canonical.transfer_kind, canonical.receiver_code
+    known = transfer.specialty, transfer.priority, transfer.kind, transfer.receiver_code
+    first, second = (known, now) if outdated else (now, known)
+    specialty, priority, kind, receiver_code = (a or b for a, b in zip(first, second, strict=True))
     return replace(
         transfer,
-        requests=requests,
+        requests=tuple(dict.fromkeys((*transfer.requests, *canonical.refs.requests))),
         correlation_id=transfer.correlation_id or canonical.correlation_id,
         origin_encounter=transfer.origin_encounter or encounter,
-        specialty=canonical.specialty or transfer.specialty,
-        priority=canonical.priority or transfer.priority,
-        kind=canonical.transfer_kind or transfer.kind,
-        receiver_code=canonical.receiver_code or transfer.receiver_code,
+        specialty=specialty,
+        priority=priority,
+        kind=kind,
+        receiver_code=receiver_code,
     )
 
 

@@ -224,6 +224,26 @@ async def test_an_update_that_comes_after_a_later_one_makes_nothing_less_urgent(
     assert "note" not in (await hub.inbox("RH8"))[-1].of("Task")
 
 
+async def test_an_update_that_comes_after_a_later_one_says_what_that_left_out(hub, torbay):
+    """The request says no priority, nor does the later update, which is about something else."""
+    silent = {"hub": hub, "hospital": torbay}
+    await without_priority(torbay.epr.asks_to_transfer, **silent)
+    said_at = hub.clock.later(minutes=5)
+    hub.clock.later(minutes=5)
+    await without_priority(torbay.epr.updates_request, **silent, version=3)
+    assert (await hub.rows(t.transfer))[0]["priority"] is None
+    await update_(torbay, priority="stat", version=2, at=said_at)
+    [row] = await hub.rows(t.transfer)
+    assert (row["priority"], row["due_clock"]) == ("stat", "view:1")
+
+
+async def without_priority(make, *, hub, hospital, **more):
+    said = make(MARSHWIGGLE, to="RH8", request_number=NUMBER, encounter_number=STAY, at=hub.clock(), **more)
+    return await hospital.send(
+        edited(said, lambda tree: resources(tree, "ServiceRequest")[0].pop("priority") and None)
+    )
+
+
 async def test_an_update_with_a_clock_put_back_or_without_a_time_of_its_own_is_the_last_word(hub, torbay):
     asked_at = hub.clock()
     await ask(torbay)
