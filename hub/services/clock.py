@@ -67,12 +67,13 @@ class ClockService:
         while not stop.is_set():
             goes_on = False
             try:
-                await self.look_at_limits()
                 rung = await self.once()
                 await self.look_for_requests()
                 await self.look_at_deliveries()
                 await close_ended(self._engine, self._now())
                 await self.look_at_the_log()
+                # The last: it waits for whoever holds a patient's record, and nothing else may.
+                await self.look_at_limits()
                 goes_on = rung > 0 or self._recounted is not None
             except (OSError, TimeoutError, SQLAlchemyError, StoreUnavailableError) as error:
                 self._log.warning("clock.waits", fault=fault_of(error))

@@ -175,9 +175,9 @@ async def _ring(
     now: datetime,
     hearing: Hearing,
 ) -> tuple[Rung, ...]:
-    """Ring these, if they are still due once their persons are locked."""
+    """Ring these, if they are still due once their persons are locked. Whose record somebody else holds is left for the next time."""
     async with engine.begin() as connection:
-        transfers = await _locked(connection, set(due.values()), set(due))
+        transfers = await _locked(connection, set(due.values()), set(due), wait=False)
         rung = [
             each
             for transfer in transfers
@@ -255,17 +255,22 @@ async def expire_transfer(
         await write_rung(connection, [rung], clocks, now)
 
 
-async def _locked(connection: AsyncConnection, persons: set[str], ids: set[str]) -> list[Transfer]:
-    """The transfers as they are, with their persons locked in key order, as a worker's batch does."""
-    p = t.person
-    await connection.execute(
+async def _locked(
+    connection: AsyncConnection, persons: set[str], ids: set[str], *, wait: bool = True
+) -> list[Transfer]:
+    """The transfers as they are, with their persons locked in key order, as a worker's batch does. Not ``wait``: but for those of persons whom
+    somebody else has locked.
+    """
+    p, transfer = t.person, t.transfer
+    locked = await connection.scalars(
         select(p.c.person_id)
         .where(among(p.c.person_id, persons, connection))
         .order_by(p.c.person_id)
-        .with_for_update()
+        .with_for_update(skip_locked=not wait)
     )
+    theirs = among(transfer.c.person_id, locked.all(), connection)
     rows = await connection.execute(
-        select(t.transfer).where(among(t.transfer.c.transfer_id, ids, connection))
+        select(transfer).where(among(transfer.c.transfer_id, ids, connection), theirs)
     )
     return await with_facts(connection, rows.all())
 

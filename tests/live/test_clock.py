@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from datetime import timedelta
 
+import asyncpg
 import orjson
 import pytest
 
@@ -142,3 +143,40 @@ async def test_what_lies_in_a_topic_that_was_made_anew_is_not_heard(hub):
 
     rows = await hub.until(rang, "the clock has rung")
     assert all(f"not read all that {two.profile.ods} sent" in row["because"] for row in rows)
+
+
+async def test_a_patient_whose_record_somebody_holds_keeps_no_other_from_ringing(hub):
+    """One whose clock has run out, and one who is only counted anew after the start. The first rings when the record is let go."""
+    one, two = hub.one, hub.two
+    asked_at = now()
+    requests = [
+        one.asks_to_transfer(
+            patient_number(n), to=two.profile.ods, request_number=f"R{n}", encounter_number=f"E{n}",
+            at=asked_at - timedelta(minutes=waits), priority="stat",
+        )
+        for n, waits in enumerate((35, 35, 0))
+    ]  # fmt: skip
+    hub.start("worker")
+    await hub.produce(*((one, each) for each in requests))
+    await hub.until_taken_in(3)
+    [_, *held] = await hub.rows(
+        "select person_id, transfer_id from transfer order by requested_at, transfer_id"
+    )
+
+    def rung(transfers):
+        async def look():
+            rows = await hub.rows("select distinct transfer_id from transfer_history where clock is not null")
+            return len(rows) == transfers
+
+        return look
+
+    holder = await asyncpg.connect(hub.database_url.replace("+asyncpg", ""))
+    try:
+        await holder.execute("begin")
+        for each in held:
+            await holder.execute("select * from person where person_id = $1 for update", each["person_id"])
+        hub.start("clock", HUB_CLOCK_POLL_S="0.1")
+        await hub.until(rung(1), "the one whose record is free has rung")
+    finally:
+        await holder.close()
+    await hub.until(rung(2), "the other has rung")
