@@ -10,6 +10,7 @@ import uuid
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from hub.store import schema
 from hub.store.engine import open_engine
@@ -65,6 +66,56 @@ async def test_an_upgrade_under_a_service_that_works_says_so_and_changes_nothing
     assert (done.returncode, "Stop the hub's services" in done.stderr) == (1, True), done.stderr
     assert await schema.current(engine) == "0012"
     assert (await hub_db_upgrade(engine)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "drops", "write"),
+    [
+        (
+            "0008",
+            "DROP TABLE",
+            "insert into audit_pending (code, at, outcome, system, detail) values ('routed', now(), 0, 'x', '{}')",
+        ),
+        (
+            "0014",
+            "DROP TRIGGER",
+            "insert into audit_entry (leaf_index, hash, entry, code, at, outcome, system, detail) values (7, '', 7, 'routed', now(), 0, 'x', '{}')",
+        ),
+    ],
+)
+async def test_no_entry_is_lost_that_a_service_nobody_stopped_writes_while_the_log_is_carried_over(
+    engine, version, drops, write
+):
+    """It commits after the entries were copied and before their table goes."""
+    await bring_to(engine, version)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "CREATE FUNCTION takes_a_second() RETURNS event_trigger LANGUAGE plpgsql"
+                " AS 'BEGIN PERFORM pg_sleep(1); END'"
+            )
+        )
+        await connection.execute(
+            text(
+                f"CREATE EVENT TRIGGER large_tables ON ddl_command_start WHEN TAG IN ('{drops}')"
+                " EXECUTE FUNCTION takes_a_second()"
+            )
+        )
+    upgrading = asyncio.create_task(schema.upgrade(engine))
+    await until_it_sleeps(engine)
+    with pytest.raises(DBAPIError):
+        async with engine.begin() as service:
+            await service.execute(text(write))
+    await upgrading
+    assert await schema.current(engine) == schema.head()
+
+
+async def until_it_sleeps(engine):
+    async with asyncio.timeout(20), engine.connect() as connection:
+        asleep = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+        while not await connection.scalar(text(asleep)):
+            await asyncio.sleep(0.02)
+            await connection.rollback()
 
 
 async def test_of_two_that_upgrade_at_once_both_end_well(engine):
