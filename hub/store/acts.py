@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hub.audit.leaf import FIELDS, TIMES, apart
+from hub.store.bulk import is_postgresql
 from hub.store.tables import NOTABLE, audit_act, audit_entry
 from hub.store.waiting import BATCH_MAX, Waiting
 
@@ -131,10 +132,16 @@ async def numbered(connection: AsyncConnection, entry: int) -> dict[str, Any] | 
     return next(found, None)
 
 
-def of_number(entry: int) -> ColumnElement[bool]:
-    """That an entry has this number. Said of the acts as well, which have an index by number."""
+def may_be_of(entry: int) -> ColumnElement[bool]:
+    """That an act's entries may have this number. The acts have an index by number."""
     a = audit_entry.c
-    return and_(a.first_entry >= entry - entry % BATCH_MAX, a.first_entry <= entry, a.entry == entry)
+    return and_(a.first_entry >= entry - entry % BATCH_MAX, a.first_entry <= entry)
+
+
+def may_say(connection: AsyncConnection, name: str, value: str) -> ColumnElement[bool]:
+    """That one of the act's entries may say this: its text has the words. That costs a tenth of taking the act apart."""
+    found = func.strpos if is_postgresql(connection) else func.instr
+    return found(audit_entry.c.act_entries, f'"{name}":{orjson.dumps(value).decode()}') > 0
 
 
 # -- the view ---------------------------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ def view(dialect: str) -> str:
     return f"""
     CREATE VIEW audit_entry AS
     SELECT act.first_leaf + {nr} AS leaf_index, {hash_} AS hash, act.first_entry + {nr} AS entry, {shown},
-      act.first_leaf, act.first_entry, {NOTABLE.text} AS notable
+      act.first_leaf, act.first_entry, act.entries AS act_entries, {NOTABLE.text} AS notable
     FROM audit_act AS act, {said}
     """  # noqa: S608 - names of ours
 

@@ -7,7 +7,7 @@
 * Whoever reads sees what their scope allows (`Scope`), and that they read is written down before they are answered.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -331,11 +331,15 @@ def _time(
     which takes an act for a hundred entries, would walk through the log by time and hope to meet enough of them soon.
     """
     at = table.c.at
-    few = named is not None or any(each.column in _FEW for group in asked.fits for each in group)
+    few = (
+        named is not None
+        or asked.entries is not None
+        or any(all(each.column in _FEW for each in group) for group in asked.fits)
+    )
     return func.date_trunc("microseconds", at) if few and is_postgresql(connection) else at
 
 
-_FEW = frozenset({"transfer_id", "event_id", "request_id", "user_id", "client_id"})
+_FEW = frozenset({"transfer_id", "event_id", "request_id", "user_id"})
 """What few entries have in common."""
 
 _COLUMNS: Mapping[str, Sequence[ColumnElement[Any]]] = {
@@ -361,14 +365,14 @@ def _narrowed(
     if named is not None:
         narrow.append(among(a.person_id, named, connection))
     if asked.entries is not None:
-        narrow.append(_numbered(table, asked.entries))
+        narrow.append(a.entry.in_(asked.entries))
     narrow += [or_(*(a[each.column] == each.value for each in group)) for group in asked.fits]
     if asked.codes is not None:
         narrow.append(among(a.code, [each.value for each in asked.codes], connection))
     if asked.outcomes is not None:
         narrow.append(a.outcome.in_(sorted(asked.outcomes)))
-    if table is audit_entry and _is_notable(asked):
-        narrow.append(a.notable)
+    if table is audit_entry:
+        narrow += _of_acts(connection, asked)
     for since, before in asked.at:
         narrow += [a.at >= since] if since else []
         narrow += [a.at < before] if before else []
@@ -400,10 +404,29 @@ def _narrowed(
     return narrow
 
 
-def _numbered(table: Table, entries: Sequence[int]) -> ColumnElement[bool]:
-    if table is audit_entry:
-        return or_(false(), *map(acts.of_number, entries))
-    return table.c.entry.in_(entries)
+def _of_acts(connection: AsyncConnection, asked: Asked) -> Iterator[ColumnElement[bool]]:
+    """What is asked, as far as it can be said of acts as they are stored: only those that may fit are taken apart."""
+    a = audit_entry.c
+    if asked.entries is not None:
+        yield or_(false(), *map(acts.may_be_of, asked.entries))
+    if _is_notable(asked):
+        yield a.notable
+    elif asked.codes is not None and len(asked.codes) <= _SOUGHT_MAX:
+        yield or_(false(), *(acts.may_say(connection, "code", each.value) for each in sorted(asked.codes)))
+    for group in asked.fits:
+        if any(each.column == "counterpart" for each in group):
+            yield or_(
+                *(
+                    acts.may_say(connection, each.column, each.value)
+                    if each.column == "counterpart" and each.value is not None
+                    else a[each.column] == each.value
+                    for each in group
+                )
+            )
+
+
+_SOUGHT_MAX = 8
+"""Of so many codes each is looked for in an act's text: more are soon met, and cost more than taking it apart."""
 
 
 def _is_notable(asked: Asked) -> bool:

@@ -436,6 +436,7 @@ audit_entry = Table(
     *_entry_columns(),
     Column("first_leaf", BigInteger, nullable=False, comment="Of its act"),
     Column("first_entry", BigInteger, nullable=False, comment="Of its act"),
+    Column("act_entries", Text, nullable=False, comment="Of its act, as text"),
     Column("notable", Boolean, nullable=False, comment="Whether its act is (`NOTABLE`)"),
     comment="A view: the entries of `audit_act` one by one",
 )

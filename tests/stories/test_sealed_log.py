@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -19,6 +20,7 @@ from hub.services.sealer import LEASE, Sealer, SealerConfig, to_file
 from hub.store import acts, exporting, feeds, incidents
 from hub.store import tables as t
 from hub.store.append_only import SEALED
+from hub.store.book import Asked, Asking, Is, page
 from hub.store.engine import open_engine
 from hub.store.outbox import hold_lease
 from hub.store.sealing import LogBrokenError
@@ -291,6 +293,59 @@ async def test_a_log_that_has_no_statistics_yet_is_not_read_whole_to_add_to_it(h
         for statement, parameters in asked:
             plan = [row[0] for row in await driver.fetch(f"EXPLAIN {statement}", *parameters)]
             assert not any("Seq Scan" in line for line in plan), plan
+
+
+AGENT = [Is(column, "RA9") for column in ("trust", "counterpart", "user_id", "role_id", "client_id")]
+
+
+FEW_ACTS = (
+    (Asked(entries=[1000, 2001, 3002]), 4),
+    (Asked(codes=frozenset({Code.BRAKE_PULLED})), 1),
+    (Asked(fits=[[Is("counterpart", "RVJ")]]), 1),
+    (Asked(fits=[[Is("counterpart", "RK9")]]), 0),
+    (Asked(fits=[AGENT]), 200),
+)
+"""Questions, and how many acts are taken apart for each at most."""
+
+
+async def test_only_acts_that_may_answer_are_taken_apart(hub):
+    """Which costs more than all else: three acts of three thousand, not all of them."""
+    if hub.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite does not say what it did")
+    entries = []
+    for second in range(3000):
+        at, trust = hub.clock.later(seconds=1), "RA9" if second % 2 else "RH8"
+        entries += [AuditEntry(each, at, "rest", trust=trust) for each in (Code.RECORD_READ, Code.ROUTED)]
+    entries[7] = replace(entries[7], code=Code.BRAKE_PULLED, counterpart="RVJ")
+    await write_down(hub.engine, entries)
+    await seal_all(hub.engine)
+    async with without_triggers(hub) as owner:
+        await owner.execute(text("ANALYZE audit_act"))
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, *_):
+        if statement.startswith("SELECT") and "audit_entry" in statement:
+            statements.append((statement, parameters))
+
+    event.listen(hub.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        for asked, _ in FEW_ACTS:
+            await page(hub.engine, asked, Asking("cli", hub.clock(), {}))
+    finally:
+        event.remove(hub.engine.sync_engine, "before_cursor_execute", note)
+    async with hub.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        for (statement, parameters), (asked, most) in zip(statements, FEW_ACTS, strict=True):
+            [done] = await driver.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *parameters)
+            assert sum(apart(done["Plan"])) <= most, asked
+
+
+def apart(plan):
+    """How many acts were taken apart."""
+    if plan["Node Type"] == "Function Scan":
+        yield plan["Actual Loops"]
+    for each in plan.get("Plans", ()):
+        yield from apart(each)
 
 
 async def test_a_key_is_replaced(hub, torbay, exeter):
