@@ -23,6 +23,10 @@ FIELDS: Final = (
     "transfer_id", "request_id", "user_id", "role_id", "client_id", "detail",
 )  # fmt: skip
 """The entry's fields, in the order in which they are written."""
+OWN: Final = ("code", "counterpart", "detail")
+"""What each entry of an act says for itself."""
+SHARED: Final = tuple(name for name in FIELDS if name not in ("entry", *OWN))
+"""What the entries of one act have in common."""
 
 _BETWEEN = FIELDS[2:-1]
 _shared_by = attrgetter(*_BETWEEN)

@@ -29,6 +29,7 @@ from hub.journey.stays import (
     NO_BED,
     TREAT_AND_RETURN,
     Meaning,
+    admitted_by_a_third,
     arrives_from_elsewhere,
     came_from_another,
     expects_patient,
@@ -40,6 +41,7 @@ from hub.journey.stays import (
     is_related,
     is_shared,
     leaves_for,
+    left_for_another,
     meaning_of,
     precedes_its_end,
 )
@@ -319,11 +321,8 @@ def _gone_by_others(transfer: Transfer, others: Iterable[Transfer]) -> Iterator[
         is_earlier = gone.occurred_at < transfer.requested_at - CLOCKS_DIFFER
         if is_earlier or any(f.step is Step.DIVERGE and f.event_id == gone.event_id for f in transfer.facts):
             continue
-        because = (
-            f"{gone.by}'s patient has left for another hospital, not {transfer.receiver}"
-            if gone.step is Step.DEPART
-            else f"{gone.by}, which has no part in it, has admitted the patient"
-        )
+        left = gone.step is Step.DEPART
+        because = left_for_another(gone.by, transfer) if left else admitted_by_a_third(gone.by)
         party = transfer.part_of(gone.by)
         yield replace(gone, step=Step.DIVERGE, party=party, because=because, until=None)
 

@@ -118,13 +118,24 @@ def came_from_another(stay: Stay, transfer: Transfer) -> bool:
     return stay.encounter.origin not in {None, stay.trust, transfer.sender}
 
 
+def left_for_another(by: str, transfer: Transfer) -> str:
+    """Why a departure of the sender's is an alarm to this transfer, in words."""
+    return f"{by}'s patient has left for another hospital, not {transfer.receiver}"
+
+
+def admitted_by_a_third(by: str) -> str:
+    """Why an admission is an alarm to a transfer that the hospital has no part in, in words."""
+    return f"{by}, which has no part in it, has admitted the patient"
+
+
 def gone_elsewhere(stay: Stay, transfer: Transfer) -> Meaning | None:
     """What it means for this transfer that the patient has gone to another hospital, by another transfer of the same sender."""
     found = meaning_of(stay, transfer)
     if found is not None and found.step is Step.DEPART:
         # The record does not say to where; a human does.
-        because = f"{stay.trust}'s patient has left for another hospital, not {transfer.receiver}"
-        return _once(stay, transfer, replace(found, step=Step.DIVERGE, because=because))
+        return _once(
+            stay, transfer, replace(found, step=Step.DIVERGE, because=left_for_another(stay.trust, transfer))
+        )
     return found if found is not None and found.step is Step.DIVERGE else None
 
 
@@ -305,9 +316,7 @@ def _at_third(stay: Stay) -> Meaning | None:
     admitted = stay.event_type == "encounter.admitted" and encounter.status == "in-progress"
     if not admitted or encounter.encounter_class not in INPATIENT:
         return None
-    return Meaning(
-        Step.DIVERGE, f"{stay.trust}, which has no part in it, has admitted the patient", stay.occurred_at
-    )
+    return Meaning(Step.DIVERGE, admitted_by_a_third(stay.trust), stay.occurred_at)
 
 
 def comes_from_hospital(encounter: EncounterRef) -> bool:

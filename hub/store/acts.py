@@ -16,14 +16,11 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, event, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hub.audit.leaf import FIELDS, TIMES, apart
+from hub.audit.leaf import FIELDS, OWN, SHARED, TIMES, apart
 from hub.store.bulk import is_postgresql
 from hub.store.tables import NOTABLE, audit_act, audit_entry
 from hub.store.waiting import BATCH_MAX, Waiting
 
-_OWN = ("code", "counterpart", "detail")
-"""What each entry of an act says for itself."""
-SHARED = tuple(name for name in FIELDS if name not in ("entry", *_OWN))
 COLUMNS = ("first_leaf", "first_entry", "hashes", *SHARED, "entries")
 _HASH = 32
 _BETWEEN = b",\n"
@@ -99,7 +96,7 @@ def entries(act: RowMapping) -> Iterator[dict[str, Any]]:
         }
 
 
-_SILENT: Mapping[str, Any] = dict.fromkeys(_OWN)
+_SILENT: Mapping[str, Any] = dict.fromkeys(OWN)
 
 
 def _own(text: str, size: int) -> Sequence[Mapping[str, Any]]:
@@ -121,6 +118,12 @@ async def leaves(connection: AsyncConnection, first: int, before: int) -> list[d
     acts = select(audit_act).where(a.first_leaf >= begins, a.first_leaf < before).order_by(a.first_leaf)
     rows = (await connection.execute(acts)).mappings()
     return [each for row in rows for each in entries(row) if first <= each["leaf_index"] < before]
+
+
+async def size(connection: AsyncConnection) -> Any:
+    """How many leaves there are, by where the last act ends; no whole number if a hash of its is cut."""
+    last = select(audit_act.c.first_leaf + func.length(audit_act.c.hashes) / _HASH)
+    return await connection.scalar(last.order_by(audit_act.c.first_leaf.desc()).limit(1)) or 0
 
 
 async def numbered(connection: AsyncConnection, entry: int) -> dict[str, Any] | None:
@@ -160,7 +163,7 @@ def view(dialect: str) -> str:
 
 
 _POSTGRESQL = (
-    {name: f"said.{name}" for name in _OWN},
+    {name: f"said.{name}" for name in OWN},
     (
         "ROWS FROM (json_to_recordset(act.entries::json) AS (code text, counterpart text, detail json))"
         " WITH ORDINALITY AS said(code, counterpart, detail, nr)"
@@ -169,7 +172,7 @@ _POSTGRESQL = (
     f"substring(act.hashes FROM (said.nr - 1)::integer * {_HASH} + 1 FOR {_HASH})",
 )
 _SQLITE = (
-    {name: f"json_extract(said.value, '$.{name}') AS {name}" for name in _OWN},
+    {name: f"json_extract(said.value, '$.{name}') AS {name}" for name in OWN},
     "json_each(act.entries) AS said",
     "said.key",
     f"substr(act.hashes, said.key * {_HASH} + 1, {_HASH})",

@@ -27,8 +27,6 @@ KEPT_LEVEL = 8
 _THE_LOG = 0x48554C4F47
 """The advisory lock of whoever writes the log."""
 
-_a = audit_act.c
-
 Sign = Callable[[int, bytes], str]
 """Size and root → the signed checkpoint."""
 
@@ -100,8 +98,7 @@ async def _is_as_signed(connection: AsyncConnection, newest: Any | None, frontie
         signed = newest is None or read_checkpoint(newest.note).root == frontier.root()
     except NoteError:
         return False
-    last = select(_a.first_leaf + func.length(_a.hashes) / 32).order_by(_a.first_leaf.desc()).limit(1)
-    return signed and (await connection.scalar(last) or 0) == frontier.size
+    return signed and await acts.size(connection) == frontier.size
 
 
 async def last_checkpoint(connection: AsyncConnection) -> Any | None:

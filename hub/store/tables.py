@@ -24,6 +24,8 @@ from sqlalchemy import (
     text,
 )
 
+from hub.audit.leaf import SHARED
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -400,7 +402,7 @@ audit_act = Table(
     Column(
         "hashes", LargeBinary, nullable=False, comment="RFC 6962 leaf hashes, as they were when it was sealed"
     ),
-    *(each for each in _entry_columns() if each.name not in ("code", "counterpart", "detail")),
+    *(each for each in _entry_columns() if each.name in SHARED),
     Column(
         "entries",
         Text,
